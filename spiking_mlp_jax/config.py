@@ -1,0 +1,177 @@
+"""ModelConfig: every choice that defines a spiking MLP, checked when it is made."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from typing import Any
+
+from spiking_mlp_jax.errors import InputError
+from spiking_mlp_jax.surrogate import SURROGATES
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "mlp_t": dict(dim=80, depths=(2, 8, 14, 2), encoding="plain"),
+    "mlp_s": dict(dim=96, depths=(2, 8, 14, 2), encoding="plain"),
+    "mlp_spe_t": dict(dim=78, depths=(2, 8, 14, 2), encoding="spe"),
+    "mlp_spe_s": dict(dim=96, depths=(2, 8, 14, 2), encoding="spe"),
+    # Not published: these dimensions reproduce the paper's count of 66 M parameters.
+    "mlp_spe_b": dict(dim=108, depths=(2, 10, 24, 2), encoding="spe"),
+}
+CHOICES = {
+    "encoding": ("spe", "plain"),
+    "norm": ("batch", "layer", "tdbn", "tebn"),
+    "norm_features": ("token", "channel"),
+    "neuron": ("lif", "if", "plif"),
+    "surrogate": tuple(SURROGATES),
+    "dtype": ("float32", "bfloat16"),
+}
+MINIMA = {"image_size": 1, "in_channels": 1, "num_classes": 1, "patch_size": 1, "dim": 1, "expansion": 1, "time_steps": 1}
+
+
+def nearest(wrong: str, known) -> str:
+    """`, did you mean "x"?` for the known name nearest to a wrong one, or a list of all when none is near."""
+    close = difflib.get_close_matches(str(wrong), list(known), 1, 0.5)
+    return f'did you mean "{close[0]}"?' if close else "the known ones are " + ", ".join(known)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """What a spiking MLP is made of.
+
+    Args:
+        image_size: side of the square input images, in pixels; a multiple of patch_size * 2^(stages - 1).
+        in_channels: channels of the input images.
+        num_classes: classes that are scored.
+        patch_size: side of a patch of the stem, in pixels.
+        dim: channels of the first stage; each later stage doubles them. A multiple of 3 with "spe".
+        depths: blocks of each stage.
+        expansion: hidden channels of the channel block, as a multiple of its channels.
+        encoding: "spe" (spiking patch encoding) or "plain" (strided convolution) between stages.
+        norm: "batch"; "tdbn" and "tebn" replace it everywhere; "layer" replaces it in row, column and channel mixing.
+        norm_features: features of the channel block's BatchNorms: "token" as the official code has it, or
+            "channel", which folds into the weights exactly. Must stay "token" with LayerNorm, which has neither.
+        time_steps: T, how often an image is shown.
+        neuron: "lif", "if" (no leak) or "plif" (each layer learns its tau).
+        tau: membrane time constant in steps (at least 1; the initial value for "plif", above 1).
+        v_threshold: firing threshold, above v_reset.
+        v_reset: potential after a spike; None for a soft reset.
+        decay_input: whether the input leaks as the potential does.
+        detach_reset: whether no gradient flows through the reset.
+        surrogate: "sigmoid", "atan", "triangle", "rectangle" or "dspike".
+        surrogate_alpha: the surrogate's sharpness.
+        remat: recompute each block in the backward pass and keep only its binary input.
+        dtype: "float32" or "bfloat16", in which layers compute; parameters and statistics stay float32.
+
+    Raises:
+        InputError: a value that no network can have; the sentence names the field.
+    """
+
+    image_size: int = 224
+    in_channels: int = 3
+    num_classes: int = 1000
+    patch_size: int = 4
+    dim: int = 78
+    depths: tuple[int, ...] = (2, 8, 14, 2)
+    expansion: int = 3
+    encoding: str = "spe"
+    norm: str = "batch"
+    norm_features: str = "token"
+    time_steps: int = 4
+    neuron: str = "lif"
+    tau: float = 2.0
+    v_threshold: float = 1.0
+    v_reset: float | None = 0.0
+    decay_input: bool = True
+    detach_reset: bool = True
+    surrogate: str = "sigmoid"
+    surrogate_alpha: float = 4.0
+    remat: bool = False
+    dtype: str = "float32"
+
+    def __post_init__(self):
+        for name, least in MINIMA.items():
+            _check_integer(name, getattr(self, name), least)
+        if not isinstance(self.depths, tuple | list) or not self.depths:
+            raise InputError(f"depths must list the blocks of each stage, such as (2, 8, 14, 2), but it is {self.depths!r}")
+        for depth in self.depths:
+            _check_integer("depths", depth, 1)
+        object.__setattr__(self, "depths", tuple(self.depths))
+        for name, known in CHOICES.items():
+            if getattr(self, name) not in known:
+                raise InputError(f'{name} cannot be "{getattr(self, name)}": {nearest(getattr(self, name), known)}')
+        for name in ("decay_input", "detach_reset", "remat"):
+            if not isinstance(getattr(self, name), bool):
+                raise InputError(f"{name} must be True or False, but it is {getattr(self, name)!r}")
+        self._check_neuron()
+        self._check_geometry()
+
+    def _check_neuron(self):
+        for name in ("tau", "v_threshold", "v_reset", "surrogate_alpha"):
+            value = getattr(self, name)
+            if name == "v_reset" and value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+                raise InputError(f"{name} must be a finite number, but it is {value!r}")
+        if self.neuron == "plif" and not self.tau > 1:
+            raise InputError(f'tau must be above 1 with neuron="plif", which learns it, but it is {self.tau}')
+        if not self.tau >= 1:
+            raise InputError(f"tau must be at least 1 step, but it is {self.tau}")
+        if not self.v_threshold > (self.v_reset or 0.0):
+            raise InputError(
+                f"v_threshold must be above the potential after a spike ({self.v_reset or 0.0}), but it is {self.v_threshold}"
+            )
+        if not self.surrogate_alpha > 0:
+            raise InputError(f"surrogate_alpha must be positive, but it is {self.surrogate_alpha}")
+
+    def _check_geometry(self):
+        step = self.patch_size * 2 ** (self.stages - 1)
+        if self.image_size % step:
+            raise InputError(
+                f"image_size {self.image_size} does not divide into patches of {self.patch_size} over {self.stages} stages: "
+                f"make it a multiple of {step}"
+            )
+        # Only stages after the first have the three nodes, but they have dim * 2^i channels: 3 must divide dim itself.
+        if self.encoding == "spe" and self.stages > 1 and self.dim % 3:
+            low, high = self.dim // 3 * 3, self.dim // 3 * 3 + 3
+            near = f"{low} or {high}" if low else f"{high}"
+            raise InputError(f'dim {self.dim} is not divisible by the 3 nodes of encoding="spe": take {near}, or "plain"')
+        if self.norm == "layer" and self.norm_features != "token":
+            raise InputError(
+                'norm_features="channel" has no meaning with norm="layer", which has no batch statistics: leave it "token"'
+            )
+
+    @property
+    def stages(self) -> int:
+        """Number of stages."""
+        return len(self.depths)
+
+    def stage_dim(self, stage: int) -> int:
+        """Channels of a stage."""
+        return self.dim * 2**stage
+
+    def stage_side(self, stage: int) -> int:
+        """Tokens along each side of a stage's grid."""
+        return self.image_size // self.patch_size // 2**stage
+
+    @classmethod
+    def variant(cls, name: str, **overrides) -> ModelConfig:
+        """The paper's networks: mlp_t, mlp_s, mlp_spe_t, mlp_spe_s or mlp_spe_b, with any field overridden.
+
+        Raises:
+            InputError: an unknown variant, field or impossible value.
+        """
+        if name not in VARIANTS:
+            raise InputError(f'there is no variant "{name}": {nearest(name, VARIANTS)}')
+        fields = [field.name for field in dataclasses.fields(cls)]
+        for key in overrides:
+            if key not in fields:
+                raise InputError(f'ModelConfig has no field "{key}": {nearest(key, fields)}')
+        return cls(**{**VARIANTS[name], **overrides})
+
+
+def _check_integer(name, value, least):
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise InputError(f"{name} must be a whole number, but it holds {value!r}")
+    if value < least:
+        raise InputError(f"{name} must be at least {least}, but it holds {value}")

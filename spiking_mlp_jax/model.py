@@ -1,0 +1,177 @@
+"""The spiking MLP, image to class scores.
+
+    images -> stem -> [LIF, blocks] -> encode -> [LIF, blocks] -> ... -> norm -> mean over tokens -> linear
+
+Inside, the batch leads and time is on axis 1, [B, T, H, W, C]: merged for a convolution, a batch sharded over devices
+stays in place. Logits leave as [T, B, K].
+
+References: Li et al., "Efficient deep spiking multi-layer perceptrons with multiplication-free inference",
+arXiv 2306.12465.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from spiking_mlp_jax.config import ModelConfig
+from spiking_mlp_jax.errors import InputError
+from spiking_mlp_jax.layers import Neuron, Record, batch_norm, compute_dtype, linear
+from spiking_mlp_jax.mixing import Block
+from spiking_mlp_jax.patch import PlainDownsampling, SpikingPatchEncoding, Stem
+
+__all__ = ["ModelConfig", "Observe", "SpikingMLP", "Stage"]
+
+Observe = Callable[[str, Array], Any]
+
+
+class Stage(nnx.Module):
+    """Encoding of what comes in, and the stage's blocks, stacked on a leading axis and scanned."""
+
+    def __init__(self, config: ModelConfig, stage: int, *, rngs: nnx.Rngs):
+        self.remat = config.remat
+        self.depth = config.depths[stage]
+        if stage == 0:
+            self.encode = Stem(config, rngs=rngs)
+        elif config.encoding == "spe":
+            self.encode = SpikingPatchEncoding(config, stage, rngs=rngs)
+        else:
+            self.encode = PlainDownsampling(config, stage, rngs=rngs)
+        self.neuron = Neuron(config)
+
+        @nnx.split_rngs(splits=self.depth)
+        @nnx.vmap
+        def stack(rngs):
+            return Block(config, stage, rngs=rngs)
+
+        self.blocks = stack(rngs)
+
+    def __call__(self, x: Float[Array, "B T H W C"], record: Record) -> Float[Array, "B T H2 W2 C2"]:
+        """Spikes for the spikes of the stage before, or for images with a time axis of length 1."""
+        h = self.encode(x, record)
+        record("encode.potential", h)
+        x = self.neuron(h)
+        record("encode.spikes", x)
+        graphdef, params, stats = nnx.split(self.blocks, nnx.Param, nnx.BatchStat)
+
+        def run_block(params, stats, x, h):
+            block = nnx.merge(graphdef, params, stats, copy=True)
+            seen: dict[str, Array] = {}
+            # The scan stacks whatever is recorded, so the index is put into the names after it.
+            x = block(x, h, lambda name, value: record(f"block*.{name}", value, seen))
+            return x, nnx.state(block, nnx.BatchStat), seen
+
+        if self.remat:
+            run_block = remat_binary(run_block)
+
+        def body(x, variables):
+            x, stats, seen = run_block(*variables, x, h)
+            return x, (stats, seen)
+
+        x, (stats, seen) = jax.lax.scan(body, x, (params, stats))
+        nnx.update(self.blocks, stats)
+        for name, stacked in seen.items():
+            for i in range(self.depth):
+                record.keep(name.replace("block*", f"block{i}"), jax.tree.map(lambda leaf: leaf[i], stacked))
+        return x
+
+
+def remat_binary(run_block):
+    """Recomputes a block in the backward pass from its binary input, which is kept as bool, one byte a spike.
+
+    `jax.checkpoint` would keep the input as it is, four bytes a spike. Parameters and the stage's potential h, the
+    same for every block of a stage, are kept once by the scan around it.
+    """
+
+    @jax.custom_vjp
+    def run(params, stats, x, h):
+        return run_block(params, stats, x, h)
+
+    def forward(params, stats, x, h):
+        return run(params, stats, x, h), (params, stats, x.astype(bool), h)
+
+    def backward(kept, cotangents):
+        # The barrier keeps the compiler from merging the second computation with the first, and so storing it all.
+        params, stats, x, h = jax.lax.optimization_barrier(kept)
+        _, pull_back = jax.vjp(run_block, params, stats, x.astype(h.dtype), h)
+        return pull_back(cotangents)
+
+    run.defvjp(forward, backward)
+    return run
+
+
+class SpikingMLP(nnx.Module):
+    """A spiking MLP.
+
+    Args:
+        config: what it is made of.
+        rngs: random keys for the parameters, `nnx.Rngs(seed)`.
+
+    `.train()` normalises with batch statistics and updates the running ones, `.eval()` uses the running ones; a
+    new model is in training mode. Parameters are `nnx.Param`, running statistics `nnx.BatchStat`.
+    """
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        self.stages = nnx.List([Stage(config, i, rngs=rngs) for i in range(config.stages)])
+        channels = config.stage_dim(config.stages - 1)
+        self.norm = batch_norm(config, channels)
+        self.head = linear(config, channels, config.num_classes, rngs=rngs)
+
+    def __call__(self, images: Float[Array, "B H W C"], observe: Observe | None = None):
+        """Class scores over time.
+
+        Args:
+            images: normalised pixels, floating, sizes as in the config.
+            observe: when given, called as `observe(name, value)` while tracing with every named intermediate
+                [B, T, H, W, C] (names end in ".potential" or ".spikes"; a block's index reads "block*", because
+                the blocks are scanned). What it returns is kept, None is dropped: `lambda name, x: x` keeps all,
+                and reducing inside it, as in `lambda name, x: x.mean()`, never stores the whole.
+
+        Returns:
+            logits [T, B, K], a class's score is their mean over T; with `observe`, (logits, dict of what it kept,
+            under names such as "stage0.block1.token.height.spikes", in the order of the network).
+
+        Raises:
+            InputError: images of another shape or dtype than the config's.
+        """
+        c = self.config
+        expected = (c.image_size, c.image_size, c.in_channels)
+        if images.ndim != 4 or images.shape[1:] != expected:
+            raise InputError(f"images must be [batch, {', '.join(map(str, expected))}], but they are {images.shape}")
+        if not jnp.issubdtype(images.dtype, jnp.floating):
+            raise InputError(f"images must be normalised floating pixels, but they are {images.dtype}")
+        x = jnp.asarray(images)[:, None]
+        x = x.astype(compute_dtype(c) or jnp.promote_types(x.dtype, self.head.kernel.dtype))
+        recorder = _Recorder(observe)
+        for i, stage in enumerate(self.stages):
+            x = stage(x, recorder.within(f"stage{i}."))
+        features = jnp.mean(self.norm(x), (2, 3))
+        logits = jnp.swapaxes(self.head(features), 0, 1)
+        return logits if observe is None else (logits, recorder.seen)
+
+
+class _Recorder:
+    """Hands intermediates to `observe` and keeps its answers; does nothing without one."""
+
+    def __init__(self, observe: Observe | None, prefix: str = "", seen: dict[str, Any] | None = None):
+        self.observe, self.prefix = observe, prefix
+        self.seen: dict[str, Any] = {} if seen is None else seen
+
+    def within(self, prefix: str) -> _Recorder:
+        return _Recorder(self.observe, prefix, self.seen)
+
+    def __call__(self, name: str, value: Array, seen: dict[str, Any] | None = None):
+        if self.observe is None:
+            return
+        kept = self.observe(self.prefix + name, value)
+        if kept is not None:
+            (self.seen if seen is None else seen)[self.prefix + name] = kept
+
+    def keep(self, name: str, kept: Any):
+        self.seen[name] = kept
