@@ -26,7 +26,15 @@ CHOICES = {
     "surrogate": tuple(SURROGATES),
     "dtype": ("float32", "bfloat16"),
 }
-MINIMA = {"image_size": 1, "in_channels": 1, "num_classes": 1, "patch_size": 1, "dim": 1, "expansion": 1, "time_steps": 1}
+MINIMA = {
+    "image_size": 1,
+    "in_channels": 1,
+    "num_classes": 1,
+    "patch_size": 1,
+    "dim": 1,
+    "expansion": 1,
+    "time_steps": 1,
+}
 
 
 def nearest(wrong: str, known) -> str:
@@ -93,13 +101,17 @@ class ModelConfig:
         for name, least in MINIMA.items():
             _check_integer(name, getattr(self, name), least)
         if not isinstance(self.depths, tuple | list) or not self.depths:
-            raise InputError(f"depths must list the blocks of each stage, such as (2, 8, 14, 2), but it is {self.depths!r}")
+            raise InputError(
+                f"depths must list the blocks of each stage, such as (2, 8, 14, 2), but it is {self.depths!r}"
+            )
         for depth in self.depths:
             _check_integer("depths", depth, 1)
         object.__setattr__(self, "depths", tuple(self.depths))
         for name, known in CHOICES.items():
             if getattr(self, name) not in known:
-                raise InputError(f'{name} cannot be "{getattr(self, name)}": {nearest(getattr(self, name), known)}')
+                raise InputError(
+                    f'{name} cannot be "{getattr(self, name)}": {nearest(getattr(self, name), known)}'
+                )
         for name in ("decay_input", "detach_reset", "remat"):
             if not isinstance(getattr(self, name), bool):
                 raise InputError(f"{name} must be True or False, but it is {getattr(self, name)!r}")
@@ -135,7 +147,9 @@ class ModelConfig:
         if self.encoding == "spe" and self.stages > 1 and self.dim % 3:
             low, high = self.dim // 3 * 3, self.dim // 3 * 3 + 3
             near = f"{low} or {high}" if low else f"{high}"
-            raise InputError(f'dim {self.dim} is not divisible by the 3 nodes of encoding="spe": take {near}, or "plain"')
+            raise InputError(
+                f'dim {self.dim} is not divisible by the 3 nodes of encoding="spe": take {near}, or "plain"'
+            )
         if self.norm == "layer" and self.norm_features != "token":
             raise InputError(
                 'norm_features="channel" has no meaning with norm="layer", which has no batch statistics: leave it "token"'

@@ -23,7 +23,9 @@ class Neuron(nnx.Module):
 
     def __init__(self, config: ModelConfig):
         self.config = config
-        self.w = nnx.Param(jnp.asarray(neuron.plif_weight(config.tau), float)) if config.neuron == "plif" else None
+        self.w = (
+            nnx.Param(jnp.asarray(neuron.plif_weight(config.tau), float)) if config.neuron == "plif" else None
+        )
 
     def __call__(self, x: Float[Array, "B T *shape"]) -> Float[Array, "B T *shape"]:
         """Spikes, 0 or 1, for the potentials x; a time axis of length 1 stands for T equal steps."""
@@ -55,7 +57,9 @@ def batch_norm(config: ModelConfig, features: int, axis: int = -1) -> BatchNorm:
     )
 
 
-def linear(config: ModelConfig, fan_in: int, fan_out: int, *, use_bias: bool = True, rngs: nnx.Rngs) -> nnx.Linear:
+def linear(
+    config: ModelConfig, fan_in: int, fan_out: int, *, use_bias: bool = True, rngs: nnx.Rngs
+) -> nnx.Linear:
     """A linear map of the last axis, kernel [in, out], initialised as PyTorch does."""
     return nnx.Linear(
         fan_in,
@@ -77,7 +81,9 @@ def compute_dtype(config: ModelConfig):
 class Conv(nnx.Module):
     """A square convolution without bias, kernel [k, k, in, out], over the height and width of [B, T, H, W, C]."""
 
-    def __init__(self, channels_in: int, channels_out: int, size: int, stride: int, padding: int, *, rngs: nnx.Rngs):
+    def __init__(
+        self, channels_in: int, channels_out: int, size: int, stride: int, padding: int, *, rngs: nnx.Rngs
+    ):
         self.stride, self.padding = stride, padding
         shape = (size, size, channels_in, channels_out)
         self.kernel = nnx.Param(uniform_fan_in(rngs.params(), shape, size * size * channels_in))

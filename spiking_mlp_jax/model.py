@@ -25,7 +25,7 @@ from spiking_mlp_jax.layers import Neuron, Record, batch_norm, compute_dtype, li
 from spiking_mlp_jax.mixing import Block
 from spiking_mlp_jax.patch import PlainDownsampling, SpikingPatchEncoding, Stem
 
-__all__ = ["ModelConfig", "Observe", "SpikingMLP", "Stage"]
+__all__ = ["ModelConfig", "Observe", "SpikingMLP", "Stage", "intermediate_names"]
 
 Observe = Callable[[str, Array], Any]
 
@@ -35,6 +35,7 @@ class Stage(nnx.Module):
 
     def __init__(self, config: ModelConfig, stage: int, *, rngs: nnx.Rngs):
         self.remat = config.remat
+        self.use_running_average = False
         self.depth = config.depths[stage]
         if stage == 0:
             self.encode = Stem(config, rngs=rngs)
@@ -51,7 +52,7 @@ class Stage(nnx.Module):
 
         self.blocks = stack(rngs)
 
-    def __call__(self, x: Float[Array, "B T H W C"], record: Record) -> Float[Array, "B T H2 W2 C2"]:
+    def __call__(self, x: Float[Array, "B T H W C"], record: _Recorder) -> Float[Array, "B T H2 W2 C2"]:
         """Spikes for the spikes of the stage before, or for images with a time axis of length 1."""
         h = self.encode(x, record)
         record("encode.potential", h)
@@ -59,11 +60,14 @@ class Stage(nnx.Module):
         record("encode.spikes", x)
         graphdef, params, stats = nnx.split(self.blocks, nnx.Param, nnx.BatchStat)
 
+        order: list[str] = []
+
         def run_block(params, stats, x, h):
             block = nnx.merge(graphdef, params, stats, copy=True)
             seen: dict[str, Array] = {}
             # The scan stacks whatever is recorded, so the index is put into the names after it.
             x = block(x, h, lambda name, value: record(f"block*.{name}", value, seen))
+            order[:] = seen
             return x, nnx.state(block, nnx.BatchStat), seen
 
         if self.remat:
@@ -74,10 +78,14 @@ class Stage(nnx.Module):
             return x, (stats, seen)
 
         x, (stats, seen) = jax.lax.scan(body, x, (params, stats))
-        nnx.update(self.blocks, stats)
-        for name, stacked in seen.items():
-            for i in range(self.depth):
-                record.keep(name.replace("block*", f"block{i}"), jax.tree.map(lambda leaf: leaf[i], stacked))
+        # Left alone in evaluation, so that a model can be closed over by a jitted function.
+        if not self.use_running_average:
+            nnx.update(self.blocks, stats)
+        for i in range(self.depth):
+            for name in order:
+                record.seen[name.replace("block*", f"block{i}")] = jax.tree.map(
+                    lambda leaf, i=i: leaf[i], seen[name]
+                )
         return x
 
 
@@ -143,7 +151,9 @@ class SpikingMLP(nnx.Module):
         c = self.config
         expected = (c.image_size, c.image_size, c.in_channels)
         if images.ndim != 4 or images.shape[1:] != expected:
-            raise InputError(f"images must be [batch, {', '.join(map(str, expected))}], but they are {images.shape}")
+            raise InputError(
+                f"images must be [batch, {', '.join(map(str, expected))}], but they are {images.shape}"
+            )
         if not jnp.issubdtype(images.dtype, jnp.floating):
             raise InputError(f"images must be normalised floating pixels, but they are {images.dtype}")
         x = jnp.asarray(images)[:, None]
@@ -173,5 +183,16 @@ class _Recorder:
         if kept is not None:
             (self.seen if seen is None else seen)[self.prefix + name] = kept
 
-    def keep(self, name: str, kept: Any):
-        self.seen[name] = kept
+
+def intermediate_names(config: ModelConfig) -> list[str]:
+    """Names of all intermediates that `SpikingMLP.__call__` shows to `observe`, in the order of the network."""
+    names: list[str] = []
+
+    def trace(images):
+        _, seen = SpikingMLP(config, rngs=nnx.Rngs(0))(images, observe=lambda name, value: value)
+        names.extend(seen)
+
+    jax.eval_shape(
+        trace, jax.ShapeDtypeStruct((1, config.image_size, config.image_size, config.in_channels), float)
+    )
+    return names

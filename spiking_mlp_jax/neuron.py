@@ -134,8 +134,9 @@ def _fire_over_time(x, charge, v_threshold, v_reset, detach_reset, surrogate, v_
     if steps > MAX_UNROLLED_STEPS:
         v, spikes = jax.lax.scan(step, v, jnp.moveaxis(x, time_axis, 0))
         return jnp.moveaxis(spikes, 0, time_axis), v
+    # Split rather than indexed: its gradient is one concatenation, not a padded sum for each step.
     spikes = []
-    for t in range(steps):
-        v, s = step(v, jax.lax.index_in_dim(x, t, time_axis, keepdims=False))
+    for x_t in jax.lax.split(x, (1,) * steps, time_axis % x.ndim):
+        v, s = step(v, jax.lax.squeeze(x_t, (time_axis % x.ndim,)))
         spikes.append(s)
     return jnp.stack(spikes, time_axis), v

@@ -1,0 +1,34 @@
+# Everything runs in .venv, made from requirements.lock on first use.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: setup demo test lint clean
+
+setup: $(VENV)/ready
+
+$(VENV)/ready: requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	touch $@
+
+# Trains a small network on real images, evaluates it, classifies a few images and leaves plots.
+demo: setup
+	$(BIN)/python train.py --config configs/fashion_mnist.py:demo --workdir runs/demo
+	$(BIN)/spiking-mlp evaluate runs/demo
+	$(BIN)/spiking-mlp predict runs/demo tests/data/fashion_*.png --top 3
+	@echo; echo "Look at runs/demo/plots:"; ls runs/demo/plots
+
+# Two processes for two cores; the tests themselves set warnings to errors and 8 virtual devices.
+test: setup lint
+	$(BIN)/python -m pytest -n 2 --durations 10
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+clean:
+	rm -rf $(VENV) runs .pytest_cache .hypothesis .ruff_cache

@@ -1,0 +1,338 @@
+"""The command `spiking-mlp`.
+
+Modules that take long to import are imported by the commands that need them, so that --help answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import sys
+import textwrap
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+import numpy as np
+
+from spiking_mlp_jax import __version__
+from spiking_mlp_jax.errors import InputError
+
+if TYPE_CHECKING:
+    from spiking_mlp_jax.data.sources import Source
+    from spiking_mlp_jax.model import SpikingMLP
+
+PREDICT_BATCH = 32
+WHERE = "a training run's workdir, a weights folder, or the name of a network that comes with the package"
+Item = TypeVar("Item")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f'error: {message}; see "{self.prog} --help"\n')
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command.
+
+    Args:
+        arguments: the command line without the program's name; None takes the process's.
+
+    Returns:
+        The exit status: 0, 2 for bad input (one line on stderr says what is wrong), 130 after Ctrl-C, 141
+        when the reader of the output went away.
+    """
+    parser = _parser()
+    chosen = parser.parse_args(arguments)
+    # Class and file names can hold what the terminal's encoding cannot.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        if chosen.command is None:
+            parser.print_help()
+        else:
+            chosen.run(chosen)
+        sys.stdout.flush()
+    except InputError as error:
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # Python flushes stdout once more at exit, which must not fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="spiking-mlp",
+        description="Uses trained spiking MLPs: classifies images, measures accuracy and firing rates, draws plots.",
+        epilog='"python train.py --help" trains them. "spiking-mlp COMMAND --help" explains a command by examples.',
+    )
+    parser.add_argument("--version", action="version", version=f"spiking-mlp-jax {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+
+    predict = _command(
+        commands,
+        "predict",
+        "classify image files",
+        "Prints the best classes of each image with their scores. A score is the softmax of the logits averaged "
+        "over the time steps. Images of any size, grey or colour, are brought to the network's size as its test "
+        "images were.",
+        "spiking-mlp predict fashion_mnist shoe.png\n  spiking-mlp predict runs/demo *.jpg --top 3 --json",
+        "A network knows only what it was trained on: a picture in Fashion-MNIST shows one garment, light on "
+        "black, that fills the frame. Photos that look otherwise are classified badly.",
+    )
+    predict.add_argument("weights", metavar="WORKDIR_OR_WEIGHTS", help=WHERE)
+    predict.add_argument("images", metavar="IMAGE", nargs="+", help="image file, such as JPEG or PNG")
+    predict.add_argument(
+        "--top", type=_positive, default=5, metavar="N", help="how many classes to print (default: 5)"
+    )
+    predict.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+    predict.set_defaults(run=_predict)
+
+    evaluate = _command(
+        commands,
+        "evaluate",
+        "measure accuracy and firing rates on a test set",
+        "Prints the accuracy over all test images, the accuracy of each class, and each layer's mean firing rate: "
+        "the share of its neurons that spike in a time step. Silent (< 0.1 %) and saturated (> 95 %) layers are "
+        "marked.",
+        "spiking-mlp evaluate fashion_mnist\n  spiking-mlp evaluate runs/demo --limit 1000\n"
+        "  spiking-mlp evaluate runs/flowers/weights --dataset folder --data-dir flowers",
+    )
+    evaluate.add_argument("weights", metavar="WORKDIR_OR_WEIGHTS", help=WHERE)
+    evaluate.add_argument(
+        "--dataset",
+        metavar="NAME",
+        help='"fashion_mnist", "idx", "folder" or "tfds:NAME" (default: what the network was trained on)',
+    )
+    evaluate.add_argument(
+        "--data-dir",
+        metavar="DIR",
+        help="folder of the data (default: the workdir's; none for embedded data)",
+    )
+    evaluate.add_argument(
+        "--batch-size", type=_positive, default=256, metavar="N", help="images at a time (default: 256)"
+    )
+    evaluate.add_argument("--limit", type=_positive, metavar="N", help="only the first N test images")
+    evaluate.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+    evaluate.set_defaults(run=_evaluate)
+
+    plot = _command(
+        commands,
+        "plot",
+        "draw the plots of a training run again",
+        "Draws learning curves, confusion matrix, firing rates, one image's spikes and some predictions into "
+        "WORKDIR/plots. Training does this at its end.",
+        "spiking-mlp plot runs/demo",
+    )
+    plot.add_argument("workdir", metavar="WORKDIR", help="folder of a training run")
+    plot.set_defaults(run=_plot)
+    return parser
+
+
+def _command(commands, name, summary, description, examples, note="") -> argparse.ArgumentParser:
+    return commands.add_parser(
+        name,
+        help=summary,
+        description=textwrap.fill(description, 79),
+        epilog=f"examples:\n  {examples}" + (f"\n\n{textwrap.fill(note, 79)}" if note else ""),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def _positive(text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f'"{text}" is not a whole number of at least 1')
+    return value
+
+
+def _predict(chosen: argparse.Namespace) -> None:
+    # A mistyped name is answered before anything slow is imported.
+    for name in chosen.images:
+        if not os.path.exists(name):
+            raise InputError(f"there is no image {name}: give the path of an image file")
+    from spiking_mlp_jax.data.image import read_image
+    from spiking_mlp_jax.data.pipeline import fit_image
+    from spiking_mlp_jax.train.loop import use_compilation_cache
+
+    use_compilation_cache("auto")
+    folder, model, meta = _load(chosen.weights)
+    data, config = meta["data"], model.config
+    fitted = [
+        fit_image(
+            read_image(name), config.image_size, config.in_channels, data["resize_mode"], data["eval_resize"]
+        )
+        for name in chosen.images
+    ]
+    scores = _scores(model, np.stack(fitted), data["mean"], data["std"])
+    if not np.all(np.isfinite(scores)):
+        raise InputError(
+            f"the network in {folder} gives scores that are no numbers: train it again with a lower rate"
+        )
+    meaning = (
+        f"softmax of the logits averaged over {config.time_steps} time step{'s' * (config.time_steps > 1)}"
+    )
+    found = []
+    for name, score in zip(chosen.images, scores, strict=True):
+        best = np.argsort(-score, kind="stable")[: chosen.top].tolist()
+        classes = [{"class": data["class_names"][c], "label": c, "score": float(score[c])} for c in best]
+        found.append({"image": name, "classes": classes})
+    if chosen.json:
+        print(json.dumps({"weights": str(folder), "score": meaning, "images": found}, indent=1))
+        return
+    print(f"scores: {meaning}")
+    for entry in found:
+        print(entry["image"])
+        for place in entry["classes"]:
+            print(f"  {100 * place['score']:6.2f} %  {place['class']}")
+
+
+def _evaluate(chosen: argparse.Namespace) -> None:
+    from spiking_mlp_jax.data.pipeline import eval_batches
+    from spiking_mlp_jax.data.sources import open_source
+    from spiking_mlp_jax.probe.activity import SPIKES, in_network_order, silent_and_saturated
+    from spiking_mlp_jax.train.evaluate import evaluate_model
+    from spiking_mlp_jax.train.loop import use_compilation_cache
+
+    use_compilation_cache("auto")
+    folder, model, meta = _load(chosen.weights)
+    data, config = meta["data"], model.config
+    dataset, data_dir = chosen.dataset or data["dataset"], chosen.data_dir
+    if chosen.dataset is None and data_dir is None:
+        data_dir = _data_dir(folder)
+    source = open_source(dataset, "test", data_dir)
+    if len(source.class_names) != config.num_classes:
+        raise InputError(
+            f"the network in {folder} knows {config.num_classes} classes, but {dataset} has "
+            f"{len(source.class_names)}: name its own data with --dataset and --data-dir"
+        )
+    if list(source.class_names) != data["class_names"]:
+        print(
+            f"note: the classes of {dataset} have other names than those the network was trained on",
+            file=sys.stderr,
+        )
+    if chosen.limit is not None:
+        source = _First(source, chosen.limit)
+    batches = eval_batches(
+        source,
+        batch_size=chosen.batch_size,
+        image_size=config.image_size,
+        in_channels=config.in_channels,
+        resize_mode=data["resize_mode"],
+        eval_resize=data["eval_resize"],
+    )
+    count = -(-len(source) // chosen.batch_size)
+    result = evaluate_model(model, _with_progress(batches, count), data["mean"], data["std"])
+    rates = in_network_order(result.firing_rates, config)
+    silent, saturated = silent_and_saturated(rates)
+    if chosen.json:
+        document = {"weights": str(folder), "dataset": dataset, "class_names": list(source.class_names)}
+        document |= {**result.to_dict(), "firing_rates": rates, "silent": silent, "saturated": saturated}
+        print(json.dumps(document, indent=1))
+        return
+    right = f"{int(np.trace(result.confusion)):,} of {result.images:,} test images"
+    print(f"accuracy {100 * result.accuracy:.2f} % ({right}), loss {result.loss:.4f}")
+    print("\naccuracy of each class")
+    width = max(map(len, source.class_names))
+    for name, accuracy, images in zip(
+        source.class_names, result.class_accuracy, result.confusion.sum(1).tolist(), strict=True
+    ):
+        share = "      -  " if accuracy is None else f"{100 * accuracy:6.2f} %"
+        print(f"  {name:{width}}  {share}  of {images:,} images")
+    print("\nmean firing rate of each layer")
+    width = max(len(name.removesuffix(SPIKES)) for name in rates)
+    for name, rate in rates.items():
+        mark = "  silent (< 0.1 %)" if name in silent else "  saturated (> 95 %)" if name in saturated else ""
+        print(f"  {name.removesuffix(SPIKES):{width}}  {100 * rate:6.2f} %{mark}")
+
+
+def _plot(chosen: argparse.Namespace) -> None:
+    from spiking_mlp_jax.probe.plots import plot_workdir
+    from spiking_mlp_jax.train.loop import use_compilation_cache
+
+    use_compilation_cache("auto")
+    for path in plot_workdir(chosen.workdir):
+        print(path)
+
+
+def _load(where: str) -> tuple[Path, SpikingMLP, dict[str, Any]]:
+    from spiking_mlp_jax import weights
+
+    folder = weights.find(where)
+    model, meta = weights.load(folder)
+    if "data" not in meta:
+        raise InputError(
+            f'{folder / weights.CONFIG} has no "data", which says how images become inputs: save it again'
+        )
+    return folder, model, meta
+
+
+def _scores(model: SpikingMLP, images: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
+    """Softmax of the time-mean logits [N, K] of uint8 images [N, H, W, C]."""
+    import jax
+    from flax import nnx
+
+    from spiking_mlp_jax.data.normalize import normalize
+
+    graphdef, variables = nnx.split(model)
+
+    @jax.jit
+    def run(variables, images):
+        logits: Any = nnx.merge(graphdef, variables, copy=True)(normalize(images, mean, std))
+        return jax.nn.softmax(logits.mean(0).astype(np.float32))
+
+    # Chunks of one size, so that there is one compilation and a bounded need of memory.
+    size = min(len(images), PREDICT_BATCH)
+    padded = np.concatenate([images, np.zeros((-len(images) % size, *images.shape[1:]), images.dtype)])
+    parts = [np.asarray(run(variables, padded[i : i + size])) for i in range(0, len(padded), size)]
+    return np.concatenate(parts)[: len(images)]
+
+
+def _data_dir(folder: Path) -> str | None:
+    # Weights do not say where their data lie, because they travel; a workdir's configuration does.
+    try:
+        config = json.loads((folder.parent / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    found = config.get("data_dir") if isinstance(config, dict) else None
+    return found if isinstance(found, str) else None
+
+
+class _First:
+    """The first images of a source."""
+
+    def __init__(self, source: Source, count: int):
+        self._source, self._count = source, min(count, len(source))
+        self.class_names = source.class_names
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int, /) -> dict:
+        return self._source[index]
+
+
+def _with_progress(items: Iterable[Item], count: int) -> Iterator[Item]:
+    from rich.console import Console
+    from rich.progress import track
+
+    console = Console(stderr=True)
+    yield from track(
+        items, "evaluating", total=count, console=console, transient=True, disable=not console.is_terminal
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

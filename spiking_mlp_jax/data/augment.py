@@ -1,0 +1,212 @@
+"""Geometry of training and evaluation images, in NumPy, one uint8 image [H, W, C] at a time.
+
+Randomness comes only from the `np.random.Generator` that is passed in.
+"""
+
+import dataclasses
+import math
+
+import numpy as np
+from PIL import Image
+
+from spiking_mlp_jax.data.image import to_channels
+from spiking_mlp_jax.errors import InputError
+
+RESIZE_MODES = ("pad", "resize", "resize_crop")
+
+
+@dataclasses.dataclass(frozen=True)
+class Augment:
+    """What happens to a training image: random resized crop or `fit_image`, then shift, then flip.
+
+    Attributes:
+      crop_padding: pixels of zero padding on each side before a random crop back to the image size (0 = off).
+      flip: mirror left to right with probability 1/2.
+      random_resized_crop: cut a random rectangle and resize it (instead of `resize_mode`).
+      resize_mode: "pad", "resize" or "resize_crop", see `fit_image`.
+      eval_resize: see `fit_image`.
+    """
+
+    crop_padding: int = 0
+    flip: bool = False
+    random_resized_crop: bool = False
+    resize_mode: str = "pad"
+    eval_resize: int = 0
+
+    def __post_init__(self):
+        if self.crop_padding < 0:
+            raise InputError(
+                f"crop_padding is {self.crop_padding}, but it must be 0 (off) or a number of pixels."
+            )
+        check_resize(self.resize_mode, self.eval_resize)
+
+    def __call__(
+        self, image: np.ndarray, image_size: int, in_channels: int, rng: np.random.Generator
+    ) -> np.ndarray:
+        """Augment one image: uint8 [h, w, c] -> uint8 [image_size, image_size, in_channels]."""
+        if self.random_resized_crop:
+            image = random_resized_crop(to_channels(image, in_channels), image_size, rng)
+        else:
+            image = fit_image(image, image_size, in_channels, self.resize_mode, self.eval_resize)
+        if self.crop_padding:
+            image = random_crop(image, self.crop_padding, rng)
+        if self.flip:
+            image = random_flip(image, rng)
+        return image
+
+
+def check_resize(resize_mode: str, eval_resize: int, image_size: int | None = None) -> None:
+    """Raise `InputError` unless `fit_image` can work with these settings."""
+    if resize_mode not in RESIZE_MODES:
+        raise InputError(f'resize_mode is "{resize_mode}", but must be one of {", ".join(RESIZE_MODES)}.')
+    if eval_resize < 0:
+        raise InputError(
+            f"eval_resize is {eval_resize}, but it must be 0 (8/7 of image_size) or a number of pixels."
+        )
+    if resize_mode == "resize_crop" and image_size is not None and 0 < eval_resize < image_size:
+        raise InputError(
+            f"eval_resize is {eval_resize}, but must be at least image_size ({image_size}), or 0."
+        )
+
+
+def fit_image(
+    image: np.ndarray, image_size: int, in_channels: int, resize_mode: str = "pad", eval_resize: int = 0
+) -> np.ndarray:
+    """Bring an image to the model's size, without randomness: used to evaluate and to predict.
+
+    Args:
+      image: uint8 [h, w] or [h, w, 1 | 3 | 4].
+      image_size: side of the square result.
+      in_channels: 1 or 3, see `to_channels`.
+      resize_mode: "pad" centres the image on zeros (a larger one is first shrunk, keeping its proportions,
+        until it fits); "resize" stretches it to the square; "resize_crop" scales the shorter side to
+        `eval_resize` and cuts out the centre. Resizing is bicubic.
+      eval_resize: for "resize_crop"; 0 means 8/7 of image_size (256 for 224).
+
+    Returns:
+      uint8 [image_size, image_size, in_channels].
+
+    Raises:
+      InputError: unknown mode, or an array that is no image.
+    """
+    check_resize(resize_mode, eval_resize, image_size)
+    image = to_channels(image, in_channels)
+    height, width = image.shape[:2]
+    if resize_mode == "resize":
+        return resize(image, image_size, image_size)
+    if resize_mode == "resize_crop":
+        shorter = eval_resize or round(image_size * 8 / 7)
+        scale = shorter / min(height, width)
+        # Rounded down, as the usual ImageNet evaluation does; the shorter side must come out exact.
+        image = resize(
+            image,
+            shorter if height <= width else int(height * scale),
+            shorter if width <= height else int(width * scale),
+        )
+        return centre_crop(image, image_size)
+    longer = max(height, width)
+    if longer > image_size:
+        scale = image_size / longer
+        image = resize(image, max(1, round(height * scale)), max(1, round(width * scale)))
+    return centre_pad(image, image_size)
+
+
+def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Bicubic resize of uint8 [h, w, 1 | 3] to [height, width, 1 | 3]; a no-op at that size already."""
+    if image.shape[:2] == (height, width):
+        return image
+    grey = image.shape[2] == 1
+    picture = Image.fromarray(image[..., 0] if grey else image)
+    resized = np.array(picture.resize((width, height), Image.Resampling.BICUBIC))
+    return resized[..., None] if grey else resized
+
+
+def centre_pad(image: np.ndarray, size: int) -> np.ndarray:
+    """Put [h, w, C], h and w at most `size`, in the middle of zeros [size, size, C]."""
+    height, width, channels = image.shape
+    if height == size and width == size:
+        return image
+    top, left = (size - height) // 2, (size - width) // 2
+    padded = np.zeros((size, size, channels), image.dtype)
+    padded[top : top + height, left : left + width] = image
+    return padded
+
+
+def centre_crop(image: np.ndarray, size: int) -> np.ndarray:
+    """Cut [size, size, C] out of the middle of [h, w, C], h and w at least `size`."""
+    top, left = round((image.shape[0] - size) / 2), round((image.shape[1] - size) / 2)
+    return image[top : top + size, left : left + size]
+
+
+def random_crop(image: np.ndarray, padding: int, rng: np.random.Generator) -> np.ndarray:
+    """Pad [H, W, C] with `padding` zeros on each side and cut out [H, W, C] at a uniformly random place.
+
+    Args:
+      image: uint8 [H, W, C].
+      padding: pixels; the content moves by up to this much along each axis.
+      rng: source of randomness.
+    """
+    down, right = int(rng.integers(-padding, padding + 1)), int(rng.integers(-padding, padding + 1))
+    # Cutting from a padded image is shifting the image over zeros; this never builds the padded copy.
+    height, width = image.shape[:2]
+    out = np.zeros_like(image)
+    out[max(down, 0) : max(height + down, 0), max(right, 0) : max(width + right, 0)] = image[
+        max(-down, 0) : max(height - down, 0), max(-right, 0) : max(width - right, 0)
+    ]
+    return out
+
+
+def random_flip(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Mirror [H, W, C] left to right with probability 1/2."""
+    return image[:, ::-1] if rng.random() < 0.5 else image
+
+
+def random_resized_crop(
+    image: np.ndarray,
+    size: int,
+    rng: np.random.Generator,
+    scale: tuple[float, float] = (0.08, 1.0),
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+) -> np.ndarray:
+    """Cut out a rectangle of random area and proportions and resize it (bicubic) to a square.
+
+    Area is uniform in `scale` (fraction of the image), width / height log-uniform in `ratio`. After ten
+    rectangles that do not fit, the largest centred one with an allowed ratio is taken.
+
+    Args:
+      image: uint8 [h, w, 1 | 3].
+      size: side of the result.
+      rng: source of randomness.
+      scale: smallest and largest fraction of the area.
+      ratio: smallest and largest width / height.
+
+    Returns:
+      uint8 [size, size, 1 | 3].
+
+    References:
+      Szegedy et al., Going deeper with convolutions, https://arxiv.org/abs/1409.4842
+    """
+    top, left, height, width = _random_box(image.shape[0], image.shape[1], rng, scale, ratio)
+    # Cut first: Pillow's `box` argument would let pixels outside the rectangle bleed in at its edges.
+    return resize(image[top : top + height, left : left + width], size, size)
+
+
+def _random_box(
+    image_height: int,
+    image_width: int,
+    rng: np.random.Generator,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+) -> tuple[int, int, int, int]:
+    for _ in range(10):
+        area = image_height * image_width * rng.uniform(*scale)
+        aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
+        width, height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < width <= image_width and 0 < height <= image_height:
+            top = int(rng.integers(image_height - height + 1))
+            left = int(rng.integers(image_width - width + 1))
+            return top, left, height, width
+    aspect = min(max(image_width / image_height, ratio[0]), ratio[1])
+    width = max(1, min(image_width, round(image_height * aspect)))
+    height = max(1, min(image_height, round(image_width / aspect)))
+    return (image_height - height) // 2, (image_width - width) // 2, height, width

@@ -1,0 +1,123 @@
+"""Read an image file into uint8 [H, W, C] and convert between grey and colour."""
+
+import io
+import struct
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from spiking_mlp_jax.errors import InputError
+
+# Everything Pillow raises on damaged files, depending on the format and on where the damage is.
+_DAMAGED = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    IndexError,
+    TypeError,
+    OverflowError,
+    struct.error,
+    Image.DecompressionBombError,
+)
+
+
+def read_image(path: str | PathLike[str]) -> np.ndarray:
+    """Read a picture file.
+
+    Args:
+      path: JPEG, PNG or anything else Pillow opens.
+
+    Returns:
+      uint8 [H, W, 1] for grey pictures, uint8 [H, W, 3] for all others; see `decode_image`.
+
+    Raises:
+      InputError: the file is missing or not a readable picture; the message names the path.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        reason = error.strerror or error
+        raise InputError(f"Cannot read image {path} ({reason}): give the path of an image file.") from error
+    return decode_image(data, str(path))
+
+
+def decode_image(data: bytes, where: str) -> np.ndarray:
+    """Decode an encoded picture.
+
+    The camera's EXIF rotation is applied, transparent pixels become black (as padding is), 16-bit grey is
+    scaled to 8 bits, palette and CMYK pictures become RGB; of an animation the first frame is taken.
+
+    Args:
+      data: the bytes of a JPEG, PNG, ... file.
+      where: how an error message calls the picture.
+
+    Returns:
+      uint8 [H, W, 1] for grey pictures, uint8 [H, W, 3] for all others.
+
+    Raises:
+      InputError: the bytes are not a readable picture.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as picture:
+            ImageOps.exif_transpose(picture, in_place=True)
+            return _to_array(picture)
+    except _DAMAGED as error:
+        raise InputError(f"Cannot decode image {where}: replace or remove the damaged file.") from error
+
+
+def _to_array(picture: Image.Image) -> np.ndarray:
+    mode = picture.mode
+    if mode.startswith("I"):  # 16-bit grey; Pillow's own conversion to "L" would clip instead of scale
+        return np.clip(np.asarray(picture).astype(np.int64) >> 8, 0, 255).astype(np.uint8)[..., None]
+    grey = mode in ("1", "L", "LA", "La")
+    if picture.has_transparency_data:
+        flat = _over_black(np.array(picture.convert("RGBA")))
+        return np.ascontiguousarray(flat[..., :1]) if grey else flat
+    return np.array(picture.convert("L"))[..., None] if grey else np.array(picture.convert("RGB"))
+
+
+def _over_black(rgba: np.ndarray) -> np.ndarray:
+    alpha = rgba[..., 3:].astype(np.uint16)
+    return ((rgba[..., :3] * alpha + 127) // 255).astype(np.uint8)
+
+
+def to_channels(image: np.ndarray, in_channels: int) -> np.ndarray:
+    """Convert a picture to the number of channels a model takes.
+
+    Grey to RGB repeats the channel; RGB to grey is ITU-R 601 luma, the same integers as Pillow's "L"; RGBA is
+    laid over black first.
+
+    Args:
+      image: uint8 [H, W] or [H, W, C] with C = 1 (grey), 3 (RGB) or 4 (RGBA).
+      in_channels: 1 or 3.
+
+    Returns:
+      uint8 [H, W, in_channels]; the input itself when nothing is to be done.
+
+    Raises:
+      InputError: another dtype, shape or number of channels.
+    """
+    if in_channels not in (1, 3):
+        raise InputError(
+            f"in_channels is {in_channels}, but images can only be given as 1 (grey) or 3 (RGB)."
+        )
+    if image.dtype != np.uint8:
+        raise InputError(f"An image has dtype {image.dtype}, but uint8 pixels from 0 to 255 are needed.")
+    if image.ndim == 2:
+        image = image[..., None]
+    if image.ndim != 3 or image.shape[2] not in (1, 3, 4) or 0 in image.shape:
+        raise InputError(
+            f"An image has shape {image.shape}, but [height, width, 1, 3 or 4 channels] is needed."
+        )
+    if image.shape[2] == 4:
+        image = _over_black(image)
+    if image.shape[2] == in_channels:
+        return image
+    if in_channels == 3:
+        return np.repeat(image, 3, axis=2)
+    # Fixed-point weights 0.299, 0.587, 0.114 times 2**16.
+    luma = image.astype(np.uint32) @ np.array([19595, 38470, 7471], np.uint32) + 0x8000
+    return (luma >> 16).astype(np.uint8)[..., None]

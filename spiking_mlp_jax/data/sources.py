@@ -1,0 +1,203 @@
+"""Where images come from: a source has a length, gives image and label by index and knows its class names."""
+
+import os
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from spiking_mlp_jax.data.idx import find_idx, read_idx_split
+from spiking_mlp_jax.data.image import read_image
+from spiking_mlp_jax.data.tfds import TfdsSource, find_version
+from spiking_mlp_jax.errors import InputError
+
+FASHION_MNIST_FILE = Path(__file__).parent / "fashion_mnist" / "fashion_mnist.npz"
+FASHION_MNIST_CLASSES = (
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+
+
+class Source(Protocol):
+    """Random access to labelled images.
+
+    Attributes:
+      class_names: one name per label.
+    """
+
+    class_names: tuple[str, ...]
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> dict:
+        """{"image": uint8 [H, W, C], "label": np.int32}."""
+        ...
+
+
+def open_source(dataset: str, split: str, data_dir: str | os.PathLike[str] | None = None) -> Source:
+    """Open one split of a data set.
+
+    Args:
+      dataset: "fashion_mnist": the embedded 20,000 training and 10,000 test images, or the full set when
+        `data_dir` holds its IDX files or a TFDS copy; "idx": the four standard IDX files in `data_dir`;
+        "folder": `data_dir`/train|val|test/<class>/*.jpg|jpeg|png; "tfds:<name>": a prepared TFDS set with
+        `image` and `label`, in `data_dir` or TFDS's usual folder.
+      split: "train" or "test". Without a test split, "test" is val (folder) or validation (TFDS).
+      data_dir: folder of the files; only "fashion_mnist" and "tfds:<name>" do without.
+
+    Returns:
+      The source. It can be pickled into a worker process, which opens its files again.
+
+    Raises:
+      InputError: unknown set or split, or files that are missing or damaged; the message names the path.
+    """
+    if split not in ("train", "test"):
+        raise InputError(f'Split "{split}" is unknown: use "train" or "test".')
+    if dataset not in ("fashion_mnist", "idx", "folder") and not dataset.startswith("tfds:"):
+        raise InputError(
+            f'Data set "{dataset}" is unknown: use "fashion_mnist", "idx", "folder" or "tfds:<name>".'
+        )
+    folder = None if data_dir in (None, "") else Path(data_dir).expanduser()
+    if folder is not None and not folder.is_dir():
+        raise InputError(f"data_dir {folder} is not a folder: give the one that holds the data.")
+    if dataset == "fashion_mnist":
+        return _open_fashion_mnist(split, folder)
+    if dataset.startswith("tfds:"):
+        return TfdsSource(find_version(dataset.removeprefix("tfds:"), folder), split)
+    if folder is None:
+        raise InputError(f'Data set "{dataset}" needs data_dir: give the folder that holds the data.')
+    return IdxSource(folder, split) if dataset == "idx" else FolderSource(folder, split)
+
+
+def _open_fashion_mnist(split: str, folder: Path | None) -> Source:
+    if folder is None:
+        return EmbeddedSource(split)
+    if find_idx(folder, split, "images") is not None:
+        return IdxSource(folder, split, FASHION_MNIST_CLASSES)
+    return TfdsSource(find_version("fashion_mnist", folder), split)
+
+
+class _ArraySource:
+    """Images and labels held in memory."""
+
+    def __init__(self, images: np.ndarray, labels: np.ndarray, class_names: tuple[str, ...]):
+        self._images = images  # uint8 [N, H, W, C]
+        self._labels = labels  # int32 [N]
+        self.class_names = class_names
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def __getitem__(self, index: int, /) -> dict:
+        return {"image": self._images[index], "label": self._labels[index]}
+
+
+class EmbeddedSource(_ArraySource):
+    """The part of Fashion-MNIST inside this package: 20,000 training and all 10,000 test images, 28 x 28 x 1.
+
+    The training images are the first 2,000 of each class, in their original order.
+    """
+
+    def __init__(self, split: str):
+        self._split = split
+        with np.load(FASHION_MNIST_FILE, allow_pickle=False) as arrays:
+            images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
+        super().__init__(images[..., None], labels.astype(np.int32), FASHION_MNIST_CLASSES)
+
+    def __reduce__(self):
+        return EmbeddedSource, (self._split,)  # a worker reads the file: cheaper than sending the pixels
+
+
+class IdxSource(_ArraySource):
+    """A pair of IDX files, read into memory.
+
+    Args:
+      folder: holds the four standard files.
+      split: "train" or "test".
+      class_names: names of the labels; None takes "0", "1", ... up to the largest label of both splits.
+
+    Raises:
+      InputError: a file is missing or damaged, or a label has no name; the message names it.
+    """
+
+    def __init__(self, folder: Path, split: str, class_names: tuple[str, ...] | None = None):
+        self._arguments = (folder, split, class_names)
+        images, labels = read_idx_split(folder, split)
+        if class_names is None:
+            _, other = read_idx_split(folder, "train" if split == "test" else "test")
+            class_names = tuple(str(label) for label in range(max(labels.max(), other.max()) + 1))
+        elif labels.max() >= len(class_names):
+            raise InputError(
+                f"The {split} labels in {folder} go up to {labels.max()}, but there are only "
+                f"{len(class_names)} classes: give the files of the right set."
+            )
+        super().__init__(images, labels, class_names)
+
+    def __reduce__(self):
+        return IdxSource, self._arguments
+
+
+class FolderSource:
+    """Images in `folder`/train|val|test/<class>/, decoded when asked for; classes sorted by name.
+
+    Raises:
+      InputError: the split, its classes or the images of a class are missing, or the splits' classes differ;
+        when reading, an image that cannot be decoded. The message names the path.
+    """
+
+    def __init__(self, folder: Path, split: str):
+        root = folder / split
+        if split == "test" and not root.is_dir():
+            root = folder / "val"
+        if not root.is_dir():
+            wanted = "train" if split == "train" else "test (or val)"
+            raise InputError(
+                f"{folder} has no folder {wanted}: expected {folder}/train|val|test/<class>/*.jpg|png."
+            )
+        self._root = root
+        self.class_names = _class_folders(root)
+        if not self.class_names:
+            raise InputError(f"{root} has no class folders: expected {root}/<class>/*.jpg|jpeg|png.")
+        for other in ("train", "val", "test"):
+            other_root = folder / other
+            if other_root.is_dir() and (different := set(_class_folders(other_root)) ^ set(self.class_names)):
+                raise InputError(
+                    f'{root} and {other_root} have different classes ("{min(different)}" is in one only): '
+                    "give all splits the same class folders."
+                )
+        self._files: list[str] = []
+        labels = []
+        for label, name in enumerate(self.class_names):
+            files = sorted(
+                entry.name
+                for entry in os.scandir(root / name)
+                if entry.name.lower().endswith(IMAGE_SUFFIXES) and not entry.name.startswith(".")
+            )
+            if not files:
+                raise InputError(
+                    f"Class folder {root / name} has no .jpg, .jpeg or .png image: fill or remove it."
+                )
+            self._files += [f"{name}/{file}" for file in files]
+            labels += [label] * len(files)
+        self._labels = np.array(labels, np.int32)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: int, /) -> dict:
+        return {"image": read_image(self._root / self._files[index]), "label": self._labels[index]}
+
+
+def _class_folders(root: Path) -> tuple[str, ...]:
+    return tuple(
+        sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
+    )

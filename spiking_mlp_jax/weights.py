@@ -1,0 +1,278 @@
+"""Weights folders: a trained model as `weights.safetensors` and `config.json`, all that `predict` needs.
+
+    weights.safetensors   every parameter and running statistic by its dotted path,
+                          "stages.0.encode.conv.kernel"; the blocks of a stage are stacked on a leading axis,
+                          as they are in the model
+    config.json           {"format": 1, "model": {ModelConfig fields}, "data": {...}, "result": {...}}
+
+Reading executes nothing from the files: JSON and safetensors are data only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save as to_bytes
+
+from spiking_mlp_jax.config import ModelConfig, nearest
+from spiking_mlp_jax.data.augment import check_resize
+from spiking_mlp_jax.data.normalize import check_statistics
+from spiking_mlp_jax.errors import InputError
+from spiking_mlp_jax.model import SpikingMLP
+
+FORMAT = 1
+TENSORS = "weights.safetensors"
+CONFIG = "config.json"
+PRETRAINED = Path(__file__).parent / "pretrained"
+# Which types of safetensors each type of variable can take without loss; float64: with x64 on.
+_DTYPES = {"float32": ("F32",), "float64": ("F64", "F32"), "int32": ("I32",)}
+_DATA_FIELDS = {
+    "mean": list,
+    "std": list,
+    "resize_mode": str,
+    "eval_resize": int,
+    "class_names": list,
+    "dataset": str,
+}
+
+
+def save(path: str | os.PathLike[str], model: SpikingMLP, meta: dict[str, Any]) -> None:
+    """Writes a weights folder, over an older one if need be.
+
+    Both files are complete under temporary names before either gets its own, so that a reader never sees half
+    a file.
+
+    Args:
+        path: the folder; it is made when missing.
+        model: any SpikingMLP with concrete arrays, in training or evaluation mode.
+        meta: JSON values. "data" says how images become inputs (mean, std, resize_mode, eval_resize,
+            class_names, dataset), without it `predict` and `evaluate` refuse the weights; "result" and other
+            keys are free.
+
+    Raises:
+        InputError: meta cannot be written as JSON, uses a reserved key, or its "data" does not fit the model.
+    """
+    folder = Path(path)
+    for key in ("format", "model"):
+        if key in meta:
+            raise InputError(f'meta holds "{key}", which save itself writes: use another key')
+    try:
+        document = json.loads(json.dumps(meta, allow_nan=False))
+        # A long list of numbers belongs on one line, but the file as a whole should be read by people.
+        text = json.dumps(
+            {"format": FORMAT, "model": dataclasses.asdict(model.config), **document},
+            indent=1,
+            ensure_ascii=False,
+        )
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"meta cannot be written as JSON ({error}): use plain finite numbers, strings and lists"
+        ) from error
+    if "data" in document:
+        _check_data(document["data"], model.config, "meta")
+    tensors = {name: np.asarray(variable[...]) for name, variable in _variables(model).items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    suffix = f".{os.getpid()}.tmp"
+    temporaries = [folder / (name + suffix) for name in (TENSORS, CONFIG)]
+    try:
+        # safetensors takes contiguous arrays only; np.ascontiguousarray would turn shape () into (1,). Its
+        # save_file would make a file that only its owner can read.
+        contiguous = {name: np.require(tensor, requirements="C") for name, tensor in tensors.items()}
+        temporaries[0].write_bytes(to_bytes(contiguous))
+        temporaries[1].write_text(text + "\n", encoding="utf-8")
+        for temporary, name in zip(temporaries, (TENSORS, CONFIG), strict=True):
+            temporary.replace(folder / name)
+    finally:
+        for temporary in temporaries:
+            temporary.unlink(missing_ok=True)
+
+
+def load(path: str | os.PathLike[str]) -> tuple[SpikingMLP, dict[str, Any]]:
+    """Reads a weights folder.
+
+    Args:
+        path: a folder that `save` wrote.
+
+    Returns:
+        model: a SpikingMLP in evaluation mode with bit for bit the saved values.
+        meta: what was given to `save`, with lists in place of tuples.
+
+    Raises:
+        InputError: a missing folder or file, or a file that is damaged or does not fit; the sentence names
+            the file and, where one is at fault, the field or tensor.
+    """
+    config, meta = read_config(path)
+    model = nnx.eval_shape(lambda: SpikingMLP(config, rngs=nnx.Rngs(0)))
+    file = Path(path) / TENSORS
+    variables = _variables(model)
+    for name, tensor in _read_tensors(file, variables).items():
+        variables[name].set_value(jnp.asarray(tensor, variables[name].dtype))
+    model.eval()
+    return model, meta
+
+
+def read_config(path: str | os.PathLike[str]) -> tuple[ModelConfig, dict[str, Any]]:
+    """Reads and checks a weights folder's config.json alone.
+
+    Returns:
+        The ModelConfig and the meta that was given to `save`.
+
+    Raises:
+        InputError: as `load`.
+    """
+    folder = Path(path)
+    file = folder / CONFIG
+    if not os.path.isdir(folder):
+        raise InputError(f"there is no weights folder {folder}: give a folder with {TENSORS} and {CONFIG}")
+    for name in (CONFIG, TENSORS):
+        if not os.path.isfile(folder / name):
+            raise InputError(
+                f"{folder} is no weights folder, because it has no {name}: train or copy it again"
+            )
+    try:
+        document = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{file} cannot be read as JSON ({error}): train or copy it again") from error
+    if not isinstance(document, dict) or "format" not in document:
+        raise InputError(
+            f"{file} holds no weights' configuration, because it has no format number: copy it again"
+        )
+    if document["format"] != FORMAT or isinstance(document["format"], bool):
+        raise InputError(
+            f"{file} has format {document['format']!r}, but this version reads format {FORMAT}: "
+            "use the version that wrote it"
+        )
+    config = _model_config(document.get("model"), file)
+    meta = {key: value for key, value in document.items() if key not in ("format", "model")}
+    if "data" in meta:
+        _check_data(meta["data"], config, str(file))
+    return config, meta
+
+
+def pretrained_names() -> list[str]:
+    """Names of the trained networks that come with the package."""
+    return sorted(file.parent.name for file in PRETRAINED.glob(f"*/{CONFIG}"))
+
+
+def pretrained_path(name: str) -> Path:
+    """The weights folder of a trained network that comes with the package.
+
+    Raises:
+        InputError: there is none of that name; the sentence offers the nearest.
+    """
+    names = pretrained_names()
+    if name not in names:
+        known = nearest(name, names) if names else "this installation ships none"
+        raise InputError(f'no trained network is called "{name}": {known}')
+    return PRETRAINED / name
+
+
+def find(where: str | os.PathLike[str]) -> Path:
+    """The weights folder that a user means.
+
+    Args:
+        where: a training run's workdir (its `weights` folder is taken), a weights folder, or the name of a
+            trained network that comes with the package. A folder goes before a name.
+
+    Raises:
+        InputError: it is none of them.
+    """
+    folder = Path(where)
+    for candidate in (folder / "weights", folder):
+        # os.path answers False where pathlib raises, as for a name that is too long.
+        if os.path.isfile(candidate / TENSORS):
+            return candidate
+    if str(where) in pretrained_names():
+        return pretrained_path(str(where))
+    if os.path.isdir(folder):
+        raise InputError(
+            f"{folder} holds no {TENSORS}, nor does {folder / 'weights'}: wait for the first evaluation"
+        )
+    if os.path.exists(folder):
+        raise InputError(f"{folder} is a file: give the folder that holds {TENSORS}")
+    names = pretrained_names()
+    known = f"; of the shipped networks, {nearest(str(where), names)}" if names else ""
+    raise InputError(f"there is no folder {folder}{known}")
+
+
+def _variables(model) -> dict[str, nnx.Variable]:
+    # The variables themselves, not copies: setting their values changes the model.
+    state = nnx.to_flat_state(nnx.state(model, nnx.Any(nnx.Param, nnx.BatchStat)))
+    return {".".join(map(str, path)): variable for path, variable in state}
+
+
+def _model_config(fields, file) -> ModelConfig:
+    if not isinstance(fields, dict):
+        raise InputError(f'{file} has no "model" object with the ModelConfig fields: copy it again')
+    known = [field.name for field in dataclasses.fields(ModelConfig)]
+    for name in fields:
+        if name not in known:
+            raise InputError(f'{file} has the unknown model field "{name}": {nearest(name, known)}')
+    for name in known:
+        if name not in fields:
+            raise InputError(f'{file} lacks the model field "{name}": copy it again')
+    try:
+        return ModelConfig(**fields)
+    except InputError as error:
+        raise InputError(f"{file} describes no possible model: {error}") from error
+
+
+def _check_data(data, config: ModelConfig, where: str) -> None:
+    if not isinstance(data, dict):
+        raise InputError(f'"data" in {where} is no object: it needs {", ".join(_DATA_FIELDS)}')
+    for name, kind in _DATA_FIELDS.items():
+        if name not in data:
+            raise InputError(f'"data" in {where} lacks "{name}": it needs {", ".join(_DATA_FIELDS)}')
+        if not isinstance(data[name], kind) or isinstance(data[name], bool):
+            raise InputError(
+                f'"{name}" of "data" in {where} must be a {kind.__name__}, but it is {data[name]!r}'
+            )
+    for name in ("mean", "std"):
+        if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in data[name]):
+            raise InputError(f'"{name}" of "data" in {where} must hold numbers, but it is {data[name]!r}')
+    names = data["class_names"]
+    if not all(isinstance(name, str) for name in names) or len(names) != config.num_classes:
+        raise InputError(
+            f'"class_names" of "data" in {where} must be {config.num_classes} strings, one for each class'
+        )
+    try:
+        check_statistics(data["mean"], data["std"], config.in_channels)
+        check_resize(data["resize_mode"], data["eval_resize"], config.image_size)
+    except InputError as error:
+        raise InputError(f'"data" in {where}: {error}') from error
+
+
+def _read_tensors(file: Path, variables: dict[str, nnx.Variable]) -> dict[str, np.ndarray]:
+    try:
+        with safe_open(file, framework="np") as stored:
+            names = set(stored.keys())
+            for name, variable in variables.items():
+                if name not in names:
+                    raise InputError(
+                        f'{file} lacks the tensor "{name}": it belongs to another model or is damaged'
+                    )
+                # Judged by the header, so that a wrong file costs neither time nor memory.
+                tensor = stored.get_slice(name)
+                shape, dtype = tuple(tensor.get_shape()), tensor.get_dtype()
+                if shape != tuple(variable.shape):
+                    raise InputError(
+                        f'tensor "{name}" in {file} has shape {shape}, but the model needs {variable.shape}'
+                    )
+                if dtype not in _DTYPES[str(variable.dtype)]:
+                    raise InputError(
+                        f'tensor "{name}" in {file} has dtype {dtype}, but the model needs {variable.dtype}'
+                    )
+            extra = sorted(names - variables.keys())
+            if extra:
+                raise InputError(f'{file} holds the tensor "{extra[0]}", which the model does not have')
+            return {name: stored.get_tensor(name) for name in variables}
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{file} is cut short or damaged ({error}): train or copy it again") from error

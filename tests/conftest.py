@@ -1,0 +1,27 @@
+"""Eight virtual CPU devices, set before JAX starts; float64 where a test asks for it."""
+
+import os
+
+FLAGS = (
+    "--xla_force_host_platform_device_count=8",
+    # Tests compile hundreds of tiny programs and run each a few times: compile fast, not fast code.
+    "--xla_backend_optimization_level=0",
+    "--xla_cpu_use_fusion_emitters=false",
+)
+os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS])
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+import hypothesis  # noqa: E402
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+# Fixed examples, so that a failure is there again on the next run; no deadline, because machines differ.
+hypothesis.settings.register_profile("fixed", derandomize=True, deadline=None, max_examples=30)
+hypothesis.settings.load_profile("fixed")
+
+
+@pytest.fixture
+def x64():
+    """Runs a test in float64."""
+    with jax.enable_x64(True):
+        yield

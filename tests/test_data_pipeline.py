@@ -1,0 +1,454 @@
+"""Augmentation, normalisation, batches: shapes, exactness, determinism, resuming, shares of processes."""
+
+import collections
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from spiking_mlp_jax.data import augment as augment_lib
+from spiking_mlp_jax.data.augment import Augment, fit_image
+from spiking_mlp_jax.data.image import to_channels
+from spiking_mlp_jax.data.normalize import normalize
+from spiking_mlp_jax.data.pipeline import eval_batches, steps_per_epoch, train_batches
+from spiking_mlp_jax.data.sources import open_source
+from spiking_mlp_jax.errors import InputError
+
+
+class Numbered:
+    """Image i is 4 x 4 and filled with i % 251; its label is i. Counts how often it is read."""
+
+    class_names = ("all",)
+
+    def __init__(self, count):
+        self.count = count
+        self.reads = 0
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, index, /):
+        self.reads += 1
+        return {"image": np.full((4, 4, 1), index % 251, np.uint8), "label": np.int32(index)}
+
+
+def train(source, batch_size=4, epochs=1, seed=0, augment=Augment(), **more):  # noqa: B008 (it is frozen)
+    settings = dict(
+        batch_size=batch_size, image_size=4, in_channels=1, seed=seed, epochs=epochs, augment=augment
+    )
+    return train_batches(source, **(settings | more))
+
+
+def labels(batches):
+    return [batch["label"].tolist() for batch in batches]
+
+
+def flat(batches):
+    return [label for batch in batches for label in batch]
+
+
+def assert_same_batches(ours, theirs):
+    ours, theirs = list(ours), list(theirs)
+    assert len(ours) == len(theirs)
+    for mine, other in zip(ours, theirs, strict=True):
+        np.testing.assert_array_equal(mine["label"], other["label"])
+        np.testing.assert_array_equal(mine["image"], other["image"])
+
+
+def random_image(seed, height, width, channels):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, channels), np.uint8)
+
+
+# --- geometry
+
+images = st.builds(
+    random_image, st.integers(0, 99), st.integers(1, 40), st.integers(1, 40), st.sampled_from([1, 3, 4])
+)
+
+
+@given(
+    images, st.integers(1, 24), st.sampled_from([1, 3]), st.sampled_from(["pad", "resize", "resize_crop"]),
+    st.integers(0, 8),
+)  # fmt: skip
+@settings(max_examples=200, deadline=None)
+def test_fit_image_always_gives_the_models_size(image, size, channels, mode, margin):
+    fitted = fit_image(image, size, channels, mode, size + margin if margin else 0)
+    assert fitted.shape == (size, size, channels)
+    assert fitted.dtype == np.uint8
+
+
+@given(
+    images, st.integers(1, 24), st.sampled_from([1, 3]), st.booleans(), st.integers(0, 9), st.integers(0, 99)
+)
+@settings(max_examples=200, deadline=None)
+def test_augment_always_gives_the_models_size(image, size, channels, resized_crop, padding, seed):
+    augment = Augment(crop_padding=padding, flip=True, random_resized_crop=resized_crop)
+    before = image.copy()
+    results = [augment(image, size, channels, np.random.default_rng(seed)) for _ in range(2)]
+    assert results[0].shape == (size, size, channels)
+    assert results[0].dtype == np.uint8
+    np.testing.assert_array_equal(*results)
+    np.testing.assert_array_equal(image, before)
+
+
+def test_pad_centres_small_images_and_shrinks_large_ones():
+    image = random_image(0, 28, 28, 1)
+    fitted = fit_image(image, 32, 1)
+    np.testing.assert_array_equal(fitted[2:30, 2:30], image)
+    assert fitted.sum() == image.sum()
+    wide = fit_image(np.full((30, 60, 3), 255, np.uint8), 20, 3)
+    np.testing.assert_array_equal(wide[5:15], 255)
+    assert wide.sum() == 10 * 20 * 3 * 255
+
+
+def test_resize_crop_is_the_usual_imagenet_evaluation():
+    image = random_image(1, 50, 75, 3)
+    picture = Image.fromarray(image).resize((48, 32), Image.Resampling.BICUBIC)
+    expected = np.asarray(picture)[2:30, 10:38]
+    np.testing.assert_array_equal(fit_image(image, 28, 3, "resize_crop", 32), expected)
+    np.testing.assert_array_equal(fit_image(image, 28, 3, "resize_crop"), expected)
+
+
+def test_resize_is_bicubic():
+    image = random_image(2, 9, 12, 1)
+    expected = np.asarray(Image.fromarray(image[..., 0]).resize((16, 16), Image.Resampling.BICUBIC))
+    np.testing.assert_array_equal(fit_image(image, 16, 1, "resize")[..., 0], expected)
+
+
+@given(st.integers(1, 12), st.integers(1, 12), st.integers(1, 15), st.integers(0, 999))
+@settings(max_examples=100, deadline=None)
+def test_random_crop_cuts_from_the_padded_image(height, width, padding, seed):
+    image = random_image(seed, height, width, 3)
+    padded = np.pad(image, ((padding, padding), (padding, padding), (0, 0)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (height, width), axis=(0, 1))
+    cut = augment_lib.random_crop(image, padding, np.random.default_rng(seed))
+    assert np.any(np.all(windows == np.moveaxis(cut, 2, 0), axis=(2, 3, 4)))
+
+
+def test_random_crop_reaches_every_place_equally():
+    image = np.zeros((3, 3, 1), np.uint8)
+    image[1, 1] = 1
+    rng = np.random.default_rng(0)
+    places = collections.Counter(int(augment_lib.random_crop(image, 1, rng).argmax()) for _ in range(1800))
+    assert len(places) == 9
+    assert min(places.values()) > 140
+
+
+def test_random_flip_mirrors_half_of_the_time():
+    image = random_image(3, 2, 5, 1)
+    rng = np.random.default_rng(0)
+    flips = 0
+    for _ in range(1000):
+        flipped = augment_lib.random_flip(image, rng)
+        mirrored = not np.array_equal(flipped, image)
+        np.testing.assert_array_equal(flipped, image[:, ::-1] if mirrored else image)
+        flips += mirrored
+    assert 430 < flips < 570
+
+
+def test_random_resized_crop_draws_the_stated_areas_and_ratios():
+    # Two gradients tell, from the corners of the result, where the rectangle was.
+    ramp = np.arange(240, dtype=np.uint8)
+    image = np.stack(np.broadcast_arrays(ramp[:, None], ramp[None, :], 0), axis=-1).astype(np.uint8)
+    rng = np.random.default_rng(0)
+    areas, ratios = [], []
+    for _ in range(400):
+        crop = augment_lib.random_resized_crop(image, 64, rng).astype(float)
+        height, width = crop[-1, 0, 0] - crop[0, 0, 0], crop[0, -1, 1] - crop[0, 0, 1]
+        areas.append(height * width / 240**2)
+        ratios.append(width / height)
+    assert min(areas) < 0.12
+    assert max(areas) > 0.85
+    assert 0.45 < np.mean(areas) < 0.57
+    assert min(ratios) > 0.70
+    assert max(ratios) < 1.43
+    assert abs(np.mean(np.log(ratios))) < 0.05
+
+
+def test_random_resized_crop_of_an_extreme_strip_is_its_centre():
+    strip = np.zeros((1, 300, 3), np.uint8)
+    strip[:, 149] = 255
+    crop = augment_lib.random_resized_crop(strip, 8, np.random.default_rng(0))
+    assert crop.shape == (8, 8, 3)
+    assert crop.min() == 255
+
+
+# --- channels
+
+
+def test_channels():
+    image = random_image(4, 6, 7, 3)
+    expected = np.asarray(Image.fromarray(image).convert("L"))
+    np.testing.assert_array_equal(to_channels(image, 1)[..., 0], expected)
+    grey = to_channels(image, 1)
+    np.testing.assert_array_equal(to_channels(grey, 3), np.repeat(grey, 3, axis=2))
+    np.testing.assert_array_equal(to_channels(grey[..., 0], 1), grey)
+    opaque = np.concatenate([image, np.full((6, 7, 1), 255, np.uint8)], axis=2)
+    np.testing.assert_array_equal(to_channels(opaque, 3), image)
+    opaque[..., 3] = 0
+    assert not to_channels(opaque, 1).any()
+
+
+@pytest.mark.parametrize(
+    ("image", "channels", "message"),
+    [
+        (np.zeros((4, 4, 3), np.float32), 3, "dtype float32"),
+        (np.zeros((4, 4, 2), np.uint8), 3, r"shape \(4, 4, 2\)"),
+        (np.zeros((0, 4, 3), np.uint8), 3, r"shape \(0, 4, 3\)"),
+        (np.zeros(4, np.uint8), 3, r"shape \(4,\)"),
+        (np.zeros((4, 4, 3), np.uint8), 2, "in_channels is 2"),
+    ],
+)
+def test_arrays_that_are_no_images(image, channels, message):
+    with pytest.raises(InputError, match=message):
+        to_channels(image, channels)
+
+
+# --- normalisation
+
+
+def test_normalize_is_the_same_in_numpy_and_jax():
+    pixels = random_image(5, 8, 8, 3)[None]
+    mean, std = (0.5, 0.25, 0.1), (0.5, 0.2, 0.3)
+    ours = normalize(pixels, mean, std)
+    assert isinstance(ours, np.ndarray)
+    assert ours.dtype == np.float32
+    np.testing.assert_allclose(ours, (pixels / 255 - mean) / std, rtol=1e-5, atol=1e-6)
+    theirs = jax.jit(lambda x: normalize(x, mean, std))(jnp.asarray(pixels))
+    assert theirs.dtype == jnp.float32
+    np.testing.assert_allclose(theirs, ours, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "message"),
+    [
+        ((0.5,), (0.5, 0.5, 0.5), "mean has 1 values for 3 channels"),
+        ((0.5,) * 3, (0.5,) * 4, "std has 4 values for 3 channels"),
+        ((0.5,) * 3, (0.5, 0.0, 0.5), "std is .* must be positive"),
+        ((float("nan"),) * 3, (0.5,) * 3, "mean is .* finite"),
+    ],
+)
+def test_impossible_statistics(mean, std, message):
+    with pytest.raises(InputError, match=message):
+        normalize(np.zeros((1, 2, 2, 3), np.uint8), mean, std)
+
+
+# --- training batches
+
+
+@given(st.integers(1, 30), st.integers(1, 9), st.integers(1, 3), st.integers(0, 2**32 - 1))
+@settings(max_examples=25, deadline=None)
+def test_epochs_hold_whole_batches_of_different_images(count, batch_size, epochs, seed):
+    source = Numbered(max(count, batch_size))
+    steps = steps_per_epoch(source, batch_size)
+    batches = labels(train(source, batch_size, epochs, seed))
+    assert len(batches) == steps * epochs
+    for epoch in range(epochs):
+        seen = flat(batches[epoch * steps : (epoch + 1) * steps])
+        assert len(seen) == steps * batch_size
+        assert len(set(seen)) == len(seen)
+
+
+def test_batch_format():
+    batch = next(train(open_source("fashion_mnist", "test"), image_size=32, in_channels=3))
+    assert batch["image"].shape == (4, 32, 32, 3)
+    assert batch["image"].dtype == np.uint8
+    assert batch["label"].shape == (4,)
+    assert batch["label"].dtype == np.int32
+
+
+def test_order_depends_on_epoch_and_seed_only():
+    source = Numbered(40)
+    first = labels(train(source, epochs=3))
+    assert first == labels(train(source, epochs=3))
+    epochs = [flat(first[at : at + 10]) for at in (0, 10, 20)]
+    other = flat(labels(train(source, seed=1)))
+    assert all(sorted(order) == list(range(40)) for order in [*epochs, other])
+    assert len({tuple(order) for order in [*epochs, other, range(40)]}) == 5
+
+
+def test_left_over_images_change_with_the_epoch():
+    batches = labels(train(Numbered(7), epochs=20))
+    assert len(batches) == 20
+    assert set(flat(batches)) == set(range(7))
+
+
+AUGMENT = Augment(crop_padding=2, flip=True)
+
+
+@pytest.mark.parametrize("step", [0, 1, 7, 8, 9, 15, 16])
+def test_resuming_continues_bit_for_bit(step):
+    source = open_source("fashion_mnist", "test")
+
+    def start():
+        subset = Subset(source, 35)
+        return train(subset, epochs=2, augment=AUGMENT, image_size=28)
+
+    whole = start()
+    for _ in range(step):
+        next(whole)
+    state = json.loads(json.dumps(whole.get_state()))
+    resumed = start()
+    if step % 2:
+        next(resumed)  # prefetching has begun: restoring must drop what it holds
+    resumed.set_state(state)
+    rest = list(whole)
+    assert len(rest) == 16 - step
+    assert_same_batches(resumed, rest)
+
+
+class Subset:
+    class_names = ("any",)
+
+    def __init__(self, source, count):
+        self.source, self.count = source, count
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, index, /):
+        return self.source[index]
+
+
+def test_restoring_replays_nothing():
+    source = Numbered(4000)
+    iterator = train(source, epochs=1000)
+    iterator.set_state({"next_index": 999_000})
+    next(iterator)
+    iterator.close()
+    assert source.reads < 200
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_processes_share_each_global_batch(processes):
+    source = Subset(open_source("fashion_mnist", "test"), 60)
+    common = dict(batch_size=8, epochs=2, augment=AUGMENT, image_size=28)
+    whole = train(source, **common)
+    shares = [
+        train(source, **common, process_index=index, process_count=processes) for index in range(processes)
+    ]
+    for batch, *parts in zip(whole, *shares, strict=True):
+        for index, part in enumerate(parts):
+            assert part["image"].shape == (8 // processes, 28, 28, 1)
+            np.testing.assert_array_equal(part["image"], batch["image"][index::processes])
+            np.testing.assert_array_equal(part["label"], batch["label"][index::processes])
+
+
+def test_worker_processes_change_nothing():
+    source = open_source("fashion_mnist", "test")
+    common = dict(batch_size=2000, epochs=1, augment=AUGMENT, image_size=32)
+    expected = list(train(source, **common))
+    whole = train(source, **common, workers=2)
+    first = [next(whole) for _ in range(2)]
+    assert_same_batches(first, expected[:2])
+    state = json.loads(json.dumps(whole.get_state()))
+    next(whole)
+    whole.set_state(state)
+    assert_same_batches(whole, expected[2:])
+    whole.close()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(batch_size=11), "batch_size is 11, but there are only 10 training images"),
+        (dict(batch_size=0), "batch_size is 0"),
+        (dict(batch_size=5, process_count=2), "multiple of 2 processes"),
+        (dict(process_index=2, process_count=2), "process_index is 2"),
+        (dict(seed=-1), "seed is -1"),
+        (dict(seed=2**32), "seed is 4294967296"),
+        (dict(epochs=0), "epochs is 0"),
+        (dict(workers=-1), "workers is -1"),
+        (dict(augment=Augment(resize_mode="resize_crop", eval_resize=3)), "eval_resize is 3"),
+    ],
+)
+def test_impossible_training_settings(change, message):
+    with pytest.raises(InputError, match=message):
+        train(Numbered(10), **change)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (dict(crop_padding=-1), "crop_padding is -1"),
+        (
+            dict(resize_mode="stretch"),
+            'resize_mode is "stretch", but must be one of pad, resize, resize_crop',
+        ),
+        (dict(eval_resize=-5), "eval_resize is -5"),
+    ],
+)
+def test_impossible_augmentation(settings, message):
+    with pytest.raises(InputError, match=message):
+        Augment(**settings)
+
+
+def test_unreadable_image_stops_the_iterator_with_its_name(tmp_path):
+    (tmp_path / "train" / "cat").mkdir(parents=True)
+    (tmp_path / "train" / "cat" / "broken.png").write_bytes(b"no image")
+    iterator = train(open_source("folder", "train", tmp_path), batch_size=1)
+    with pytest.raises(InputError, match=r"broken.png"):
+        next(iterator)
+
+
+# --- evaluation batches
+
+
+@given(st.integers(0, 40), st.integers(1, 5), st.sampled_from([1, 2, 4]))
+@settings(max_examples=40, deadline=None)
+def test_evaluation_counts_each_image_once(count, local, processes):
+    batch_size = local * processes
+    seen = []
+    lengths = set()
+    for index in range(processes):
+        batches = list(
+            eval_batches(
+                Numbered(count), batch_size=batch_size, image_size=6, in_channels=3,
+                process_index=index, process_count=processes,
+            )
+        )  # fmt: skip
+        lengths.add(len(batches))
+        for batch in batches:
+            assert batch["image"].shape == (local, 6, 6, 3)
+            assert batch["image"].dtype == np.uint8
+            assert batch["label"].shape == batch["mask"].shape == (local,)
+            assert batch["label"].dtype == np.int32
+            assert batch["mask"].dtype == np.bool_
+            assert not batch["image"][~batch["mask"]].any()
+            np.testing.assert_array_equal(batch["image"][:, 3, 3, 0], batch["label"] % 251)
+            seen += batch["label"][batch["mask"]].tolist()
+    assert lengths == {-(-count // batch_size)}
+    assert sorted(seen) == list(range(count))
+
+
+def test_evaluation_can_be_repeated_and_keeps_the_order():
+    batches = eval_batches(Numbered(10), batch_size=4, image_size=4, in_channels=1)
+    assert labels(batches) == labels(batches) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 0, 0]]
+
+
+def test_evaluation_uses_fit_image():
+    source = open_source("fashion_mnist", "test")
+    settings = dict(image_size=24, in_channels=3, resize_mode="resize_crop", eval_resize=26)
+    batch = next(iter(eval_batches(source, batch_size=2, **settings)))
+    np.testing.assert_array_equal(batch["image"][1], fit_image(source[1]["image"], 24, 3, "resize_crop", 26))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(batch_size=3, process_count=2), "multiple of 2 processes"),
+        (dict(batch_size=2, resize_mode="fit"), 'resize_mode is "fit"'),
+        (
+            dict(batch_size=2, resize_mode="resize_crop", eval_resize=3),
+            "eval_resize is 3, but must be at least",
+        ),
+    ],
+)
+def test_impossible_evaluation_settings(change, message):
+    with pytest.raises(InputError, match=message):
+        eval_batches(Numbered(10), image_size=4, in_channels=1, **change)
