@@ -52,7 +52,7 @@ def measure(config: ModelConfig, batch: int, runs: int) -> tuple[float, float, f
     start = time.perf_counter()
     compiled = step.lower(*state, images, labels).compile()
     compile_seconds = time.perf_counter() - start
-    temporaries = compiled.memory_analysis().temp_size_in_bytes / 1e9
+    temporaries = getattr(compiled.memory_analysis(), "temp_size_in_bytes", float("nan")) / 1e9
     seconds = []
     for _ in range(runs + 1):
         start = time.perf_counter()
@@ -62,9 +62,7 @@ def measure(config: ModelConfig, batch: int, runs: int) -> tuple[float, float, f
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--variant", default="mlp_spe_t", help="network of the paper")
     parser.add_argument("--image-size", type=int, default=224, help="pixels a side")
     parser.add_argument("--batch", type=int, default=4, help="images a step")
@@ -75,7 +73,8 @@ def main():
     # A cached program would make the compile time meaningless.
     jax.config.update("jax_enable_compilation_cache", False)
     table = Table(
-        title=f"{args.variant}, {args.image_size} px, B={args.batch}, T={args.time_steps}, {jax.devices()[0].device_kind}"
+        title=f"{args.variant}, {args.image_size} px, B={args.batch}, T={args.time_steps}, "
+        f"{jax.devices()[0].device_kind}"
     )
     for column in ("remat", "compile, s", "step, s", "temporaries, GB"):
         table.add_column(column, justify="right")

@@ -45,9 +45,7 @@ def build(idx_folder: Path) -> dict[str, np.ndarray]:
         if split == "train":
             chosen = select(labels, PER_CLASS)
             if len(chosen) != PER_CLASS * len(FASHION_MNIST_CLASSES):
-                raise InputError(
-                    f"{idx_folder} has too few training images in some class: give the full set."
-                )
+                raise InputError(f"{idx_folder} has too few training images in some class: give the full set.")
             images, labels = images[chosen], labels[chosen]
         arrays[f"{split}_images"] = images[..., 0]
         arrays[f"{split}_labels"] = labels.astype(np.uint8)
@@ -62,9 +60,7 @@ def encode(arrays: dict[str, np.ndarray]) -> bytes:
             member = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
             member.create_system = 3  # would otherwise tell the operating system
             content = io.BytesIO()
-            np.lib.format.write_array(
-                content, np.ascontiguousarray(array), version=(1, 0), allow_pickle=False
-            )
+            np.lib.format.write_array(content, np.ascontiguousarray(array), version=(1, 0), allow_pickle=False)
             target.writestr(member, content.getvalue(), zipfile.ZIP_DEFLATED, compresslevel=9)
     return archive.getvalue()
 

@@ -44,18 +44,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status: 0, 2 for bad input (one line on stderr says what is wrong), 130 after Ctrl-C, 141
         when the reader of the output went away.
     """
-    parser = _parser()
-    chosen = parser.parse_args(arguments)
     # Class and file names can hold what the terminal's encoding cannot.
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        if chosen.command is None:
-            parser.print_help()
-        else:
-            chosen.run(chosen)
-        sys.stdout.flush()
+        try:
+            _run(arguments)
+        finally:
+            sys.stdout.flush()
     except InputError as error:
         print("error:", " ".join(str(error).split()), file=sys.stderr)
         return 2
@@ -69,11 +66,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _run(arguments: Sequence[str] | None) -> None:
+    parser = _parser()
+    chosen = parser.parse_args(arguments)
+    if chosen.command is None:
+        parser.print_help()
+    else:
+        chosen.run(chosen)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="spiking-mlp",
-        description="Uses trained spiking MLPs: classifies images, measures accuracy and firing rates, draws plots.",
-        epilog='"python train.py --help" trains them. "spiking-mlp COMMAND --help" explains a command by examples.',
+        description="Uses trained spiking MLPs: classifies images, measures accuracy, draws plots.",
+        epilog='"python train.py --help" trains them. "spiking-mlp COMMAND --help" explains a command.',
     )
     parser.add_argument("--version", action="version", version=f"spiking-mlp-jax {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
@@ -82,18 +88,16 @@ def _parser() -> argparse.ArgumentParser:
         commands,
         "predict",
         "classify image files",
-        "Prints the best classes of each image with their scores. A score is the softmax of the logits averaged "
-        "over the time steps. Images of any size, grey or colour, are brought to the network's size as its test "
-        "images were.",
+        "Prints the best classes of each image with their scores. A score is the softmax of the logits "
+        "averaged over the time steps. Images of any size, grey or colour, are brought to the network's "
+        "size as its test images were.",
         "spiking-mlp predict fashion_mnist shoe.png\n  spiking-mlp predict runs/demo *.jpg --top 3 --json",
         "A network knows only what it was trained on: a picture in Fashion-MNIST shows one garment, light on "
         "black, that fills the frame. Photos that look otherwise are classified badly.",
     )
     predict.add_argument("weights", metavar="WORKDIR_OR_WEIGHTS", help=WHERE)
     predict.add_argument("images", metavar="IMAGE", nargs="+", help="image file, such as JPEG or PNG")
-    predict.add_argument(
-        "--top", type=_positive, default=5, metavar="N", help="how many classes to print (default: 5)"
-    )
+    predict.add_argument("--top", type=_positive, default=5, metavar="N", help="how many classes to print (default: 5)")
     predict.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     predict.set_defaults(run=_predict)
 
@@ -101,9 +105,9 @@ def _parser() -> argparse.ArgumentParser:
         commands,
         "evaluate",
         "measure accuracy and firing rates on a test set",
-        "Prints the accuracy over all test images, the accuracy of each class, and each layer's mean firing rate: "
-        "the share of its neurons that spike in a time step. Silent (< 0.1 %) and saturated (> 95 %) layers are "
-        "marked.",
+        "Prints the accuracy over all test images, the accuracy of each class, and each layer's mean "
+        "firing rate: the share of its neurons that spike in a time step. Silent (< 0.1 %) and saturated "
+        "(> 95 %) layers are marked.",
         "spiking-mlp evaluate fashion_mnist\n  spiking-mlp evaluate runs/demo --limit 1000\n"
         "  spiking-mlp evaluate runs/flowers/weights --dataset folder --data-dir flowers",
     )
@@ -171,19 +175,13 @@ def _predict(chosen: argparse.Namespace) -> None:
     folder, model, meta = _load(chosen.weights)
     data, config = meta["data"], model.config
     fitted = [
-        fit_image(
-            read_image(name), config.image_size, config.in_channels, data["resize_mode"], data["eval_resize"]
-        )
+        fit_image(read_image(name), config.image_size, config.in_channels, data["resize_mode"], data["eval_resize"])
         for name in chosen.images
     ]
     scores = _scores(model, np.stack(fitted), data["mean"], data["std"])
     if not np.all(np.isfinite(scores)):
-        raise InputError(
-            f"the network in {folder} gives scores that are no numbers: train it again with a lower rate"
-        )
-    meaning = (
-        f"softmax of the logits averaged over {config.time_steps} time step{'s' * (config.time_steps > 1)}"
-    )
+        raise InputError(f"the network in {folder} gives scores that are no numbers: train it again with a lower rate")
+    meaning = f"softmax of the logits averaged over {config.time_steps} time step{'s' * (config.time_steps > 1)}"
     found = []
     for name, score in zip(chosen.images, scores, strict=True):
         best = np.argsort(-score, kind="stable")[: chosen.top].tolist()
@@ -273,9 +271,7 @@ def _load(where: str) -> tuple[Path, SpikingMLP, dict[str, Any]]:
     folder = weights.find(where)
     model, meta = weights.load(folder)
     if "data" not in meta:
-        raise InputError(
-            f'{folder / weights.CONFIG} has no "data", which says how images become inputs: save it again'
-        )
+        raise InputError(f'{folder / weights.CONFIG} has no "data", which says how images become inputs: save it again')
     return folder, model, meta
 
 
@@ -329,9 +325,7 @@ def _with_progress(items: Iterable[Item], count: int) -> Iterator[Item]:
     from rich.progress import track
 
     console = Console(stderr=True)
-    yield from track(
-        items, "evaluating", total=count, console=console, transient=True, disable=not console.is_terminal
-    )
+    yield from track(items, "evaluating", total=count, console=console, transient=True, disable=not console.is_terminal)
 
 
 if __name__ == "__main__":

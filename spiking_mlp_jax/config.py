@@ -109,9 +109,7 @@ class ModelConfig:
         object.__setattr__(self, "depths", tuple(self.depths))
         for name, known in CHOICES.items():
             if getattr(self, name) not in known:
-                raise InputError(
-                    f'{name} cannot be "{getattr(self, name)}": {nearest(getattr(self, name), known)}'
-                )
+                raise InputError(f'{name} cannot be "{getattr(self, name)}": {nearest(getattr(self, name), known)}')
         for name in ("decay_input", "detach_reset", "remat"):
             if not isinstance(getattr(self, name), bool):
                 raise InputError(f"{name} must be True or False, but it is {getattr(self, name)!r}")
@@ -131,7 +129,8 @@ class ModelConfig:
             raise InputError(f"tau must be at least 1 step, but it is {self.tau}")
         if not self.v_threshold > (self.v_reset or 0.0):
             raise InputError(
-                f"v_threshold must be above the potential after a spike ({self.v_reset or 0.0}), but it is {self.v_threshold}"
+                f"v_threshold must be above the potential after a spike ({self.v_reset or 0.0}), "
+                f"but it is {self.v_threshold}"
             )
         if not self.surrogate_alpha > 0:
             raise InputError(f"surrogate_alpha must be positive, but it is {self.surrogate_alpha}")
@@ -140,8 +139,8 @@ class ModelConfig:
         step = self.patch_size * 2 ** (self.stages - 1)
         if self.image_size % step:
             raise InputError(
-                f"image_size {self.image_size} does not divide into patches of {self.patch_size} over {self.stages} stages: "
-                f"make it a multiple of {step}"
+                f"image_size {self.image_size} does not divide into patches of {self.patch_size} "
+                f"over {self.stages} stages: make it a multiple of {step}"
             )
         # Only stages after the first have the three nodes, but they have dim * 2^i channels: 3 must divide dim itself.
         if self.encoding == "spe" and self.stages > 1 and self.dim % 3:
@@ -152,7 +151,8 @@ class ModelConfig:
             )
         if self.norm == "layer" and self.norm_features != "token":
             raise InputError(
-                'norm_features="channel" has no meaning with norm="layer", which has no batch statistics: leave it "token"'
+                'norm_features="channel" has no meaning with norm="layer", which has no batch statistics: '
+                'leave it "token"'
             )
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,16 +24,14 @@ class Neuron(nnx.Module):
 
     def __init__(self, config: ModelConfig):
         self.config = config
-        self.w = (
-            nnx.Param(jnp.asarray(neuron.plif_weight(config.tau), float)) if config.neuron == "plif" else None
-        )
+        self.w = nnx.Param(jnp.asarray(neuron.plif_weight(config.tau), float)) if config.neuron == "plif" else None
 
     def __call__(self, x: Float[Array, "B T *shape"]) -> Float[Array, "B T *shape"]:
         """Spikes, 0 or 1, for the potentials x; a time axis of length 1 stands for T equal steps."""
         c = self.config
         if x.shape[1] != c.time_steps:
             x = jnp.broadcast_to(x, (x.shape[0], c.time_steps, *x.shape[2:]))
-        common = dict(
+        common: dict[str, Any] = dict(
             v_threshold=c.v_threshold,
             v_reset=c.v_reset,
             detach_reset=c.detach_reset,
@@ -41,7 +40,7 @@ class Neuron(nnx.Module):
         )
         if c.neuron == "if":
             return neuron.integrate_and_fire(x, **common)[0]
-        if c.neuron == "plif":
+        if self.w is not None:
             return neuron.plif(x, self.w[...], decay_input=c.decay_input, **common)[0]
         return neuron.lif(x, tau=c.tau, decay_input=c.decay_input, **common)[0]
 
@@ -57,9 +56,7 @@ def batch_norm(config: ModelConfig, features: int, axis: int = -1) -> BatchNorm:
     )
 
 
-def linear(
-    config: ModelConfig, fan_in: int, fan_out: int, *, use_bias: bool = True, rngs: nnx.Rngs
-) -> nnx.Linear:
+def linear(config: ModelConfig, fan_in: int, fan_out: int, *, use_bias: bool = True, rngs: nnx.Rngs) -> nnx.Linear:
     """A linear map of the last axis, kernel [in, out], initialised as PyTorch does."""
     return nnx.Linear(
         fan_in,
@@ -81,9 +78,7 @@ def compute_dtype(config: ModelConfig):
 class Conv(nnx.Module):
     """A square convolution without bias, kernel [k, k, in, out], over the height and width of [B, T, H, W, C]."""
 
-    def __init__(
-        self, channels_in: int, channels_out: int, size: int, stride: int, padding: int, *, rngs: nnx.Rngs
-    ):
+    def __init__(self, channels_in: int, channels_out: int, size: int, stride: int, padding: int, *, rngs: nnx.Rngs):
         self.stride, self.padding = stride, padding
         shape = (size, size, channels_in, channels_out)
         self.kernel = nnx.Param(uniform_fan_in(rngs.params(), shape, size * size * channels_in))

@@ -12,7 +12,7 @@ arXiv 2306.12465.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ from jaxtyping import Array, Float
 
 from spiking_mlp_jax.config import ModelConfig
 from spiking_mlp_jax.errors import InputError
-from spiking_mlp_jax.layers import Neuron, Record, batch_norm, compute_dtype, linear
+from spiking_mlp_jax.layers import Neuron, batch_norm, compute_dtype, linear
 from spiking_mlp_jax.mixing import Block
 from spiking_mlp_jax.patch import PlainDownsampling, SpikingPatchEncoding, Stem
 
@@ -74,7 +74,8 @@ class Stage(nnx.Module):
             run_block = remat_binary(run_block)
 
         def body(x, variables):
-            x, stats, seen = run_block(*variables, x, h)
+            params, stats = variables
+            x, stats, seen = run_block(params, stats, x, h)
             return x, (stats, seen)
 
         x, (stats, seen) = jax.lax.scan(body, x, (params, stats))
@@ -83,9 +84,7 @@ class Stage(nnx.Module):
             nnx.update(self.blocks, stats)
         for i in range(self.depth):
             for name in order:
-                record.seen[name.replace("block*", f"block{i}")] = jax.tree.map(
-                    lambda leaf, i=i: leaf[i], seen[name]
-                )
+                record.seen[name.replace("block*", f"block{i}")] = jax.tree.map(lambda leaf, i=i: leaf[i], seen[name])
         return x
 
 
@@ -131,7 +130,15 @@ class SpikingMLP(nnx.Module):
         self.norm = batch_norm(config, channels)
         self.head = linear(config, channels, config.num_classes, rngs=rngs)
 
-    def __call__(self, images: Float[Array, "B H W C"], observe: Observe | None = None):
+    @overload
+    def __call__(self, images: Float[Array, "B H W C"], observe: None = None) -> Float[Array, "T B K"]: ...
+
+    @overload
+    def __call__(
+        self, images: Float[Array, "B H W C"], observe: Observe
+    ) -> tuple[Float[Array, "T B K"], dict[str, Any]]: ...
+
+    def __call__(self, images, observe=None):
         """Class scores over time.
 
         Args:
@@ -151,9 +158,7 @@ class SpikingMLP(nnx.Module):
         c = self.config
         expected = (c.image_size, c.image_size, c.in_channels)
         if images.ndim != 4 or images.shape[1:] != expected:
-            raise InputError(
-                f"images must be [batch, {', '.join(map(str, expected))}], but they are {images.shape}"
-            )
+            raise InputError(f"images must be [batch, {', '.join(map(str, expected))}], but they are {images.shape}")
         if not jnp.issubdtype(images.dtype, jnp.floating):
             raise InputError(f"images must be normalised floating pixels, but they are {images.dtype}")
         x = jnp.asarray(images)[:, None]
@@ -192,7 +197,5 @@ def intermediate_names(config: ModelConfig) -> list[str]:
         _, seen = SpikingMLP(config, rngs=nnx.Rngs(0))(images, observe=lambda name, value: value)
         names.extend(seen)
 
-    jax.eval_shape(
-        trace, jax.ShapeDtypeStruct((1, config.image_size, config.image_size, config.in_channels), float)
-    )
+    jax.eval_shape(trace, jax.ShapeDtypeStruct((1, config.image_size, config.image_size, config.in_channels), float))
     return names

@@ -82,9 +82,7 @@ def integrate_and_fire(
     time_axis: int = 0,
 ) -> tuple[Float[Array, "T *shape"], Float[Array, "*shape"]]:
     """IF neurons, which do not leak: h = v + x. Arguments, results and errors as in `lif`."""
-    return _fire_over_time(
-        x, lambda v, x: v + x, v_threshold, v_reset, detach_reset, surrogate, v_init, time_axis
-    )
+    return _fire_over_time(x, lambda v, x: v + x, v_threshold, v_reset, detach_reset, surrogate, v_init, time_axis)
 
 
 def plif(

@@ -7,6 +7,7 @@ and T together.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -112,7 +113,7 @@ class LayerNorm(nnx.Module):
         return (y * self.scale[...].reshape(shape) + self.bias[...].reshape(shape)).astype(x.dtype)
 
 
-def uniform_fan_in(key: Array, shape: tuple[int, ...], fan_in: int) -> Float[Array, "..."]:
+def uniform_fan_in(key: Array, shape: Sequence[int], fan_in: int) -> Float[Array, "..."]:
     """PyTorch's default initialisation of weights and biases: uniform in +-1 / sqrt(fan_in)."""
     bound = 1 / math.sqrt(fan_in)
     return jax.random.uniform(key, shape, float, -bound, bound)

@@ -134,17 +134,13 @@ def read_config(path: str | os.PathLike[str]) -> tuple[ModelConfig, dict[str, An
         raise InputError(f"there is no weights folder {folder}: give a folder with {TENSORS} and {CONFIG}")
     for name in (CONFIG, TENSORS):
         if not os.path.isfile(folder / name):
-            raise InputError(
-                f"{folder} is no weights folder, because it has no {name}: train or copy it again"
-            )
+            raise InputError(f"{folder} is no weights folder, because it has no {name}: train or copy it again")
     try:
         document = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{file} cannot be read as JSON ({error}): train or copy it again") from error
     if not isinstance(document, dict) or "format" not in document:
-        raise InputError(
-            f"{file} holds no weights' configuration, because it has no format number: copy it again"
-        )
+        raise InputError(f"{file} holds no weights' configuration, because it has no format number: copy it again")
     if document["format"] != FORMAT or isinstance(document["format"], bool):
         raise InputError(
             f"{file} has format {document['format']!r}, but this version reads format {FORMAT}: "
@@ -193,9 +189,7 @@ def find(where: str | os.PathLike[str]) -> Path:
     if str(where) in pretrained_names():
         return pretrained_path(str(where))
     if os.path.isdir(folder):
-        raise InputError(
-            f"{folder} holds no {TENSORS}, nor does {folder / 'weights'}: wait for the first evaluation"
-        )
+        raise InputError(f"{folder} holds no {TENSORS}, nor does {folder / 'weights'}: wait for the first evaluation")
     if os.path.exists(folder):
         raise InputError(f"{folder} is a file: give the folder that holds {TENSORS}")
     names = pretrained_names()
@@ -232,17 +226,13 @@ def _check_data(data, config: ModelConfig, where: str) -> None:
         if name not in data:
             raise InputError(f'"data" in {where} lacks "{name}": it needs {", ".join(_DATA_FIELDS)}')
         if not isinstance(data[name], kind) or isinstance(data[name], bool):
-            raise InputError(
-                f'"{name}" of "data" in {where} must be a {kind.__name__}, but it is {data[name]!r}'
-            )
+            raise InputError(f'"{name}" of "data" in {where} must be a {kind.__name__}, but it is {data[name]!r}')
     for name in ("mean", "std"):
         if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in data[name]):
             raise InputError(f'"{name}" of "data" in {where} must hold numbers, but it is {data[name]!r}')
     names = data["class_names"]
     if not all(isinstance(name, str) for name in names) or len(names) != config.num_classes:
-        raise InputError(
-            f'"class_names" of "data" in {where} must be {config.num_classes} strings, one for each class'
-        )
+        raise InputError(f'"class_names" of "data" in {where} must be {config.num_classes} strings, one for each class')
     try:
         check_statistics(data["mean"], data["std"], config.in_channels)
         check_resize(data["resize_mode"], data["eval_resize"], config.image_size)
@@ -256,9 +246,7 @@ def _read_tensors(file: Path, variables: dict[str, nnx.Variable]) -> dict[str, n
             names = set(stored.keys())
             for name, variable in variables.items():
                 if name not in names:
-                    raise InputError(
-                        f'{file} lacks the tensor "{name}": it belongs to another model or is damaged'
-                    )
+                    raise InputError(f'{file} lacks the tensor "{name}": it belongs to another model or is damaged')
                 # Judged by the header, so that a wrong file costs neither time nor memory.
                 tensor = stored.get_slice(name)
                 shape, dtype = tuple(tensor.get_shape()), tensor.get_dtype()

@@ -38,9 +38,7 @@ class Numbered:
 
 
 def train(source, batch_size=4, epochs=1, seed=0, augment=Augment(), **more):  # noqa: B008 (it is frozen)
-    settings = dict(
-        batch_size=batch_size, image_size=4, in_channels=1, seed=seed, epochs=epochs, augment=augment
-    )
+    settings = dict(batch_size=batch_size, image_size=4, in_channels=1, seed=seed, epochs=epochs, augment=augment)
     return train_batches(source, **(settings | more))
 
 
@@ -66,9 +64,7 @@ def random_image(seed, height, width, channels):
 
 # --- geometry
 
-images = st.builds(
-    random_image, st.integers(0, 99), st.integers(1, 40), st.integers(1, 40), st.sampled_from([1, 3, 4])
-)
+images = st.builds(random_image, st.integers(0, 99), st.integers(1, 40), st.integers(1, 40), st.sampled_from([1, 3, 4]))
 
 
 @given(
@@ -82,9 +78,7 @@ def test_fit_image_always_gives_the_models_size(image, size, channels, mode, mar
     assert fitted.dtype == np.uint8
 
 
-@given(
-    images, st.integers(1, 24), st.sampled_from([1, 3]), st.booleans(), st.integers(0, 9), st.integers(0, 99)
-)
+@given(images, st.integers(1, 24), st.sampled_from([1, 3]), st.booleans(), st.integers(0, 9), st.integers(0, 99))
 @settings(max_examples=200, deadline=None)
 def test_augment_always_gives_the_models_size(image, size, channels, resized_crop, padding, seed):
     augment = Augment(crop_padding=padding, flip=True, random_resized_crop=resized_crop)
@@ -329,9 +323,7 @@ def test_processes_share_each_global_batch(processes):
     source = Subset(open_source("fashion_mnist", "test"), 60)
     common = dict(batch_size=8, epochs=2, augment=AUGMENT, image_size=28)
     whole = train(source, **common)
-    shares = [
-        train(source, **common, process_index=index, process_count=processes) for index in range(processes)
-    ]
+    shares = [train(source, **common, process_index=index, process_count=processes) for index in range(processes)]
     for batch, *parts in zip(whole, *shares, strict=True):
         for index, part in enumerate(parts):
             assert part["image"].shape == (8 // processes, 28, 28, 1)

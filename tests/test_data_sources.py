@@ -213,9 +213,7 @@ def test_idx_damage_names_the_file(tmp_path, name, change, message):
         open_source("idx", "train", tmp_path)
 
 
-@pytest.mark.parametrize(
-    "change", [lambda b: b[:-9], lambda b: b[:30] + b"\xff" * 9 + b[39:], lambda b: b"plain"]
-)
+@pytest.mark.parametrize("change", [lambda b: b[:-9], lambda b: b[:30] + b"\xff" * 9 + b[39:], lambda b: b"plain"])
 def test_idx_damaged_gzip_names_the_file(tmp_path, change):
     write_idx(tmp_path, suffix=".gz")
     path = tmp_path / f"{IMAGES}.gz"
@@ -296,9 +294,7 @@ def test_decode_applies_the_camera_rotation():
 
 @given(st.data())
 @settings(max_examples=150, deadline=None)
-@pytest.mark.filterwarnings(
-    "ignore::UserWarning:PIL"
-)  # Pillow warns about odd metadata, then reads or refuses
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # Pillow warns about odd metadata, then reads or refuses
 def test_decode_any_damage(data):
     kind, options = data.draw(st.sampled_from([("PNG", {}), ("JPEG", {}), ("JPEG", {"progressive": True})]))
     picture = np.arange(192, dtype=np.uint8).reshape(8, 8, 3)

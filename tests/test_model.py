@@ -21,7 +21,7 @@ KINDS = [
     dict(neuron="plif", v_reset=None),
     dict(neuron="if", surrogate="atan"),
 ]
-# Counted on the official models (mlp_spe_b: from its dimensions); printed there as 24.11, 34.507, 25.229, 37.976, 65.607 M.
+# Millions, counted on the official models (mlp_spe_b: from its dimensions).
 PARAMETERS = {
     "mlp_t": "24.11",
     "mlp_s": "34.507",
@@ -87,11 +87,7 @@ def test_remat_keeps_only_bools_of_each_block():
     def loss(params):
         return jnp.square(nnx.merge(graphdef, params, stats, copy=True)(images(config))).sum()
 
-    scans = [
-        eqn
-        for eqn in nested_equations(jax.make_jaxpr(jax.grad(loss))(params))
-        if eqn.primitive.name == "scan"
-    ]
+    scans = [eqn for eqn in nested_equations(jax.make_jaxpr(jax.grad(loss))(params)) if eqn.primitive.name == "scan"]
     assert len(scans) == 2  # forward and backward
     stored = [v.aval for v in scans[0].outvars if v.aval.shape[:1] == (depth,)]
     activations = [a for a in stored if a.size >= depth * 3 * 2 * 16 * 6]
@@ -137,9 +133,7 @@ def first_spikes(x, config):
 def test_observing_can_reduce_and_drop():
     model = tiny_model()
     model.eval()
-    _, seen = model(
-        images(model.config), observe=lambda name, v: v.mean() if name.endswith(".spikes") else None
-    )
+    _, seen = model(images(model.config), observe=lambda name, v: v.mean() if name.endswith(".spikes") else None)
     assert list(seen) == [name for name in intermediate_names(model.config) if name.endswith(".spikes")]
     assert all(value.shape == () for value in seen.values())
 

@@ -57,9 +57,9 @@ def entries(golden, prefix):
 def test_evaluation(file, x64):
     golden, model, images = golden_model(file)
     model.eval()
-    logits, rates = jax.jit(
-        lambda x: model(x, observe=lambda name, v: v.mean() if name.endswith(".spikes") else None)
-    )(images)
+    logits, rates = jax.jit(lambda x: model(x, observe=lambda name, v: v.mean() if name.endswith(".spikes") else None))(
+        images
+    )
     close(logits, golden["eval_logits"])
     expected = entries(golden, "firing_rate/")
     names = official.lif_names(model.config)
@@ -121,9 +121,7 @@ def test_every_kind_is_a_bijection(kind, channel, seed):
     model = SpikingMLP(config, rngs=nnx.Rngs(0))
     rng = np.random.default_rng(seed)
     state = {
-        name: rng.integers(0, 99, a.shape)
-        if a.dtype.kind == "i"
-        else rng.normal(size=a.shape).astype(np.float32)
+        name: rng.integers(0, 99, a.shape) if a.dtype.kind == "i" else rng.normal(size=a.shape).astype(np.float32)
         for name, a in official.dump(model).items()
     }
     official.load(model, state)
@@ -134,9 +132,7 @@ def test_every_kind_is_a_bijection(kind, channel, seed):
     # Every number of the model came from the state: none of the initial ones is left.
     variables = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, (nnx.Param, nnx.BatchStat))))
     assert variables == sum(a.size for a in state.values())
-    assert set(official.lif_names(config).values()) == {
-        n for n in intermediate_names(config) if n.endswith(".spikes")
-    }
+    assert set(official.lif_names(config).values()) == {n for n in intermediate_names(config) if n.endswith(".spikes")}
 
 
 def test_names_that_distributed_training_adds():

@@ -35,14 +35,10 @@ class Augment:
 
     def __post_init__(self):
         if self.crop_padding < 0:
-            raise InputError(
-                f"crop_padding is {self.crop_padding}, but it must be 0 (off) or a number of pixels."
-            )
+            raise InputError(f"crop_padding is {self.crop_padding}, but it must be 0 (off) or a number of pixels.")
         check_resize(self.resize_mode, self.eval_resize)
 
-    def __call__(
-        self, image: np.ndarray, image_size: int, in_channels: int, rng: np.random.Generator
-    ) -> np.ndarray:
+    def __call__(self, image: np.ndarray, image_size: int, in_channels: int, rng: np.random.Generator) -> np.ndarray:
         """Augment one image: uint8 [h, w, c] -> uint8 [image_size, image_size, in_channels]."""
         if self.random_resized_crop:
             image = random_resized_crop(to_channels(image, in_channels), image_size, rng)
@@ -60,13 +56,9 @@ def check_resize(resize_mode: str, eval_resize: int, image_size: int | None = No
     if resize_mode not in RESIZE_MODES:
         raise InputError(f'resize_mode is "{resize_mode}", but must be one of {", ".join(RESIZE_MODES)}.')
     if eval_resize < 0:
-        raise InputError(
-            f"eval_resize is {eval_resize}, but it must be 0 (8/7 of image_size) or a number of pixels."
-        )
+        raise InputError(f"eval_resize is {eval_resize}, but it must be 0 (8/7 of image_size) or a number of pixels.")
     if resize_mode == "resize_crop" and image_size is not None and 0 < eval_resize < image_size:
-        raise InputError(
-            f"eval_resize is {eval_resize}, but must be at least image_size ({image_size}), or 0."
-        )
+        raise InputError(f"eval_resize is {eval_resize}, but must be at least image_size ({image_size}), or 0.")
 
 
 def fit_image(

@@ -101,17 +101,13 @@ def to_channels(image: np.ndarray, in_channels: int) -> np.ndarray:
       InputError: another dtype, shape or number of channels.
     """
     if in_channels not in (1, 3):
-        raise InputError(
-            f"in_channels is {in_channels}, but images can only be given as 1 (grey) or 3 (RGB)."
-        )
+        raise InputError(f"in_channels is {in_channels}, but images can only be given as 1 (grey) or 3 (RGB).")
     if image.dtype != np.uint8:
         raise InputError(f"An image has dtype {image.dtype}, but uint8 pixels from 0 to 255 are needed.")
     if image.ndim == 2:
         image = image[..., None]
     if image.ndim != 3 or image.shape[2] not in (1, 3, 4) or 0 in image.shape:
-        raise InputError(
-            f"An image has shape {image.shape}, but [height, width, 1, 3 or 4 channels] is needed."
-        )
+        raise InputError(f"An image has shape {image.shape}, but [height, width, 1, 3 or 4 channels] is needed.")
     if image.shape[2] == 4:
         image = _over_black(image)
     if image.shape[2] == in_channels:

@@ -15,9 +15,7 @@ def check_statistics(mean: Sequence[float], std: Sequence[float], channels: int)
     """Raise `InputError` unless mean and std hold one finite number per channel and std is positive."""
     for name, values in (("mean", mean), ("std", std)):
         if len(values) != channels:
-            raise InputError(
-                f"{name} has {len(values)} values for {channels} channels: give one for each channel."
-            )
+            raise InputError(f"{name} has {len(values)} values for {channels} channels: give one for each channel.")
         if not np.all(np.isfinite(values)):
             raise InputError(f"{name} is {tuple(values)}, but must hold finite numbers.")
     if min(std) <= 0:

@@ -28,9 +28,7 @@ def steps_per_epoch(source: Source, batch_size: int) -> int:
     """
     steps = len(source) // batch_size
     if not steps:
-        raise InputError(
-            f"batch_size is {batch_size}, but there are only {len(source)} training images: lower it."
-        )
+        raise InputError(f"batch_size is {batch_size}, but there are only {len(source)} training images: lower it.")
     return steps
 
 
@@ -135,9 +133,7 @@ def _local_batch(batch_size: int, process_index: int, process_count: int) -> int
     if not 0 <= process_index < process_count:
         raise InputError(f"process_index is {process_index}, but there are {process_count} processes.")
     if batch_size < 1 or batch_size % process_count:
-        raise InputError(
-            f"batch_size is {batch_size}, but must be a positive multiple of {process_count} processes."
-        )
+        raise InputError(f"batch_size is {batch_size}, but must be a positive multiple of {process_count} processes.")
     return batch_size // process_count
 
 
@@ -182,7 +178,5 @@ class _EvalLoad(grain.transforms.Map):
             blank = np.zeros((self.image_size, self.image_size, self.in_channels), np.uint8)
             return {"image": blank, "label": np.int32(0), "mask": False}
         record = self.source[element]
-        image = fit_image(
-            record["image"], self.image_size, self.in_channels, self.resize_mode, self.eval_resize
-        )
+        image = fit_image(record["image"], self.image_size, self.in_channels, self.resize_mode, self.eval_resize)
         return {"image": image, "label": record["label"], "mask": True}

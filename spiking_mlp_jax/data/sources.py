@@ -63,9 +63,7 @@ def open_source(dataset: str, split: str, data_dir: str | os.PathLike[str] | Non
     if split not in ("train", "test"):
         raise InputError(f'Split "{split}" is unknown: use "train" or "test".')
     if dataset not in ("fashion_mnist", "idx", "folder") and not dataset.startswith("tfds:"):
-        raise InputError(
-            f'Data set "{dataset}" is unknown: use "fashion_mnist", "idx", "folder" or "tfds:<name>".'
-        )
+        raise InputError(f'Data set "{dataset}" is unknown: use "fashion_mnist", "idx", "folder" or "tfds:<name>".')
     folder = None if data_dir in (None, "") else Path(data_dir).expanduser()
     if folder is not None and not folder.is_dir():
         raise InputError(f"data_dir {folder} is not a folder: give the one that holds the data.")
@@ -160,9 +158,7 @@ class FolderSource:
             root = folder / "val"
         if not root.is_dir():
             wanted = "train" if split == "train" else "test (or val)"
-            raise InputError(
-                f"{folder} has no folder {wanted}: expected {folder}/train|val|test/<class>/*.jpg|png."
-            )
+            raise InputError(f"{folder} has no folder {wanted}: expected {folder}/train|val|test/<class>/*.jpg|png.")
         self._root = root
         self.class_names = _class_folders(root)
         if not self.class_names:
@@ -183,9 +179,7 @@ class FolderSource:
                 if entry.name.lower().endswith(IMAGE_SUFFIXES) and not entry.name.startswith(".")
             )
             if not files:
-                raise InputError(
-                    f"Class folder {root / name} has no .jpg, .jpeg or .png image: fill or remove it."
-                )
+                raise InputError(f"Class folder {root / name} has no .jpg, .jpeg or .png image: fill or remove it.")
             self._files += [f"{name}/{file}" for file in files]
             labels += [label] * len(files)
         self._labels = np.array(labels, np.int32)
@@ -198,6 +192,4 @@ class FolderSource:
 
 
 def _class_folders(root: Path) -> tuple[str, ...]:
-    return tuple(
-        sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
-    )
+    return tuple(sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith(".")))

@@ -31,11 +31,7 @@ def find_version(name: str, data_dir: Path | None) -> Path:
     for folder in (root / path, root) if data_dir is not None else (root / path,):
         # A set with configurations has one more level; which one is the default is not written there, so the
         # name must say it.
-        found = [
-            info.parent
-            for info in folder.glob(f"*/{_INFO_FILE}")
-            if re.fullmatch(r"[\d.]+", info.parent.name)
-        ]
+        found = [info.parent for info in folder.glob(f"*/{_INFO_FILE}") if re.fullmatch(r"[\d.]+", info.parent.name)]
         found = [entry for entry in found if version in ("", entry.name)]
         if found:
             return max(found, key=lambda entry: [int(part or 0) for part in entry.name.split(".")])
@@ -71,16 +67,12 @@ class TfdsSource:
         is_dict = isinstance(features, tfds.features.FeaturesDict)
         label: Any = features["label"] if is_dict and "label" in features else None
         if not (is_dict and "image" in features and isinstance(label, tfds.features.ClassLabel)):
-            raise InputError(
-                f"The TFDS set in {folder} has no image and class label: use an image-classification set."
-            )
+            raise InputError(f"The TFDS set in {folder} has no image and class label: use an image-classification set.")
         self.class_names: tuple[str, ...] = tuple(label.names)
         # Encoded pictures are decoded by `decode_image`, like those of every other source.
         encoded = isinstance(features["image"], tfds.features.Image)
         decoders: Any = {"image": tfds.decode.SkipDecoding()} if encoded else None
-        as_data_source: Any = (
-            builder.as_data_source
-        )  # TFDS's decorator hides its parameters from type checkers
+        as_data_source: Any = builder.as_data_source  # TFDS's decorator hides its parameters from type checkers
 
         names = [split, "validation"] if split == "test" else [split]
         names = [name for name in names if name in builder.info.splits]

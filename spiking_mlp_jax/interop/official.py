@@ -18,7 +18,7 @@ from spiking_mlp_jax.config import ModelConfig, nearest
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.model import SpikingMLP
 
-Path = tuple[str | int, ...]
+Path = tuple[Any, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +60,9 @@ def load(model: SpikingMLP, state: Mapping[str, Any]) -> None:
     missing = [name for name in names if name not in state]
     extra = [name for name in state if name not in set(names)]
     if missing:
-        raise InputError(f'the official state has no entry "{missing[0]}"{_and_more(missing)}: is it of another configuration?')
+        raise InputError(
+            f'the official state has no entry "{missing[0]}"{_and_more(missing)}: is it of another configuration?'
+        )
     if extra:
         raise InputError(
             f'the official state has an entry "{extra[0]}"{_and_more(extra)} that this model has no place for; '
@@ -76,7 +78,9 @@ def load(model: SpikingMLP, state: Mapping[str, Any]) -> None:
         if value.shape != expected.shape:
             raise InputError(f'the official entry "{entry.official}" must be {expected.shape}, but it is {value.shape}')
         if np.issubdtype(expected.dtype, np.floating) != (value.dtype.kind == "f") or value.dtype.kind not in "fiu":
-            raise InputError(f'the official entry "{entry.official}" holds {value.dtype}, which is not a {expected.dtype}')
+            raise InputError(
+                f'the official entry "{entry.official}" holds {value.dtype}, which is not a {expected.dtype}'
+            )
         arrays[entry.path].append(entry.from_official(value))
     for path, parts in arrays.items():
         stacked = _is_stacked(path)

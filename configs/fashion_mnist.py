@@ -1,0 +1,50 @@
+"""Fashion-MNIST, 28 x 28 grey images padded to 32.
+
+    python train.py --config configs/fashion_mnist.py --config.data_dir=DIR --workdir runs/fashion_mnist
+
+DIR holds the original IDX files or a TFDS copy; without it the 20,000 training images inside the package are
+used. The test set is always complete. Hardware: 2 CPU cores.
+Result: not measured here.
+
+    python train.py --config configs/fashion_mnist.py:demo --workdir runs/demo
+
+A smaller network, six passes over the 20,000 images. Hardware: 2 CPU cores.
+Result: not measured here.
+"""
+
+from spiking_mlp_jax.config import nearest
+from spiking_mlp_jax.errors import InputError
+from spiking_mlp_jax.train.config import default_config
+
+
+def get_config(arg="full"):
+    """The experiment; `arg` is "full" or "demo"."""
+    if arg not in ("full", "demo"):
+        raise InputError(f'configs/fashion_mnist.py knows no "{arg}": {nearest(arg, ("full", "demo"))}')
+    config = default_config()
+
+    # Data
+    config.dataset = "fashion_mnist"
+    config.image_size = 32
+    config.in_channels = 1
+    config.num_classes = 10
+    config.mean = (0.2860,)
+    config.std = (0.3530,)
+
+    # Network
+    config.patch_size = 4
+    config.dim = 24 if arg == "demo" else 48
+    config.depths = (1, 2)
+    config.time_steps = 4
+
+    # Optimisation
+    config.batch_size = 128
+    config.learning_rate = 0.1
+    config.schedule = "cosine"
+    if arg == "demo":
+        config.epochs = 6
+        return config
+    config.epochs = 8
+    config.warmup_epochs = 0.5
+    config.flip = True
+    return config

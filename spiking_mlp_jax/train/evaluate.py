@@ -1,0 +1,127 @@
+"""Exact evaluation: accuracy, per class and confusion matrix, and how much each layer fires."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from spiking_mlp_jax.errors import InputError
+from spiking_mlp_jax.model import SpikingMLP
+from spiking_mlp_jax.train.sharding import make_mesh, put_batch, replicated
+from spiking_mlp_jax.train.step import make_eval_step
+
+SILENT, SATURATED = 0.001, 0.95
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """Result over a whole set of images.
+
+    Attributes:
+        images: how many.
+        loss: mean cross-entropy of the time-mean logits, in nats.
+        confusion: int64 [K, K], images by label (row) and predicted class (column).
+        firing_rates: mean over images, time and neurons, for each layer of spikes.
+    """
+
+    images: int
+    loss: float
+    confusion: np.ndarray
+    firing_rates: dict[str, float]
+
+    @property
+    def accuracy(self) -> float:
+        """Share of images whose class was predicted, in [0, 1]."""
+        return int(np.trace(self.confusion)) / self.images
+
+    @property
+    def class_accuracy(self) -> list[float | None]:
+        """The same for the images of each class [K]; None for a class without images."""
+        totals = self.confusion.sum(1).tolist()
+        hits = np.diagonal(self.confusion).tolist()
+        return [hit / total if total else None for hit, total in zip(hits, totals, strict=True)]
+
+    def unhealthy_layers(self) -> list[str]:
+        """A sentence for each layer that is silent (< 0.1 %) or saturated (> 95 %)."""
+        found = []
+        for name, rate in self.firing_rates.items():
+            if rate < SILENT:
+                found.append(f"{name} is silent: it fires at {100 * rate:.3f} %")
+            elif rate > SATURATED:
+                found.append(f"{name} is saturated: it fires at {100 * rate:.1f} %")
+        return found
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as JSON values."""
+        return {
+            "images": self.images,
+            "loss": self.loss,
+            "accuracy": self.accuracy,
+            "class_accuracy": self.class_accuracy,
+            "confusion": self.confusion.tolist(),
+            "firing_rates": self.firing_rates,
+        }
+
+
+def evaluate(
+    eval_step: Callable[..., dict[str, Any]],
+    params: Any,
+    stats: Any,
+    batches: Iterable[dict[str, np.ndarray]],
+    mesh: Mesh,
+) -> Evaluation:
+    """Evaluates a network on every image of some batches.
+
+    Args:
+        eval_step: from `make_eval_step`.
+        params: parameters, on the mesh.
+        stats: running averages, on the mesh.
+        batches: {"image", "label", "mask"}, this process's share; masked images do not count.
+        mesh: the devices.
+
+    Raises:
+        InputError: there are no images.
+    """
+    # Sums are fetched one batch late, so that the devices never wait for the host.
+    total: dict[str, Any] = {}
+    pending = None
+    for batch in batches:
+        sums = eval_step(params, stats, put_batch(batch, mesh))
+        if pending is not None:
+            total = _add(total, pending)
+        pending = sums
+    if pending is None:
+        raise InputError("there are no images to evaluate: give a split that has some")
+    total = _add(total, pending)
+    images = int(total["confusion"].sum())
+    rates = {name: float(value) / images for name, value in total["rates"].items()}
+    return Evaluation(images, float(total["loss"]) / images, total["confusion"], rates)
+
+
+def evaluate_model(
+    model: SpikingMLP, batches: Iterable[dict[str, np.ndarray]], mean: Sequence[float], std: Sequence[float]
+) -> Evaluation:
+    """Evaluates a model on one device.
+
+    Args:
+        model: the network; it is not changed.
+        batches: as for `evaluate`.
+        mean: of the pixels in [0, 1], per channel.
+        std: likewise.
+    """
+    mesh = make_mesh(jax.devices()[:1])
+    graphdef, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
+    params, stats = jax.device_put((params, stats), replicated(mesh))
+    return evaluate(make_eval_step(graphdef, mean, std, mesh), params, stats, batches, mesh)
+
+
+def _add(total, sums):
+    # 64 bits on the host: the sums stay exact however many images there are.
+    wide = jax.tree.map(lambda x: x.astype(f"{x.dtype.kind}8"), jax.device_get(sums))
+    return jax.tree.map(np.add, total, wide) if total else wide

@@ -1,0 +1,334 @@
+"""The training run: what happens in which order, and how a run continues."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib.metadata
+import json
+import os
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.experimental.compilation_cache import compilation_cache
+
+from spiking_mlp_jax import weights
+from spiking_mlp_jax.data.augment import Augment
+from spiking_mlp_jax.data.pipeline import eval_batches, steps_per_epoch, train_batches
+from spiking_mlp_jax.data.sources import Source, open_source
+from spiking_mlp_jax.errors import InputError
+from spiking_mlp_jax.train import dry_run
+from spiking_mlp_jax.train.checkpoint import Checkpoints
+from spiking_mlp_jax.train.config import Config, model_config, to_dict, validate
+from spiking_mlp_jax.train.evaluate import Evaluation, evaluate
+from spiking_mlp_jax.train.interrupt import StopRequest
+from spiking_mlp_jax.train.loss import make_loss
+from spiking_mlp_jax.train.metrics import Display, Metrics, Speedometer, write_text
+from spiking_mlp_jax.train.optimizer import make_optimizer, make_schedule
+from spiking_mlp_jax.train.sharding import make_mesh, put_batch, replicated
+from spiking_mlp_jax.train.state import TrainState, abstract_state, init_state
+from spiking_mlp_jax.train.step import make_eval_step, make_train_step
+
+PACKAGES = (
+    "spiking-mlp-jax jax jaxlib flax optax orbax-checkpoint grain numpy chex ml-collections "
+    "tensorflow-datasets safetensors"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """How a run ended.
+
+    Attributes:
+        step: steps taken in all.
+        finished: False when it was interrupted and can be resumed.
+        best_accuracy: best evaluation accuracy so far, None before the first evaluation.
+    """
+
+    step: int
+    finished: bool
+    best_accuracy: float | None
+
+
+def train(config: Config, workdir: str | os.PathLike[str]) -> Result:
+    """Trains, or continues training, until the last epoch or an interruption.
+
+    The first SIGINT (Ctrl-C) or SIGTERM ends the run after the step or evaluation it is in, with a
+    checkpoint; the second one stops it at once. However often a run is interrupted and started again, it goes
+    through the same states, bit for bit, on the same devices and versions.
+
+    Args:
+        config: the experiment, see `spiking_mlp_jax.train.config.default_config`.
+        workdir: folder of everything the run writes; made when missing.
+
+    Returns:
+        how it ended. A dry run only prints and has taken no step.
+
+    Raises:
+        InputError: a configuration, data set or workdir that cannot be used.
+    """
+    validate(config, jax.device_count())
+    if config.dry_run:
+        for line in dry_run.describe(config):
+            print(line, flush=True)
+        return Result(0, True, None)
+    use_compilation_cache(config.compilation_cache)
+    with StopRequest() as stop:
+        return _Run(config, Path(workdir)).run(stop)
+
+
+def use_compilation_cache(where: str) -> None:
+    """Makes JAX keep compiled programs, so that the next start does not compile them again.
+
+    Args:
+        where: a folder; "auto": in the user's cache folder; "off": nothing is changed.
+
+    Raises:
+        InputError: the given folder cannot be made.
+    """
+    if where == "off":
+        return
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    folder = Path(f"{cache}/spiking_mlp_jax/jax" if where == "auto" else where).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if where == "auto":
+            return  # a home that cannot be written to only costs time
+        raise InputError(
+            f'compilation_cache "{folder}" cannot be made ({error.strerror}): name another folder'
+        ) from error
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    # JAX settles at the first compilation whether there is a cache, and that may have been already.
+    compilation_cache.reset_cache()
+
+
+class _Run:
+    """Everything one run is made of; `run` is the story, the other methods are its verbs."""
+
+    def __init__(self, config: Config, workdir: Path):
+        self.config, self.workdir = config, workdir
+        self.model = model_config(config)
+        self.main = jax.process_index() == 0
+        data_dir = config.data_dir or None
+        self.source = open_source(config.dataset, "train", data_dir)
+        self.eval_source = open_source(config.dataset, "test", data_dir)
+        for source in (self.source, self.eval_source):
+            _check_classes(source, self.model.num_classes, config.dataset)
+        self.epoch_steps = steps_per_epoch(self.source, config.batch_size)
+        total = config.epochs * self.epoch_steps
+        self.last = min(total, config.max_steps) if config.max_steps else total
+        self.mesh = make_mesh()
+        self.optimizer = make_optimizer(config, self.epoch_steps)
+        self.schedule = make_schedule(config, self.epoch_steps)
+        self.graphdef, self.abstract = abstract_state(self.model, self.optimizer)
+        self.train_step = make_train_step(
+            self.graphdef, self.optimizer, make_loss(config), config.mean, config.std, self.mesh
+        )
+        self.eval_step = make_eval_step(self.graphdef, config.mean, config.std, self.mesh)
+        self.batches: Any = train_batches(
+            self.source,
+            batch_size=config.batch_size,
+            image_size=self.model.image_size,
+            in_channels=self.model.in_channels,
+            augment=Augment(
+                config.crop_padding,
+                config.flip,
+                config.random_resized_crop,
+                config.resize_mode,
+                config.eval_resize,
+            ),
+            seed=config.seed,
+            epochs=max(config.epochs, 1),
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            workers=config.workers,
+        )
+        self.best: float | None = None
+        # Sums since the last line of metrics: they are saved, so that a resumed run writes the same lines.
+        self.window: dict[str, float] = {"steps": 0, "loss": 0.0, "accuracy": 0.0, "grad_norm": 0.0}
+
+    def run(self, stop: StopRequest) -> Result:
+        try:
+            self.workdir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                f'workdir "{self.workdir}" cannot be made ({error.strerror}): name another folder'
+            ) from error
+        with contextlib.ExitStack() as stack:
+            folder = self.workdir / "checkpoints"
+            self.checkpoints = Checkpoints(folder, to_dict(self.config), self.config.keep)
+            stack.callback(self.checkpoints.close)
+            state, step = self._start()
+            self._write_descriptions()
+            self.metrics = Metrics(self.workdir, step) if self.main else None
+            if self.metrics is not None:
+                stack.callback(self.metrics.close)
+            self.display = Display(self.workdir / "log.txt" if self.main else None, step, self.last)
+            stack.callback(self.display.close)
+            self.display.say(self._greeting(state, step))
+            state, step = self._train(state, step, stop)
+            finished = step >= self.last
+            best = "" if self.best is None else f"; best accuracy {100 * self.best:.2f} %"
+            ending = "finished" if finished else "interrupted: the same command continues"
+            self.display.say(f"{ending} at step {step} of {self.last}{best}")
+            return Result(step, finished, self.best)
+
+    def _start(self) -> tuple[TrainState, int]:
+        # Where a run starts, in this order:
+        # 1. at the newest checkpoint of its workdir, whose configuration has to be the same;
+        # 2. at weights drawn from the seed.
+        shardings = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(self.mesh)), self.abstract
+        )
+        restored = self.checkpoints.restore(shardings)
+        if restored is None:
+            return init_state(self.model, self.optimizer, self.config.seed, self.mesh), 0
+        if restored.progress["epoch_steps"] != self.epoch_steps:
+            raise InputError(
+                f"the run in {self.workdir} had {restored.progress['epoch_steps']} steps an epoch, but this "
+                f"data has {self.epoch_steps}: give the same data, or another workdir"
+            )
+        self.batches.set_state(restored.data)
+        self.best, self.window = restored.progress["best"], restored.progress["window"]
+        return restored.state, int(restored.state.step)
+
+    def _train(self, state: TrainState, step: int, stop: StopRequest) -> tuple[TrainState, int]:
+        config = self.config
+        pending = None
+        self.speedometer = Speedometer(config.batch_size)
+        while step < self.last and not stop.requested:
+            batch = put_batch(next(self.batches), self.mesh)
+            state, metrics = self.train_step(state, batch)
+            step += 1
+            # The metrics of a step are fetched while the next one runs.
+            if pending is not None:
+                self._note(*pending)
+            pending = step, metrics
+            epoch_over = step % self.epoch_steps == 0 or step == self.last
+            due = config.checkpoint_every and step % config.checkpoint_every == 0
+            if not (epoch_over or due or stop.requested):
+                continue
+            self._note(*pending)
+            pending = None
+            if epoch_over:
+                self._evaluate_and_save(state, step)
+            else:
+                self._save(state)
+            # Neither evaluating nor saving counts as training time.
+            self.speedometer.restart()
+        if pending is not None:
+            # Interrupted between the check after a step and the one before the next.
+            self._note(*pending)
+            self._save(state)
+        return state, step
+
+    def _note(self, step: int, metrics: dict[str, jax.Array]) -> None:
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        self.window["steps"] += 1
+        for name, value in values.items():
+            self.window[name] += value
+        speed = self.speedometer.step()
+        epoch = f"epoch {-(-step // self.epoch_steps)}/{self.config.epochs}"
+        means = {name: self.window[name] / self.window["steps"] for name in values}
+        status = f"loss {means['loss']:.4f}  accuracy {100 * means['accuracy']:.1f} %"
+        status += "" if speed is None else f"  {speed:.0f} images/s"
+        self.display.step(step, epoch, status)
+        if step % self.config.log_every and step != self.last:
+            return
+        self.display.report(step, epoch, status)
+        if self.metrics is not None:
+            rate = float(np.asarray(self.schedule(step - 1)))
+            values = {**means, "learning_rate": rate, "images_per_second": speed}
+            self.metrics.write(step, step / self.epoch_steps, "train", values)
+        self.window = dict.fromkeys(self.window, 0)
+        if not np.isfinite(means["loss"]):
+            self.display.say(
+                f"warning: the loss is {means['loss']} at step {step}: lower the learning rate or clip_norm"
+            )
+
+    def _evaluate_and_save(self, state: TrainState, step: int) -> None:
+        started = time.monotonic()
+        result = self._evaluate(state)
+        seconds = time.monotonic() - started
+        self.display.say(
+            f"step {step}: test accuracy {100 * result.accuracy:.2f} %, loss {result.loss:.4f} "
+            f"on {result.images} images in {seconds:.0f} s"
+        )
+        if self.metrics is not None:
+            values = {"loss": result.loss, "accuracy": result.accuracy, "firing_rates": result.firing_rates}
+            self.metrics.write(step, step / self.epoch_steps, "eval", values)
+        if step == self.last:
+            for sentence in result.unhealthy_layers():
+                self.display.say(f"warning: {sentence}")
+        if self.main:
+            write_text(self.workdir / "evaluation.json", json.dumps({"step": step, **result.to_dict()}) + "\n")
+        if self.best is None or result.accuracy > self.best:
+            self.best = result.accuracy
+            if self.main:
+                self._save_weights(state, step, result)
+        self._save(state, result.accuracy)
+
+    def _evaluate(self, state: TrainState) -> Evaluation:
+        batches = eval_batches(
+            self.eval_source,
+            batch_size=self.config.eval_batch_size,
+            image_size=self.model.image_size,
+            in_channels=self.model.in_channels,
+            resize_mode=self.config.resize_mode,
+            eval_resize=self.config.eval_resize,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            workers=self.config.workers,
+        )
+        return evaluate(self.eval_step, state.params, state.stats, batches, self.mesh)
+
+    def _save(self, state: TrainState, accuracy: float | None = None) -> None:
+        progress = {"epoch_steps": self.epoch_steps, "best": self.best, "window": self.window}
+        self.checkpoints.save(state, self.batches.get_state(), progress, accuracy)
+
+    def _save_weights(self, state: TrainState, step: int, result: Evaluation) -> None:
+        model = nnx.merge(self.graphdef, state.params, state.stats, copy=True)
+        data = {name: self.config[name] for name in ("dataset", "resize_mode", "eval_resize")}
+        data |= {"mean": list(self.config.mean), "std": list(self.config.std)}
+        data["class_names"] = list(self.source.class_names)
+        summary = {"step": step, "accuracy": result.accuracy, "loss": result.loss, "images": result.images}
+        weights.save(self.workdir / "weights", model, {"data": data, "result": summary})
+
+    def _greeting(self, state: TrainState, step: int) -> str:
+        count = sum(x.size for x in jax.tree.leaves(state.params))
+        start = f"resuming at step {step}" if step else "starting"
+        device = jax.devices()[0]
+        return (
+            f"{start}: {count:,} parameters, {len(self.source):,} training and {len(self.eval_source):,} "
+            f"test images, {self.last} steps of {self.config.batch_size} images, "
+            f"{jax.device_count()} {device.platform} device(s)"
+        )
+
+    def _write_descriptions(self) -> None:
+        if not self.main:
+            return
+        write_text(self.workdir / "config.json", json.dumps(to_dict(self.config), indent=1) + "\n")
+        versions = {"python": platform.python_version(), "platform": platform.platform()}
+        versions |= {name: _version(name) for name in PACKAGES.split()}
+        versions["devices"] = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+        write_text(self.workdir / "versions.json", json.dumps(versions, indent=1) + "\n")
+
+
+def _check_classes(source: Source, num_classes: int, dataset: str) -> None:
+    if len(source.class_names) != num_classes:
+        raise InputError(
+            f'num_classes is {num_classes}, but "{dataset}" has {len(source.class_names)} classes: make them equal'
+        )
+
+
+def _version(name):
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed as a package"

@@ -1,0 +1,95 @@
+"""Losses of a spiking classifier: functions of the logits of every time step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import chex
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from spiking_mlp_jax.train.config import Config
+
+Labels = Int[Array, " B"] | Float[Array, "B K"]
+Loss = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+def targets(labels: Labels, num_classes: int, smoothing: float = 0.0) -> Float[Array, "B K"]:
+    """Class probabilities to learn.
+
+    Args:
+        labels: class numbers [B], or probabilities [B, K].
+        num_classes: K.
+        smoothing: share of the probability that is spread evenly over all classes, in [0, 1).
+
+    Returns:
+        probabilities [B, K].
+    """
+    chex.assert_rank(labels, {1, 2})
+    soft = jax.nn.one_hot(labels, num_classes, dtype=float) if labels.ndim == 1 else labels
+    return soft * (1 - smoothing) + smoothing / num_classes
+
+
+def image_cross_entropy(logits: Float[Array, "T B K"], labels: Labels, smoothing: float = 0.0) -> Float[Array, " B"]:
+    """Cross-entropy of each image's time-mean logits, in nats."""
+    chex.assert_rank(logits, 3)
+    wanted = targets(labels, logits.shape[-1], smoothing)
+    return -jnp.sum(wanted * jax.nn.log_softmax(_wide(logits).mean(0)), axis=-1)
+
+
+def cross_entropy(logits: Float[Array, "T B K"], labels: Labels, *, smoothing: float = 0.0) -> Float[Array, ""]:
+    """Cross-entropy of the time-mean logits, in nats, mean over the batch.
+
+    Args:
+        logits: of every time step.
+        labels: class numbers [B], or probabilities [B, K].
+        smoothing: label smoothing, in [0, 1).
+    """
+    return image_cross_entropy(logits, labels, smoothing).mean()
+
+
+def tet(
+    logits: Float[Array, "T B K"], labels: Labels, *, weight: float = 0.05, smoothing: float = 0.0
+) -> Float[Array, ""]:
+    """Temporal efficient training: each time step has to classify by itself.
+
+    (1 - weight) * CE(logits[t]) + weight * MSE(logits[t], 1), summed over time, mean over the batch.
+
+    Args:
+        logits: of every time step.
+        labels: class numbers [B], or probabilities [B, K].
+        weight: lambda, the share of the regulariser.
+        smoothing: label smoothing, in [0, 1).
+
+    References: Deng et al., "Temporal efficient training of spiking neural network via gradient
+    re-weighting", ICLR 2022.
+    """
+    chex.assert_rank(logits, 3)
+    logits = _wide(logits)
+    wanted = targets(labels, logits.shape[-1], smoothing)
+    entropy = -jnp.sum(wanted * jax.nn.log_softmax(logits), axis=-1).mean(-1)
+    regulariser = jnp.square(logits - 1).mean((1, 2))
+    return jnp.sum((1 - weight) * entropy + weight * regulariser)
+
+
+def mse(logits: Float[Array, "T B K"], labels: Labels, *, smoothing: float = 0.0) -> Float[Array, ""]:
+    """Squared distance of the time-mean logits from the class probabilities, mean over batch and classes."""
+    chex.assert_rank(logits, 3)
+    return jnp.square(_wide(logits).mean(0) - targets(labels, logits.shape[-1], smoothing)).mean()
+
+
+def make_loss(config: Config) -> Loss:
+    """The loss a configuration names, as a function of logits [T, B, K] and labels that returns a scalar."""
+    smoothing = config.label_smoothing
+    weight = config.tet_lambda
+    return {
+        "cross_entropy": lambda logits, labels: cross_entropy(logits, labels, smoothing=smoothing),
+        "tet": lambda logits, labels: tet(logits, labels, weight=weight, smoothing=smoothing),
+        "mse": lambda logits, labels: mse(logits, labels, smoothing=smoothing),
+    }[config.loss]
+
+
+def _wide(logits):
+    # bfloat16 logits would lose the loss's last digits.
+    return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))

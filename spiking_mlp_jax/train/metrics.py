@@ -1,0 +1,168 @@
+"""What a run tells while it runs: metrics for programs, a bar or lines for people."""
+
+from __future__ import annotations
+
+import collections
+import importlib.util
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Writes a file under a temporary name and renames it, so that it is never seen half written."""
+    path = Path(path)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+class Metrics:
+    """metrics.jsonl, one JSON object a line, and TensorBoard files when tensorboardX is installed.
+
+    Args:
+        workdir: the run's folder.
+        step: the step a run resumes at; lines of later steps are dropped, because they will be written again.
+    """
+
+    def __init__(self, workdir: str | os.PathLike[str], step: int):
+        path = Path(workdir) / "metrics.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        write_text(path, "".join(line + "\n" for line in lines if _step_of(line) <= step))
+        self._file = path.open("a", encoding="utf-8")
+        self._board: Any = None
+        if importlib.util.find_spec("tensorboardX"):
+            from tensorboardX import SummaryWriter
+
+            self._board = SummaryWriter(str(Path(workdir) / "tensorboard"), purge_step=step + 1)
+
+    def write(self, step: int, epoch: float, split: str, values: dict[str, Any]) -> None:
+        """Adds a line.
+
+        Args:
+            step: steps taken so far.
+            epoch: epochs taken so far.
+            split: "train" or "eval".
+            values: JSON values; the numbers among them go to TensorBoard, too.
+        """
+        self._file.write(json.dumps({"step": step, "epoch": round(epoch, 4), "split": split, **values}) + "\n")
+        self._file.flush()
+        if self._board is not None:
+            for name, value in values.items():
+                if isinstance(value, int | float):
+                    self._board.add_scalar(f"{split}/{name}", value, step)
+
+    def close(self) -> None:
+        """Closes the files."""
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+
+def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl; a last line that was cut off is left out."""
+    path = Path(workdir) / "metrics.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines if _step_of(line) != float("inf")]
+
+
+class Speedometer:
+    """Images per second over the last 50 steps, without the first after a start, which may compile."""
+
+    def __init__(self, batch_size: int):
+        self._batch_size = batch_size
+        self._times: collections.deque[float] = collections.deque(maxlen=51)
+
+    def restart(self) -> None:
+        """Forgets what came before a pause."""
+        self._times.clear()
+
+    def step(self) -> float | None:
+        """Counts a step; images per second, None until that is known."""
+        self._times.append(time.monotonic())
+        seconds = self._times[-1] - self._times[0]
+        return round((len(self._times) - 1) * self._batch_size / seconds, 1) if seconds > 0 else None
+
+
+def _step_of(line):
+    # A killed process can leave half a line; it counts as written after everything.
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return float("inf")
+
+
+class Display:
+    """The progress of a run: a live bar on a terminal, plain lines elsewhere, and every line in log.txt.
+
+    Args:
+        log: the file to append to, None for none.
+        first: step the run starts at.
+        last: step it ends at.
+        stream: where to show it.
+    """
+
+    def __init__(self, log: str | os.PathLike[str] | None, first: int, last: int, stream: TextIO | None = None):
+        self._console = Console(file=stream or sys.stdout, highlight=False, markup=False, soft_wrap=True)
+        self._log = log
+        self._first, self._last = first, last
+        self._started: float | None = None
+        self._bar = None
+        if self._console.is_terminal:
+            columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[status]}"))
+            self._bar = Progress(*columns, console=self._console)
+            self._task = self._bar.add_task("compiling", total=last, completed=first, status="")
+            self._bar.start()
+
+    def say(self, text: str) -> None:
+        """Shows a line and logs it."""
+        self._console.print(text)
+        self.log(text)
+
+    def log(self, text: str) -> None:
+        """Logs a line without showing it."""
+        if self._log is not None:
+            with open(self._log, "a", encoding="utf-8") as file:
+                file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+
+    def step(self, step: int, epoch: str, status: str) -> None:
+        """Moves the bar.
+
+        Args:
+            step: steps taken.
+            epoch: such as "epoch 2/5".
+            status: loss, accuracy and speed, in words.
+        """
+        if self._started is None:
+            # The first step compiles; counting it would spoil the estimate.
+            self._started, self._first = time.monotonic(), step
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, description=epoch, status=f"{status}  {self.left(step)}")
+
+    def report(self, step: int, epoch: str, status: str) -> None:
+        """A periodic line, which is shown only where there is no bar."""
+        line = f"step {step}/{self._last}  {epoch}  {status}  {self.left(step)}"
+        if self._bar is None:
+            self._console.print(line)
+        self.log(line)
+
+    def left(self, step: int) -> str:
+        """The time left, in words; empty until it can be estimated."""
+        done = step - self._first
+        if self._started is None or done <= 0:
+            return ""
+        seconds = round((time.monotonic() - self._started) / done * (self._last - step))
+        minutes, seconds = divmod(seconds, 60)
+        hours, minutes = divmod(minutes, 60)
+        return (f"{hours}:{minutes:02}" if hours else f"{minutes}") + f":{seconds:02} left"
+
+    def close(self) -> None:
+        """Takes the bar down."""
+        if self._bar is not None:
+            self._bar.stop()

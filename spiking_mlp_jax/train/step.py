@@ -1,0 +1,116 @@
+"""One training step and one evaluation step, compiled once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+
+from spiking_mlp_jax.data.normalize import normalize
+from spiking_mlp_jax.train.loss import Loss, image_cross_entropy
+from spiking_mlp_jax.train.sharding import replicated
+from spiking_mlp_jax.train.state import TrainState
+
+Batch = dict[str, jax.Array]
+
+
+def make_train_step(
+    graphdef: nnx.GraphDef,
+    optimizer: optax.GradientTransformation,
+    loss: Loss,
+    mean: Sequence[float],
+    std: Sequence[float],
+    mesh: Mesh,
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
+    """Builds the training step.
+
+    Args:
+        graphdef: the network.
+        optimizer: the optimiser.
+        loss: function of logits [T, B, K] and labels.
+        mean: of the pixels in [0, 1], per channel.
+        std: likewise.
+        mesh: the devices.
+
+    Returns:
+        a compiled function (state, {"image": uint8 [B, H, W, C], "label"}) -> (state, {"loss", "accuracy",
+        "grad_norm"}), scalars of this batch. It takes the old state's memory. Batches of another shape or
+        type raise AssertionError instead of compiling again.
+    """
+
+    def train_step(state: TrainState, batch: Batch):
+        images = normalize(batch["image"], mean, std)
+        labels = batch["label"]
+
+        def loss_of(params):
+            model = nnx.merge(graphdef, params, state.stats, copy=True)
+            model.train()
+            logits = model(images)
+            return loss(logits, labels), (logits, nnx.state(model, nnx.BatchStat))
+
+        (value, (logits, stats)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        hard = labels if labels.ndim == 1 else labels.argmax(-1)
+        metrics = {
+            "loss": value,
+            "accuracy": (logits.mean(0).argmax(-1) == hard).mean(),
+            "grad_norm": jnp.sqrt(sum(jnp.sum(jnp.square(grad)) for grad in jax.tree.leaves(grads))),
+        }
+        params = optax.apply_updates(state.params, updates)
+        return TrainState(state.step + 1, params, stats, opt_state), metrics
+
+    return _compile_once(train_step, out_shardings=replicated(mesh), donate_argnums=0)
+
+
+def make_eval_step(
+    graphdef: nnx.GraphDef, mean: Sequence[float], std: Sequence[float], mesh: Mesh
+) -> Callable[[Any, Any, Batch], dict[str, Any]]:
+    """Builds the evaluation step.
+
+    Args:
+        graphdef: the network.
+        mean: of the pixels in [0, 1], per channel.
+        std: likewise.
+        mesh: the devices.
+
+    Returns:
+        a compiled function (params, stats, {"image", "label", "mask" bool [B]}) -> sums over the images whose
+        mask is set: "loss" (cross-entropy of the time-mean logits), "confusion" int32 [K, K] (row: label,
+        column: predicted class) and "rates" {layer: sum of the images' mean firing rates}.
+    """
+
+    def eval_step(params, stats, batch: Batch):
+        model = nnx.merge(graphdef, params, stats, copy=True)
+        model.eval()
+        images = normalize(batch["image"], mean, std)
+        logits, rates = model(images, observe=_image_rates)
+        mask = batch["mask"]
+        classes = logits.shape[-1]
+        # One number for each pair of label and prediction; padding gets a pair that does not exist.
+        pairs = jnp.where(mask, batch["label"] * classes + logits.mean(0).argmax(-1), classes * classes)
+        counts = jnp.zeros(classes * classes + 1, jnp.int32).at[pairs].add(1)
+        return {
+            "loss": jnp.sum(jnp.where(mask, image_cross_entropy(logits, batch["label"]), 0.0)),
+            "confusion": counts[:-1].reshape(classes, classes),
+            "rates": {name: jnp.sum(jnp.where(mask, rate, 0.0)) for name, rate in rates.items()},
+        }
+
+    return _compile_once(eval_step, out_shardings=replicated(mesh))
+
+
+def _image_rates(name, value):
+    if not name.endswith(".spikes"):
+        return None
+    return value.astype(jnp.float32).mean(tuple(range(1, value.ndim)))
+
+
+def _compile_once(step, **options):
+    # Chex counts traces under the function's source, so a second run in one process must start at zero.
+    chex.clear_trace_counter()
+    return jax.jit(chex.assert_max_traces(step, n=1), **options)

@@ -1,0 +1,196 @@
+"""Everything a user can get wrong is answered in one sentence, before anything is compiled."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from spiking_mlp_jax.config import VARIANTS
+from spiking_mlp_jax.errors import InputError
+from spiking_mlp_jax.train.config import (
+    MODEL_FIELDS,
+    default_config,
+    load_config,
+    model_config,
+    read_arguments,
+    to_dict,
+    validate,
+)
+
+ROOT = Path(__file__).parent.parent
+FASHION = str(ROOT / "configs" / "fashion_mnist.py")
+ALL = [f"{FASHION}{arg}" for arg in ("", ":full", ":demo")]
+ALL += [str(ROOT / "configs" / f"cifar10.py{arg}") for arg in ("", ":32", ":224")]
+ALL += [str(ROOT / "configs" / f"imagenet.py:{arg}") for arg in VARIANTS]
+
+
+def refused(config, devices=1):
+    with pytest.raises(InputError) as error:
+        validate(config, devices)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("path", ALL)
+def test_shipped_configs_are_valid(path):
+    config = load_config(path)
+    validate(config, 8)
+    assert to_dict(config)["dim"] == model_config(config).dim
+
+
+def test_imagenet_variants_are_the_papers():
+    for name, fields in VARIANTS.items():
+        model = model_config(load_config(f"{ROOT}/configs/imagenet.py:{name}"))
+        assert {field: getattr(model, field) for field in fields} == fields
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("dim", 25, "24 or 27"),
+        ("image_size", 30, "image_size"),
+        ("time_steps", 0, "time_steps"),
+        ("epochs", -1, "epochs must be at least 0"),
+        ("learning_rate", -0.1, "learning_rate must be at least 0"),
+        ("label_smoothing", 1.0, "label_smoothing must be below 1"),
+        ("momentum", 1.0, "momentum must be below 1"),
+        ("optimizer", "sdg", '"sgd"'),
+        ("schedule", "cosin", '"cosine"'),
+        ("loss", "cross_entropi", '"cross_entropy"'),
+        ("warmup_method", "lin", '"linear"'),
+        ("resize_mode", "padd", '"pad"'),
+        ("neuron", "liff", '"lif"'),
+        ("batch_size", 100, "take 104"),
+        ("eval_batch_size", 4, "take 8"),
+        ("warmup_epochs", 10.0, "warmup_epochs"),
+        ("std", (0.0,), "std"),
+        ("mean", (0.1, 0.2), "mean"),
+        ("crop_padding", 32, "crop_padding"),
+        ("learning_rate", float("nan"), "finite"),
+        ("mean", ("x",), "finite numbers"),
+    ],
+)
+def test_impossible_values(field, value, said):
+    config = load_config(FASHION + ":demo")
+    config[field] = value
+    message = refused(config, devices=8)
+    assert field in message and said in message
+
+
+def test_exclusive_crops():
+    config = load_config(FASHION)
+    config.random_resized_crop, config.crop_padding = True, 2
+    assert "exclude" in refused(config)
+
+
+def test_unknown_and_missing_fields():
+    config = default_config()
+    config.time_stepz = 2
+    assert '"time_steps"' in refused(config)
+    config = default_config()
+    del config.momentum
+    assert '"momentum"' in refused(config)
+
+
+def test_model_fields_have_the_same_defaults():
+    assert set(MODEL_FIELDS) <= set(default_config())
+    assert model_config(default_config()) == model_config(default_config())
+
+
+ANYTHING = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-3, 300),
+    st.floats(),
+    st.text(max_size=5),
+    st.lists(st.one_of(st.integers(-1, 3), st.floats(), st.text(max_size=2)), max_size=4).map(tuple),
+)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(field=st.sampled_from(sorted(default_config())), value=ANYTHING)
+def test_no_value_causes_anything_but_an_input_error(field, value):
+    config = load_config(FASHION)
+    with config.ignore_type():
+        config[field] = value
+    try:
+        validate(config, 8)
+    except InputError as error:
+        assert len(str(error).splitlines()) == 1
+
+
+def test_arguments():
+    config, rest = read_arguments(["--config", FASHION + ":demo", "--workdir=x", "--config.dim=48"])
+    assert config.dim == 24
+    assert rest == ["--workdir=x", "--config.dim=48"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "--config"),
+        (["--config"], "--config"),
+        ([f"--config={FASHION}", "--config.time_stepz=2"], 'did you mean "time_steps"'),
+        ([f"--config={FASHION}", "--config.time_steps=abc"], "time_steps must be a whole number"),
+        ([f"--config={FASHION}", "--config.tau=abc"], "tau must be a number"),
+        ([f"--config={FASHION}", "--config.flip=5"], "flip must be True or False"),
+        ([f"--config={FASHION}", "--noconfig.flop"], 'did you mean "flip"'),
+        ([f"--config={FASHION}:dmeo"], 'did you mean "demo"'),
+        ([f"--config={ROOT}/configs/imagenet.py:mlp_spe_x"], "mlp_spe_"),
+        ([f"--config={ROOT}/configs/cifar10.py:225"], '"224"'),
+        ([f"--config={ROOT}/configs/fashion_mnst.py"], "fashion_mnist.py"),
+        (["--config=nowhere/at/all.py"], "there is no config file"),
+    ],
+)
+def test_wrong_arguments(arguments, said):
+    with pytest.raises(InputError) as error:
+        read_arguments(arguments)
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("x = (", "not valid Python"),
+        ("x = 1", "get_config"),
+        ("def get_config(): return 1", "must return a ConfigDict"),
+        ("from spiking_mlp_jax.train.config import *\ndef get_config(): default_config().dim = 'a'", "dim"),
+        ("def get_config(arg): return arg", "failed"),
+    ],
+)
+def test_broken_config_files(tmp_path, text, said):
+    file = tmp_path / "broken.py"
+    file.write_text(text)
+    with pytest.raises(InputError, match=said):
+        load_config(str(file))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--config.time_stepz=2"], 'did you mean "time_steps"'),
+        (["--config.dim=25"], "24 or 27"),
+        (["--wrkdir=x"], "workdir"),
+    ],
+)
+def test_train_py_answers_in_one_line(tmp_path, arguments, said):
+    command = [sys.executable, str(ROOT / "train.py"), f"--config={FASHION}:demo", *arguments]
+    if "wrkdir" not in arguments[0]:
+        command.append(f"--workdir={tmp_path}/run")
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and said in lines[0]
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_nothing_is_compiled_by_a_check(monkeypatch):
+    config = load_config(FASHION)
+    monkeypatch.setattr(jax, "jit", None)
+    validate(config, 1)

@@ -1,0 +1,256 @@
+"""Whole runs of a tiny network on eight devices: they learn, stop when told to, and continue bit for bit."""
+
+import json
+import os
+import shutil
+import signal
+
+import chex
+import jax
+import numpy as np
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+
+from spiking_mlp_jax import weights
+from spiking_mlp_jax.errors import InputError
+from spiking_mlp_jax.train import loop
+from spiking_mlp_jax.train.checkpoint import Checkpoints
+from spiking_mlp_jax.train.config import default_config, model_config, to_dict
+from spiking_mlp_jax.train.interrupt import StopRequest
+from spiking_mlp_jax.train.metrics import read_metrics
+from spiking_mlp_jax.train.optimizer import make_optimizer
+from spiking_mlp_jax.train.state import abstract_state
+
+LAST = 12  # steps: 2 epochs of 6
+
+
+def write_idx(path, array):
+    header = bytes((0, 0, 8, array.ndim)) + b"".join(int(n).to_bytes(4, "big") for n in array.shape)
+    path.write_bytes(header + array.astype(np.uint8).tobytes())
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """A folder of bright and dark images, and one where compiled programs are kept from test to test."""
+    folder = tmp_path_factory.mktemp("shared")
+    rng = np.random.default_rng(0)
+    for prefix, count in (("train", 100), ("t10k", 36)):
+        labels = np.arange(count) % 3
+        images = rng.integers(40, size=(count, 14, 14)) + 100 * labels[:, None, None]
+        write_idx(folder / f"{prefix}-images-idx3-ubyte", images)
+        write_idx(folder / f"{prefix}-labels-idx1-ubyte", labels)
+    yield folder
+    jax.config.update("jax_compilation_cache_dir", None)
+    compilation_cache.reset_cache()
+
+
+def make_config(shared, **fields):
+    config = default_config()
+    config.update(
+        dataset="idx",
+        data_dir=str(shared),
+        image_size=16,
+        in_channels=1,
+        num_classes=3,
+        dim=6,
+        depths=(1, 1),
+        expansion=2,
+        time_steps=2,
+        mean=(0.5,),
+        std=(0.25,),
+        crop_padding=1,
+        flip=True,
+        batch_size=16,
+        eval_batch_size=16,
+        epochs=2,
+        log_every=4,
+        compilation_cache=str(shared / "cache"),
+    )
+    config.update(fields)
+    return config
+
+
+class Watch:
+    """Runs training; remembers every batch in order, and can send this process a signal at one of them."""
+
+    def __init__(self, patch):
+        self.seen, self.signal_at = [], 0
+        self.put_batch = loop.put_batch
+        patch.setattr(loop, "put_batch", self)
+
+    def __call__(self, batch, mesh):
+        self.seen.append(batch["image"].tobytes() + batch["label"].tobytes())
+        if len(self.seen) == self.signal_at:
+            os.kill(os.getpid(), signal.SIGINT)
+        return self.put_batch(batch, mesh)
+
+
+@pytest.fixture
+def watch(monkeypatch):
+    return Watch(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def whole(shared, tmp_path_factory):
+    """A run that nothing interrupts: its workdir and its batches."""
+    workdir = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        watch = Watch(patch)
+        result = loop.train(make_config(shared), workdir)
+    assert result.finished and result.step == LAST
+    return workdir, watch.seen
+
+
+def restored(config, workdir):
+    """The newest checkpoint, on one device."""
+    _, abstract = abstract_state(model_config(config), make_optimizer(config, 6))
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), abstract)
+    checkpoints = Checkpoints(workdir / "checkpoints", to_dict(config), config.keep)
+    try:
+        return checkpoints.restore(abstract)
+    finally:
+        checkpoints.close()
+
+
+def lines(workdir):
+    return [{k: v for k, v in line.items() if k != "images_per_second"} for line in read_metrics(workdir)]
+
+
+def kept_steps(workdir):
+    return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit())
+
+
+def test_what_a_run_leaves(shared, whole):
+    workdir, seen = whole
+    assert len(seen) == LAST and len(set(seen)) == LAST
+    found = lines(workdir)
+    assert [(line["step"], line["split"]) for line in found] == [
+        (4, "train"), (6, "eval"), (8, "train"), (12, "train"), (12, "eval")
+    ]  # fmt: skip
+    assert found[-2]["loss"] < found[0]["loss"]
+    evaluation = json.loads((workdir / "evaluation.json").read_text())
+    assert evaluation["step"] == LAST and evaluation["images"] == 36
+    assert np.sum(evaluation["confusion"]) == 36
+    config = make_config(shared)
+    assert json.loads((workdir / "config.json").read_text()) == to_dict(config)
+    assert json.loads((workdir / "versions.json").read_text())["jax"] == jax.__version__
+    best = max(line["accuracy"] for line in found if line["split"] == "eval")
+    model, meta = weights.load(workdir / "weights")
+    assert model.config == model_config(config)
+    assert meta["result"]["accuracy"] == best
+    assert meta["data"]["class_names"] == ["0", "1", "2"]
+    log = (workdir / "log.txt").read_text()
+    assert "starting" in log and "finished at step 12 of 12" in log
+    assert list((workdir / "tensorboard").iterdir())
+    assert not list(workdir.glob("*.tmp"))
+
+
+@pytest.mark.parametrize("at", [5, 6])
+def test_an_interrupted_run_continues_bit_for_bit(shared, whole, watch, tmp_path, capsys, at):
+    config = make_config(shared)
+    watch.signal_at = at
+    handler = signal.getsignal(signal.SIGINT)
+    result = loop.train(config, tmp_path)
+    assert not result.finished and result.step == at
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert kept_steps(tmp_path) == [at]
+    assert "the same command continues" in capsys.readouterr().out
+    # What a killed process may have written after its last checkpoint must not appear twice.
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 8, "epoch": 1.3, "split": "train", "loss": 9.0}) + '\n{"step": 9, "ep')
+    assert loop.train(config, tmp_path).finished
+    workdir, seen = whole
+    assert watch.seen == seen
+    first, second = restored(config, workdir), restored(config, tmp_path)
+    assert first.state.step == LAST
+    chex.assert_trees_all_equal(first.state, second.state)
+    assert first.data == second.data and first.progress == second.progress
+    assert lines(tmp_path) == lines(workdir)
+
+
+def test_the_newest_and_the_best_are_kept(shared, tmp_path, monkeypatch):
+    accuracies = iter([0.9, 0.5, 0.7])
+
+    class Fixed(loop.Evaluation):
+        accuracy = property(lambda self: self.images)
+
+    def fixed(*_):
+        return Fixed(next(accuracies), 1.0, np.eye(3, dtype=int), {"x.spikes": 0.0})
+
+    monkeypatch.setattr(loop, "evaluate", fixed)
+    config = make_config(shared, epochs=3, checkpoint_every=2, keep=2)
+    result = loop.train(config, tmp_path)
+    assert result.best_accuracy == 0.9
+    assert kept_steps(tmp_path) == [6, 16, 18]
+    assert weights.load(tmp_path / "weights")[1]["result"]["step"] == 6
+    assert (tmp_path / "log.txt").read_text().count("x.spikes is silent") == 1
+
+
+def test_a_finished_run_has_nothing_to_do(shared, whole, watch):
+    workdir, _ = whole
+    before = (workdir / "metrics.jsonl").read_text()
+    assert loop.train(make_config(shared, log_every=2), workdir).finished
+    assert watch.seen == []
+    assert (workdir / "metrics.jsonl").read_text() == before
+
+
+def test_another_configuration_is_refused_by_name(shared, whole):
+    workdir, _ = whole
+    before = (workdir / "config.json").read_text()
+    with pytest.raises(InputError, match=r"seed \(0 there, 1 now\).*tau \(2.0 there, 3.0 now\)"):
+        loop.train(make_config(shared, seed=1, tau=3.0), workdir)
+    assert (workdir / "config.json").read_text() == before
+
+
+def test_a_damaged_checkpoint_is_named(shared, whole, tmp_path):
+    workdir, _ = whole
+    shutil.copytree(workdir / "checkpoints", tmp_path / "checkpoints")
+    config = make_config(shared)
+    run = tmp_path / "checkpoints" / "12" / "run" / "metadata"
+    text = run.read_text()
+    run.write_text(text[:100])
+    with pytest.raises(InputError, match="checkpoints/12 cannot be read"):
+        restored(config, tmp_path)
+    run.write_text(text)
+    shutil.rmtree(tmp_path / "checkpoints" / "12" / "state")
+    with pytest.raises(InputError, match="checkpoints/12 cannot be read"):
+        restored(config, tmp_path)
+    shutil.rmtree(tmp_path / "checkpoints" / "12")
+    assert restored(config, tmp_path).state.step == 6
+
+
+def test_other_data_is_refused(shared, whole, tmp_path):
+    workdir, _ = whole
+    for path in shared.glob("t10k*"):
+        for prefix in ("train", "t10k"):
+            shutil.copy(path, tmp_path / path.name.replace("t10k", prefix))
+    with pytest.raises(InputError, match="6 steps an epoch, but this data has 2"):
+        loop.train(make_config(shared, data_dir=str(tmp_path)), workdir)
+    with pytest.raises(InputError, match="num_classes is 4"):
+        loop.train(make_config(shared, num_classes=4), workdir)
+
+
+def test_a_workdir_that_cannot_be_made(shared, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="workdir"):
+        loop.train(make_config(shared), tmp_path / "file" / "run")
+    with pytest.raises(InputError, match="compilation_cache"):
+        loop.use_compilation_cache(str(tmp_path / "file" / "cache"))
+
+
+def test_the_second_signal_stops_at_once():
+    with StopRequest() as stop:
+        assert not stop.requested
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.requested
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_no_epochs_and_dry_runs_train_nothing(shared, tmp_path, watch, capsys):
+    assert loop.train(make_config(shared, dry_run=True), tmp_path / "none").step == 0
+    assert not (tmp_path / "none").exists()
+    assert "GMAC" in capsys.readouterr().out
+    result = loop.train(make_config(shared, epochs=0), tmp_path)
+    assert result.finished and result.step == 0 and watch.seen == []

@@ -1,0 +1,60 @@
+"""Trains a spiking MLP.
+
+    python train.py --config configs/fashion_mnist.py:demo --workdir runs/demo
+    python train.py --config configs/fashion_mnist.py --workdir runs/t2 --config.time_steps=2
+
+--config FILE.py or FILE.py:ARGUMENT says what to train, --config.NAME=VALUE changes a field of it. The same
+command continues an interrupted run. --config.dry_run=True prints sizes and costs instead of training.
+"""
+
+import sys
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from spiking_mlp_jax.errors import InputError
+from spiking_mlp_jax.train.config import read_arguments
+
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder for everything the run writes.")
+
+
+def main(arguments):
+    # Imported here, so that --help and mistakes in the command line are answered at once.
+    from spiking_mlp_jax.train.loop import train
+
+    logging.set_verbosity(logging.WARNING)
+    config, workdir = flags.FLAGS.config, WORKDIR.value
+    try:
+        if len(arguments) > 1:
+            raise InputError(f'"{arguments[1]}" means nothing here: write overrides as --config.NAME=VALUE')
+        if workdir is None and not config.dry_run:
+            raise InputError("say where to write with --workdir DIR, such as --workdir runs/demo")
+        result = train(config, workdir or "")
+        if workdir and result.finished and not config.dry_run:
+            from spiking_mlp_jax.probe.plots import plot_workdir
+
+            plot_workdir(workdir)
+    except InputError as error:
+        return _fail(error)
+    except KeyboardInterrupt:
+        return _fail("stopped at once: the same command continues from the last checkpoint")
+
+
+def _parse(arguments):
+    try:
+        if not {"--help", "-h", "-?", "--helpfull", "--helpshort"} & set(arguments):
+            config, rest = read_arguments(arguments[1:])
+            arguments = [arguments[0], *rest]
+            config_flags.DEFINE_config_dict("config", config, sys_argv=arguments)
+        return flags.FLAGS(arguments)
+    except (InputError, flags.Error) as error:
+        sys.exit(_fail(error))
+
+
+def _fail(error):
+    print("error:", " ".join(str(error).split()), file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=_parse)
