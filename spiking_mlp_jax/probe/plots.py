@@ -7,7 +7,6 @@ file, and `plot_workdir` draws all of them for a training run.
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +17,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
@@ -343,20 +341,16 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _figure(width, height):
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def _series(records, key, scale):
     # A diverged run writes NaN, which cannot be drawn.
-    points = [(step, scale * record[key]) for step, record in sorted(records.items()) if _is_finite(record.get(key))]
+    points = [
+        (step, scale * record[key]) for step, record in sorted(records.items()) if np.isfinite(record.get(key, np.nan))
+    ]
     steps, values = zip(*points, strict=True) if points else ((), ())
     return np.array(steps), np.array(values)
-
-
-def _is_finite(value):
-    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _running_mean(values):
