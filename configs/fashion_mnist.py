@@ -4,7 +4,8 @@
 
 DIR holds the original IDX files or a TFDS copy; without it the 20,000 training images inside the package are
 used. The test set is always complete. Hardware: 2 CPU cores.
-Result: not measured here.
+Result: 90.24 % of the test set after 8 epochs of the full set (log: docs/runs/fashion_mnist), where the machine also did
+other work.
 
     python train.py --config configs/fashion_mnist.py:demo --workdir runs/demo
 

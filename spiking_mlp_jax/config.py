@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import numbers
 from typing import Any
 
 from spiking_mlp_jax.errors import InputError
@@ -39,8 +40,11 @@ MINIMA = {
 
 def nearest(wrong: str, known) -> str:
     """`, did you mean "x"?` for the known name nearest to a wrong one, or a list of all when none is near."""
-    close = difflib.get_close_matches(str(wrong), list(known), 1, 0.5)
-    return f'did you mean "{close[0]}"?' if close else "the known ones are " + ", ".join(known)
+    known = list(known)
+    close = difflib.get_close_matches(str(wrong), known, 1, 0.5)
+    if close:
+        return f'did you mean "{close[0]}"?'
+    return "the known ones are " + ", ".join(known[:20]) + (f" and {len(known) - 20} more" if len(known) > 20 else "")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +62,7 @@ class ModelConfig:
         encoding: "spe" (spiking patch encoding) or "plain" (strided convolution) between stages.
         norm: "batch"; "tdbn" and "tebn" replace it everywhere; "layer" replaces it in row, column and channel mixing.
         norm_features: features of the channel block's BatchNorms: "token" as the official code has it, or
-            "channel", which folds into the weights exactly. Must stay "token" with LayerNorm, which has neither.
+            "channel", which folds into the weights exactly. Means nothing with norm="layer".
         time_steps: T, how often an image is shown.
         neuron: "lif", "if" (no leak) or "plif" (each layer learns its tau).
         tau: membrane time constant in steps (at least 1; the initial value for "plif", above 1).
@@ -99,14 +103,12 @@ class ModelConfig:
 
     def __post_init__(self):
         for name, least in MINIMA.items():
-            _check_integer(name, getattr(self, name), least)
+            object.__setattr__(self, name, _integer(name, getattr(self, name), least))
         if not isinstance(self.depths, tuple | list) or not self.depths:
             raise InputError(
                 f"depths must list the blocks of each stage, such as (2, 8, 14, 2), but it is {self.depths!r}"
             )
-        for depth in self.depths:
-            _check_integer("depths", depth, 1)
-        object.__setattr__(self, "depths", tuple(self.depths))
+        object.__setattr__(self, "depths", tuple(_integer("depths", depth, 1) for depth in self.depths))
         for name, known in CHOICES.items():
             if getattr(self, name) not in known:
                 raise InputError(f'{name} cannot be "{getattr(self, name)}": {nearest(getattr(self, name), known)}')
@@ -149,11 +151,6 @@ class ModelConfig:
             raise InputError(
                 f'dim {self.dim} is not divisible by the 3 nodes of encoding="spe": take {near}, or "plain"'
             )
-        if self.norm == "layer" and self.norm_features != "token":
-            raise InputError(
-                'norm_features="channel" has no meaning with norm="layer", which has no batch statistics: '
-                'leave it "token"'
-            )
 
     @property
     def stages(self) -> int:
@@ -184,8 +181,9 @@ class ModelConfig:
         return cls(**{**VARIANTS[name], **overrides})
 
 
-def _check_integer(name, value, least):
-    if isinstance(value, bool) or not isinstance(value, int):
+def _integer(name, value, least):
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise InputError(f"{name} must be a whole number, but it holds {value!r}")
     if value < least:
         raise InputError(f"{name} must be at least {least}, but it holds {value}")
+    return int(value)

@@ -153,15 +153,16 @@ class SpikingMLP(nnx.Module):
             under names such as "stage0.block1.token.height.spikes", in the order of the network).
 
         Raises:
-            InputError: images of another shape or dtype than the config's.
+            InputError: no images, or of another shape or dtype than the config's.
         """
         c = self.config
         expected = (c.image_size, c.image_size, c.in_channels)
-        if images.ndim != 4 or images.shape[1:] != expected:
+        images = jnp.asarray(images)
+        if images.ndim != 4 or images.shape[1:] != expected or not images.shape[0]:
             raise InputError(f"images must be [batch, {', '.join(map(str, expected))}], but they are {images.shape}")
         if not jnp.issubdtype(images.dtype, jnp.floating):
             raise InputError(f"images must be normalised floating pixels, but they are {images.dtype}")
-        x = jnp.asarray(images)[:, None]
+        x = images[:, None]
         x = x.astype(compute_dtype(c) or jnp.promote_types(x.dtype, self.head.kernel.dtype))
         recorder = _Recorder(observe)
         for i, stage in enumerate(self.stages):

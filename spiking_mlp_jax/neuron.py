@@ -17,6 +17,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from spiking_mlp_jax.surrogate import SpikeFunction, sigmoid
@@ -43,7 +44,7 @@ def lif(
     Args:
         x: input current, floating, with T time steps along `time_axis`.
         tau: membrane time constant in steps, at least 1. May be a traced scalar, then it is not checked.
-        v_threshold: firing threshold, above `v_reset`.
+        v_threshold: firing threshold, above `v_reset`. May be traced too.
         v_reset: potential after a spike; None is a soft reset, which subtracts the threshold instead.
         decay_input: whether the input leaks as the potential does (divided by tau).
         detach_reset: whether no gradient flows through the spike in the reset.
@@ -61,7 +62,8 @@ def lif(
     """
     if isinstance(tau, int | float) and not tau >= 1:
         raise ValueError(f"tau must be at least 1 step, but it is {tau}")
-    rest = 0.0 if v_reset is None else v_reset
+    rest = 0.0 if v_reset is None else _in_dtype_of(v_reset, x)
+    tau = _in_dtype_of(tau, x)
 
     def charge(v, x):
         if decay_input:
@@ -114,10 +116,12 @@ def _fire_over_time(x, charge, v_threshold, v_reset, detach_reset, surrogate, v_
         raise ValueError(f"a neuron's input must be floating, but it is {x.dtype}")
     if x.ndim == 0 or x.shape[time_axis] < 1:
         raise ValueError(f"a neuron needs at least one time step on axis {time_axis}, but x is {x.shape}")
-    if v_reset is not None and not v_threshold > v_reset:
+    if isinstance(v_threshold, int | float) and isinstance(v_reset, int | float) and not v_threshold > v_reset:
         raise ValueError(f"v_threshold ({v_threshold}) must be above v_reset ({v_reset})")
     steps = x.shape[time_axis]
-    v = jnp.full(x.shape[:time_axis] + x.shape[time_axis % x.ndim + 1 :], v_reset or 0.0, x.dtype)
+    v_threshold = _in_dtype_of(v_threshold, x)
+    v_reset = None if v_reset is None else _in_dtype_of(v_reset, x)
+    v = jnp.full(x.shape[:time_axis] + x.shape[time_axis % x.ndim + 1 :], 0.0 if v_reset is None else v_reset, x.dtype)
     if v_init is not None:
         v = jnp.broadcast_to(jnp.asarray(v_init, x.dtype), v.shape)
 
@@ -138,3 +142,10 @@ def _fire_over_time(x, charge, v_threshold, v_reset, detach_reset, surrogate, v_
         v, s = step(v, jax.lax.squeeze(x_t, (time_axis % x.ndim,)))
         spikes.append(s)
     return jnp.stack(spikes, time_axis), v
+
+
+def _in_dtype_of(value, x):
+    # NumPy and JAX scalars, unlike Python's, would turn the potential into their own dtype.
+    return (
+        value if isinstance(value, int | float) and not isinstance(value, np.generic) else jnp.asarray(value, x.dtype)
+    )

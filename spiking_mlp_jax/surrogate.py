@@ -32,9 +32,13 @@ def spike_function(derivative: Callable[[jax.Array], jax.Array]) -> SpikeFunctio
 
     @jax.custom_vjp
     def spike(u):
+        u = jnp.asarray(u)
         return (u >= 0).astype(u.dtype)
 
-    spike.defvjp(lambda u: (spike(u), u), lambda u, cotangent: (cotangent * derivative(u),))
+    def forward(u):
+        return spike(u), jnp.asarray(u)
+
+    spike.defvjp(forward, lambda u, cotangent: (cotangent * derivative(u),))
     return spike
 
 

@@ -120,14 +120,20 @@ def test_intermediates_are_complete_and_spikes_are_binary(kind):
             assert set(np.unique(value)) <= {0.0, 1.0}, name
         else:
             assert name.endswith(".potential")
-    # The skip is always the stage's potential: the block's last potential less its token part is the channel block's.
-    spikes = seen["stage1.block1.channel.spikes"]
-    potential = np.asarray(seen["stage1.block1.channel.potential"], np.float64)
-    np.testing.assert_array_equal(spikes[:, 0], first_spikes(potential[:, 0], model.config))
 
 
-def first_spikes(x, config):
-    return x / (1 if config.neuron == "if" else 2) >= config.v_threshold
+def test_the_skip_is_the_stages_potential():
+    """With the mixing silenced by zero gains, each block only sees h again, however deep it is."""
+    model = tiny_model(depths=(3,))
+    for path, variable in nnx.to_flat_state(nnx.state(model, nnx.Param)):
+        if "blocks" in path and path[-2] == "norm" and path[-1] in ("scale", "bias"):
+            variable.set_value(jnp.zeros_like(variable[...]))
+    model.eval()
+    _, seen = model(images(model.config), observe=lambda name, value: value)
+    h = np.broadcast_to(seen["stage0.encode.potential"], seen["stage0.encode.spikes"].shape)
+    for block in range(3):
+        for part in ("token", "channel"):
+            np.testing.assert_array_equal(seen[f"stage0.block{block}.{part}.potential"], h)
 
 
 def test_observing_can_reduce_and_drop():
@@ -138,12 +144,26 @@ def test_observing_can_reduce_and_drop():
     assert all(value.shape == () for value in seen.values())
 
 
-def test_bfloat16_stays_near_float32():
-    model = tiny_model(dtype="bfloat16")
-    model.eval()
-    logits = model(images(model.config))
-    assert logits.dtype == jnp.bfloat16
-    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
+def test_bfloat16_computes_the_same_but_for_rounding():
+    """Over the potential that no spike has reached yet; after a flipped spike the networks may differ."""
+    seen = {}
+    for dtype in ("float32", "bfloat16"):
+        model = tiny_model(dtype=dtype)
+        model.eval()
+        logits, values = model(images(model.config), observe=lambda name, value: value)
+        assert logits.dtype == jnp.dtype(dtype)
+        assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
+        seen[dtype] = values
+    a, b = (np.asarray(seen[dtype]["stage0.encode.potential"], np.float32) for dtype in seen)
+    np.testing.assert_allclose(a, b, rtol=0, atol=0.02 * np.abs(a).max())
+    agree = np.mean(
+        [
+            np.mean(np.asarray(seen["float32"][n]) == np.asarray(seen["bfloat16"][n], np.float32))
+            for n in seen["float32"]
+            if n.endswith(".spikes")
+        ]
+    )
+    assert agree > 0.95
 
 
 def test_images_are_independent_and_evaluation_changes_nothing():
@@ -196,7 +216,6 @@ def test_any_shape(patch, depths, tokens, channels, kind, steps, batch):
         (dict(depths=(1, 0)), "depths must be at least 1"),
         (dict(encoding="spo"), 'encoding cannot be "spo": did you mean "spe"'),
         (dict(norm="bach"), 'did you mean "batch"'),
-        (dict(norm="layer", norm_features="channel"), "norm_features"),
         (dict(tau=0.5), "tau must be at least 1"),
         (dict(tau=1.0, neuron="plif"), "tau must be above 1"),
         (dict(tau=float("nan")), "tau must be a finite number"),
@@ -218,11 +237,14 @@ def test_unknown_variants_and_fields_are_refused():
     with pytest.raises(InputError, match='did you mean "time_steps"'):
         ModelConfig.variant("mlp_t", timesteps=2)
     assert ModelConfig.variant("mlp_spe_s", time_steps=6).time_steps == 6
+    assert type(tiny_config(dim=np.int64(6)).dim) is int
 
 
 def test_wrong_images_are_refused():
     model = tiny_model()
     with pytest.raises(InputError, match=r"images must be \[batch, 16, 16, 1\]"):
         model(jnp.zeros((2, 1, 16, 16)))
+    with pytest.raises(InputError, match=r"images must be .* they are \(0, 16, 16, 1\)"):
+        model(jnp.zeros((0, 16, 16, 1)))
     with pytest.raises(InputError, match="normalised floating"):
         model(jnp.zeros((2, 16, 16, 1), jnp.uint8))

@@ -121,9 +121,17 @@ def test_spikes_at_the_threshold():
 
 
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
-def test_keeps_dtype(dtype):
-    spikes, v = lif(jnp.ones((3, 2), dtype) * 3)
+@pytest.mark.parametrize("number", [float, np.float64, jnp.float32])
+@pytest.mark.parametrize("steps", [3, MAX_UNROLLED_STEPS + 1])
+def test_keeps_dtype(dtype, number, steps):
+    spikes, v = lif(jnp.ones((steps, 2), dtype) * 3, tau=number(2), v_threshold=number(1), v_reset=number(0))
     assert spikes.dtype == v.dtype == dtype
+
+
+def test_settings_may_be_traced():
+    x = jax.random.normal(jax.random.key(0), (4, 20)) * 3
+    spikes, _ = jax.jit(lambda tau, threshold: lif(x, tau=tau, v_threshold=threshold))(3.0, 0.7)
+    np.testing.assert_array_equal(spikes, lif(x, tau=3.0, v_threshold=0.7)[0])
 
 
 @pytest.mark.parametrize(

@@ -60,3 +60,10 @@ def test_cotangent_is_multiplied():
     spike = spike_function(lambda u: 2 * u)
     _, pull_back = jax.vjp(spike, jnp.asarray([3.0, -1.0]))
     assert pull_back(jnp.asarray([5.0, 7.0]))[0].tolist() == [30.0, -14.0]
+
+
+@pytest.mark.parametrize("name", SURROGATES)
+def test_python_numbers(name):
+    spike = SURROGATES[name](ALPHAS[name])
+    assert float(spike(0.3)) == 1.0
+    np.testing.assert_allclose(jax.grad(spike)(0.3), numpy_derivative(name, ALPHAS[name], 0.3), rtol=1e-5)

@@ -52,13 +52,14 @@ def load(model: SpikingMLP, state: Mapping[str, Any]) -> None:
             dtype of the state; float64 needs `jax_enable_x64`.
 
     Raises:
-        InputError: an entry is missing, extra, not an array of numbers, or of another shape; nothing is loaded then.
+        InputError: an entry is missing, extra, not an array of the right kind of numbers, or of another shape; it is
+            named as in the state, and nothing is loaded.
     """
     entries = list(official_entries(model.config))
-    state = _plain_names(state, entries)
+    given = _plain_names(state, entries)
     names = [entry.official for entry in entries]
-    missing = [name for name in names if name not in state]
-    extra = [name for name in state if name not in set(names)]
+    missing = [name for name in names if name not in given]
+    extra = [given[name] for name in given if name not in set(names)]
     if missing:
         raise InputError(
             f'the official state has no entry "{missing[0]}"{_and_more(missing)}: is it of another configuration?'
@@ -71,17 +72,10 @@ def load(model: SpikingMLP, state: Mapping[str, Any]) -> None:
     variables = _variables(model)
     arrays = {path: [] for path in variables}
     for entry in entries:
-        value = np.asarray(state[entry.official])
         ours = np.asarray(variables[entry.path][...])
-        ours = ours if entry.block is None else ours[entry.block]
-        expected = entry.to_official(ours)
-        if value.shape != expected.shape:
-            raise InputError(f'the official entry "{entry.official}" must be {expected.shape}, but it is {value.shape}')
-        if np.issubdtype(expected.dtype, np.floating) != (value.dtype.kind == "f") or value.dtype.kind not in "fiu":
-            raise InputError(
-                f'the official entry "{entry.official}" holds {value.dtype}, which is not a {expected.dtype}'
-            )
-        arrays[entry.path].append(entry.from_official(value))
+        expected = entry.to_official(ours if entry.block is None else ours[entry.block])
+        name = given[entry.official]
+        arrays[entry.path].append(entry.from_official(_checked(name, state[name], expected)))
     for path, parts in arrays.items():
         stacked = _is_stacked(path)
         variables[path].set_value(jnp.asarray(np.stack(parts) if stacked else parts[0]))
@@ -94,7 +88,8 @@ def dump(model: SpikingMLP) -> dict[str, np.ndarray]:
     for entry in official_entries(model.config):
         value = variables[entry.path]
         value = value if entry.block is None else value[entry.block]
-        state[entry.official] = np.ascontiguousarray(entry.to_official(value)).reshape(entry.to_official(value).shape)
+        # np.ascontiguousarray would turn a scalar into a vector.
+        state[entry.official] = np.require(entry.to_official(value), requirements="C")
     return state
 
 
@@ -193,7 +188,23 @@ def _neuron(config, name, path, block=None):
         yield Entry(f"{name}.w", (*path, "w"), block, *SAME)
 
 
+def _checked(name, value, expected):
+    try:
+        value = np.asarray(value)
+    except ValueError as error:
+        raise InputError(f'the official entry "{name}" is not an array: {error}') from error
+    if value.shape != expected.shape:
+        raise InputError(f'the official entry "{name}" must be {expected.shape}, but it is {value.shape}')
+    kinds = "f" if expected.dtype.kind == "f" else "iu"
+    if value.dtype.kind not in kinds:
+        raise InputError(f'the official entry "{name}" holds {value.dtype}, which is not a {expected.dtype}')
+    if expected.dtype.kind == "i" and not 0 <= value <= np.iinfo(np.int32).max:
+        raise InputError(f'the official entry "{name}" counts {value} batches, which does not fit 31 bits')
+    return value
+
+
 def _plain_names(state, entries):
+    """Names without what distributed training adds, to the names as given."""
     # "X.0.weight" for a norm "X.weight": the conversion to SyncBN puts each norm into a container.
     wrapped = {}
     for entry in entries:
@@ -201,12 +212,12 @@ def _plain_names(state, entries):
             module, leaf = entry.official.rsplit(".", 1)
             wrapped[f"{module}.0.{leaf}"] = entry.official
     plain = {}
-    for name, value in state.items():
-        short = name.removeprefix("module.")
+    for name in state:
+        short = str(name).removeprefix("module.")
         short = wrapped.get(short, short)
         if short in plain:
             raise InputError(f'the official state has the entry "{short}" twice, the second time as "{name}"')
-        plain[short] = value
+        plain[short] = name
     return plain
 
 
