@@ -10,10 +10,8 @@ command continues an interrupted run. --config.dry_run=True prints sizes and cos
 import sys
 
 from absl import app, flags, logging
-from ml_collections import config_flags
 
 from spiking_mlp_jax.errors import InputError
-from spiking_mlp_jax.train.config import read_arguments
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder for everything the run writes.")
 
@@ -31,16 +29,24 @@ def main(arguments):
             raise InputError("say where to write with --workdir DIR, such as --workdir runs/demo")
         result = train(config, workdir or "")
         if workdir and result.finished and not config.dry_run:
+            if result.best_accuracy is None:
+                raise InputError(
+                    "there are no weights and no plots, because no evaluation had a finite loss: take a new workdir "
+                    "and a lower learning rate"
+                )
             from spiking_mlp_jax.probe.plots import plot_workdir
 
             plot_workdir(workdir)
     except InputError as error:
         return _fail(error)
-    except KeyboardInterrupt:
-        return _fail("stopped at once: the same command continues from the last checkpoint")
 
 
 def _parse(arguments):
+    # Imported here, where Ctrl-C is already answered.
+    from ml_collections import config_flags
+
+    from spiking_mlp_jax.train.config import read_arguments
+
     try:
         if not {"--help", "-h", "-?", "--helpfull", "--helpshort"} & set(arguments):
             config, rest = read_arguments(arguments[1:])
@@ -57,4 +63,8 @@ def _fail(error):
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=_parse)
+    try:
+        app.run(main, flags_parser=_parse)
+    except KeyboardInterrupt:
+        print("stopped: the same command continues from the last checkpoint, if there is one", file=sys.stderr)
+        sys.exit(130)

@@ -2,6 +2,10 @@
 
     python train.py --config configs/cifar10.py --workdir runs/cifar10
 
+or from DIR/train/<class>/*.png and DIR/test/<class>/*.png:
+
+    python train.py --config configs/cifar10.py --config.dataset=folder --config.data_dir=DIR --workdir runs/cifar10
+
 32 px images and patches of 2. Hardware: one GPU.
 Result: not measured here.
 

@@ -2,7 +2,11 @@
 
     python train.py --config configs/imagenet.py:mlp_spe_t --config.data_dir=DIR --workdir runs/mlp_spe_t
 
-DIR holds train/<class>/*.jpg and val/<class>/*.jpg. The others are mlp_t, mlp_s, mlp_spe_s and mlp_spe_b.
+DIR holds train/<class>/*.jpg and val/<class>/*.jpg. With a prepared TFDS copy instead:
+
+    python train.py --config configs/imagenet.py:mlp_spe_t --config.dataset=tfds:imagenet2012 --workdir runs/mlp_spe_t
+
+The other networks are mlp_t, mlp_s, mlp_spe_s and mlp_spe_b.
 Hardware: 8 GPUs. Result: not measured here.
 The paper's top-1 accuracy: mlp_s 63.25 %, mlp_spe_t 66.39 %, mlp_spe_s 68.84 % (4 time steps), mlp_spe_b
 71.64 % (6 time steps).

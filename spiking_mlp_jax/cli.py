@@ -200,9 +200,10 @@ def _predict(chosen: argparse.Namespace) -> None:
 def _evaluate(chosen: argparse.Namespace) -> None:
     from spiking_mlp_jax.data.pipeline import eval_batches
     from spiking_mlp_jax.data.sources import open_source
-    from spiking_mlp_jax.probe.activity import SPIKES, in_network_order, silent_and_saturated
-    from spiking_mlp_jax.train.evaluate import evaluate_model
+    from spiking_mlp_jax.probe.activity import SPIKES, in_network_order
+    from spiking_mlp_jax.train.evaluate import evaluate_model, silent_and_saturated
     from spiking_mlp_jax.train.loop import use_compilation_cache
+    from spiking_mlp_jax.train.metrics import to_json
 
     use_compilation_cache("auto")
     folder, model, meta = _load(chosen.weights)
@@ -238,7 +239,7 @@ def _evaluate(chosen: argparse.Namespace) -> None:
     if chosen.json:
         document = {"weights": str(folder), "dataset": dataset, "class_names": list(source.class_names)}
         document |= {**result.to_dict(), "firing_rates": rates, "silent": silent, "saturated": saturated}
-        print(json.dumps(document, indent=1))
+        print(to_json(document, indent=1))
         return
     right = f"{int(np.trace(result.confusion)):,} of {result.images:,} test images"
     print(f"accuracy {100 * result.accuracy:.2f} % ({right}), loss {result.loss:.4f}")
@@ -281,13 +282,14 @@ def _scores(model: SpikingMLP, images: np.ndarray, mean: Sequence[float], std: S
     from flax import nnx
 
     from spiking_mlp_jax.data.normalize import normalize
+    from spiking_mlp_jax.train.loss import class_scores
 
     graphdef, variables = nnx.split(model)
 
     @jax.jit
     def run(variables, images):
         logits: Any = nnx.merge(graphdef, variables, copy=True)(normalize(images, mean, std))
-        return jax.nn.softmax(logits.mean(0).astype(np.float32))
+        return jax.nn.softmax(class_scores(logits))
 
     # Chunks of one size, so that there is one compilation and a bounded need of memory.
     size = min(len(images), PREDICT_BATCH)

@@ -32,8 +32,10 @@ FORMAT = 1
 TENSORS = "weights.safetensors"
 CONFIG = "config.json"
 PRETRAINED = Path(__file__).parent / "pretrained"
-# Which types of safetensors each type of variable can take without loss; float64: with x64 on.
-_DTYPES = {"float32": ("F32",), "float64": ("F64", "F32"), "int32": ("I32",)}
+# Which types of safetensors each type of variable takes. Variables are float64 with x64 on and lose nothing then;
+# with x64 off, F64 is rounded to float32.
+_FLOATS = ("F16", "F32", "F64")
+_DTYPES = {"float32": _FLOATS, "float64": _FLOATS, "int32": ("I32",)}
 _DATA_FIELDS = {
     "mean": list,
     "std": list,
@@ -102,7 +104,8 @@ def load(path: str | os.PathLike[str]) -> tuple[SpikingMLP, dict[str, Any]]:
         path: a folder that `save` wrote.
 
     Returns:
-        model: a SpikingMLP in evaluation mode with bit for bit the saved values.
+        model: a SpikingMLP in evaluation mode with the saved values: bit for bit if they are float32, and of
+            other types those that JAX can hold (without x64, float64 is rounded to float32).
         meta: what was given to `save`, with lists in place of tuples.
 
     Raises:

@@ -9,9 +9,9 @@ from spiking_mlp_jax.model import intermediate_names
 from spiking_mlp_jax.probe.activity import (
     firing_rates,
     in_network_order,
-    silent_and_saturated,
     spikes_of_first,
 )
+from spiking_mlp_jax.train.evaluate import silent_and_saturated
 
 
 @pytest.fixture(scope="module")

@@ -63,7 +63,9 @@ def write_folder(root, splits=("train", "val"), classes=("cat", "ant", "bee"), c
     ("arguments", "message"),
     [
         (("fashion_mnist", "val"), 'Split "val"'),
-        (("mnist", "train"), 'Data set "mnist"'),
+        (("cifar10", "train"), 'Data set "cifar10" is unknown: the known ones are fashion_mnist'),
+        (("fashion_mnst", "train"), 'did you mean "fashion_mnist"'),
+        (("tfds", "train"), 'did you mean "tfds:<name>"'),
         (("idx", "train"), "needs data_dir"),
         (("folder", "train", ""), "needs data_dir"),
         (("idx", "train", "no/such/place"), "no/such/place is not a folder"),
@@ -458,8 +460,16 @@ def test_fashion_mnist_uses_a_tfds_copy(tfds_dir, tmp_path):
 
 
 def test_fashion_mnist_with_an_empty_data_dir(tmp_path):
-    with pytest.raises(InputError, match=r'No prepared TFDS set "fashion_mnist" in'):
+    with pytest.raises(InputError, match="neither the IDX files of Fashion-MNIST .* nor a prepared TFDS copy"):
         open_source("fashion_mnist", "train", tmp_path)
+
+
+@pytest.mark.parametrize("missing", ["train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"])
+def test_fashion_mnist_names_the_missing_idx_file(tmp_path, missing):
+    write_idx(tmp_path)
+    (tmp_path / f"{missing}-ubyte").unlink()
+    with pytest.raises(InputError, match=f"has no {missing}-ubyte"):
+        open_source("fashion_mnist", "train" if missing.startswith("train") else "test", tmp_path)
 
 
 def damaged(path):

@@ -1,5 +1,6 @@
 """Dry runs: costs against the paper's table and against what JAX itself would execute."""
 
+import itertools
 import math
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from flax import nnx
 
 from spiking_mlp_jax.config import ModelConfig
 from spiking_mlp_jax.model import SpikingMLP
-from spiking_mlp_jax.train.config import load_config
+from spiking_mlp_jax.train.config import load_config, validate
 from spiking_mlp_jax.train.dry_run import describe, macs_per_step, parameter_count
 from spiking_mlp_jax.train.optimizer import make_optimizer
 from spiking_mlp_jax.train.state import abstract_state
@@ -68,6 +69,30 @@ def test_counts_are_what_is_executed(encoding):
     # The stem runs once an image, whatever the number of steps, but counts in each.
     stem = 8 * 8 * 4 * 4 * 2 * 12
     assert executed_macs(jaxpr.jaxpr) == 3 * macs_per_step(model) - 2 * stem
+
+
+@pytest.mark.parametrize(
+    ("name", "lines"),
+    [
+        ("fashion_mnist.py", {}),
+        ("fashion_mnist.py:demo", {}),
+        ("cifar10.py", {}),
+        ("cifar10.py:224", {"GMAC per time step": "4.98 dense"}),
+        ("imagenet.py:mlp_t", {"parameters": "24,11"}),
+        ("imagenet.py:mlp_s", {"parameters": "34,507,", "GMAC per time step": "7.12 dense"}),
+        ("imagenet.py:mlp_spe_t", {"parameters": "25,22", "GMAC per time step": "4.98 dense"}),
+        ("imagenet.py:mlp_spe_s", {"parameters": "37,97", "GMAC per time step": "7.51 dense"}),
+        ("imagenet.py:mlp_spe_b", {"parameters": "65,60", "GMAC per time step": "13.47 dense"}),
+    ],
+)
+def test_reports_of_the_shipped_configs(name, lines):
+    config = load_config(f"{CONFIGS}/{name}")
+    validate(config, jax.device_count())
+    # The last line, the temporaries, would compile the step.
+    report = list(itertools.islice(describe(config), 10))
+    assert report[-1].startswith("  batch ")
+    for start, value in lines.items():
+        assert any(line.startswith(f"{start:<22}{value}") for line in report), (start, report)
 
 
 def test_report_allocates_nothing():

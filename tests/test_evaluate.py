@@ -76,3 +76,15 @@ def test_unhealthy_layers_and_empty_classes():
     assert result.accuracy == 0.75
     silent, saturated = result.unhealthy_layers()
     assert silent.startswith("a.spikes is silent") and saturated.startswith("d.spikes is saturated")
+
+
+def test_two_steps_may_be_built_before_either_is_used(images):
+    model = tiny_model(depths=(1,))
+    graphdef, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
+    mesh = make_mesh(jax.devices()[:1])
+    batch = next(padded(*images, 4))
+    steps = [make_eval_step(graphdef, MEAN, STD, mesh) for _ in range(2)]
+    for step in steps:
+        assert step.lower(params, stats, batch).as_text().startswith("module @jit_eval_step ")
+    with pytest.raises(AssertionError, match="traced"):
+        steps[0].lower(params, stats, next(padded(*images, 5)))

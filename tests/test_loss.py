@@ -84,3 +84,13 @@ def test_wrong_rank_is_refused(batch):
         loss.cross_entropy(logits[0], labels)
     with pytest.raises(AssertionError):
         loss.targets(jnp.zeros((B, K, 1)), K)
+
+
+def test_bfloat16_logits_are_averaged_in_float32():
+    # The means differ by 2^-9, which bfloat16 cannot tell beside 1.
+    logits = jnp.array([[[1.0, 1.0]], [[1.0, 1.0]], [[1.0, 1.0]], [[1.0, 1.0 + 2**-7]]], jnp.bfloat16)
+    scores = loss.class_scores(logits)
+    assert scores.dtype == jnp.float32
+    assert scores.argmax() == 1 and logits.mean(0).argmax() == 0
+    with jax.enable_x64(True):
+        assert loss.class_scores(np.zeros((2, 1, 3))).dtype == jnp.float64

@@ -3,7 +3,7 @@
 import io
 import json
 
-from spiking_mlp_jax.train.metrics import Display, Metrics, Speedometer, read_metrics
+from spiking_mlp_jax.train.metrics import Display, Metrics, Speedometer, read_metrics, to_json
 
 
 def test_lines_past_the_step_are_dropped(tmp_path):
@@ -70,3 +70,8 @@ def test_the_first_step_is_not_timed(monkeypatch):
     assert speed.step() == 6.7
     speed.restart()
     assert speed.step() is None
+
+
+def test_numbers_that_json_lacks_become_null():
+    value = {"a": float("nan"), "b": [float("-inf"), 1.5, None, True], "c": {"d": float("inf")}}
+    assert json.loads(to_json(value)) == {"a": None, "b": [None, 1.5, None, True], "c": {"d": None}}

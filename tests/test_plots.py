@@ -52,6 +52,12 @@ def test_learning_curves():
     assert pixels(figure).std() > 0
 
 
+def test_learning_curves_leave_out_null():
+    records = [{"step": step, "split": "train", "loss": loss, "accuracy": 0.5} for step, loss in ((1, 2.0), (2, None))]
+    losses = plots.learning_curves(records).axes[0].lines[0]
+    np.testing.assert_array_equal(losses.get_xdata(), [1])
+
+
 def test_learning_curves_of_little():
     with pytest.raises(InputError, match="no metrics"):
         plots.learning_curves([])

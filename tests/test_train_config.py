@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from spiking_mlp_jax.config import VARIANTS
+from spiking_mlp_jax.config import VARIANTS, ModelConfig
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.train.config import (
     MODEL_FIELDS,
@@ -54,7 +54,8 @@ def test_imagenet_variants_are_the_papers():
         ("dim", 25, "24 or 27"),
         ("image_size", 30, "image_size"),
         ("time_steps", 0, "time_steps"),
-        ("epochs", -1, "epochs must be at least 0"),
+        ("epochs", 0, "epochs must be at least 1"),
+        ("in_channels", 2, "1 (grey) or 3 (colour)"),
         ("learning_rate", -0.1, "learning_rate must be at least 0"),
         ("label_smoothing", 1.0, "label_smoothing must be below 1"),
         ("momentum", 1.0, "momentum must be below 1"),
@@ -98,7 +99,7 @@ def test_unknown_and_missing_fields():
 
 def test_model_fields_have_the_same_defaults():
     assert set(MODEL_FIELDS) <= set(default_config())
-    assert model_config(default_config()) == model_config(default_config())
+    assert model_config(default_config()) == ModelConfig()
 
 
 ANYTHING = st.one_of(
@@ -155,18 +156,24 @@ def test_wrong_arguments(arguments, said):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("x = (", "not valid Python"),
+        ("\nx = (", r'broken.py" fails in line 2: SyntaxError'),
+        ("import no_such_module", "fails in line 1: ModuleNotFoundError: No module"),
+        ("\n\nx = {}['y']", "fails in line 3: KeyError: 'y'"),
+        ("def get_config():\n    return {}['y']", "fails in line 2: KeyError: 'y'"),
+        ("def get_config():\n    return nowhere", "fails in line 2: NameError"),
+        ("def get_config():\n    return 1 / 0", "fails in line 2: ZeroDivisionError"),
         ("x = 1", "get_config"),
         ("def get_config(): return 1", "must return a ConfigDict"),
         ("from spiking_mlp_jax.train.config import *\ndef get_config(): default_config().dim = 'a'", "dim"),
-        ("def get_config(arg): return arg", "failed"),
+        ("def get_config(arg): return arg", "fails: TypeError"),
     ],
 )
 def test_broken_config_files(tmp_path, text, said):
     file = tmp_path / "broken.py"
     file.write_text(text)
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=said) as error:
         load_config(str(file))
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -188,6 +195,31 @@ def test_train_py_answers_in_one_line(tmp_path, arguments, said):
     assert len(lines) == 1 and said in lines[0]
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("patch", "status", "said"),
+    [
+        ("config.read_arguments = stop", 130, "stopped: "),
+        ("loop.train = stop", 130, "stopped: "),
+        ("loop.train = lambda *_: loop.Result(3, True, 0.5); plots.plot_workdir = stop", 130, "stopped: "),
+        ("loop.train = lambda *_: loop.Result(3, True, None)", 2, "error: there are no weights and no plots"),
+    ],
+)
+def test_train_py_ends_in_one_line(tmp_path, patch, status, said):
+    script = f"""
+import runpy, sys
+from spiking_mlp_jax.probe import plots
+from spiking_mlp_jax.train import config, loop
+def stop(*_):
+    raise KeyboardInterrupt
+{patch}
+sys.argv = ["train.py", "--config={FASHION}", "--workdir={tmp_path}/run"]
+runpy.run_path("{ROOT}/train.py", run_name="__main__")
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == status
+    assert done.stderr.startswith(said) and done.stderr.count("\n") == 1
 
 
 def test_nothing_is_compiled_by_a_check(monkeypatch):

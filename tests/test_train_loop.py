@@ -248,9 +248,32 @@ def test_the_second_signal_stops_at_once():
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-def test_no_epochs_and_dry_runs_train_nothing(shared, tmp_path, watch, capsys):
+def test_dry_runs_train_nothing(shared, tmp_path, watch, capsys):
     assert loop.train(make_config(shared, dry_run=True), tmp_path / "none").step == 0
     assert not (tmp_path / "none").exists()
     assert "GMAC" in capsys.readouterr().out
-    result = loop.train(make_config(shared, epochs=0), tmp_path)
-    assert result.finished and result.step == 0 and watch.seen == []
+    assert watch.seen == []
+
+
+def strict(text):
+    def refuse(name):
+        raise AssertionError(f"{name} is no JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def test_a_diverged_run_is_saved_but_never_the_best(shared, tmp_path, capsys):
+    config = make_config(shared, learning_rate=1e38, optimizer="adam", max_steps=3, log_every=1)
+    result = loop.train(config, tmp_path)
+    assert result.finished and result.step == 3 and result.best_accuracy is None
+    assert kept_steps(tmp_path) == [3]
+    assert not (tmp_path / "weights").exists()
+    assert "these weights are not kept" in capsys.readouterr().out
+    found = [strict(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert found[-1]["split"] == "eval" and found[-1]["loss"] is None
+    assert strict((tmp_path / "evaluation.json").read_text())["loss"] is None
+    assert read_metrics(tmp_path) == found
+    config.max_steps = 2
+    assert loop.train(config, tmp_path).step == 3
+    said = capsys.readouterr().out
+    assert "the run is at step 3 and was to stop after 2" in said and "3 of 2" not in said

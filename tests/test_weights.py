@@ -158,7 +158,7 @@ def test_bad_config_is_refused(copy, change, message):
         (lambda t: t.pop("head.bias") is None, 'lacks the tensor "head.bias"'),
         (lambda t: t.update({"head.bias2": t["head.bias"]}), 'holds the tensor "head.bias2"'),
         (lambda t: t.update({"head.bias": np.zeros(4, np.float32)}), '"head.bias".*shape'),
-        (lambda t: t.update({"head.bias": t["head.bias"].astype(np.float64)}), '"head.bias".*F64'),
+        (lambda t: t.update({"head.bias": t["head.bias"].astype(np.int64)}), '"head.bias".*I64'),
         (lambda t: t.update({"norm.num_batches": np.array(3, np.float32)}), '"norm.num_batches".*F32'),
         (lambda t: t.clear(), "lacks the tensor"),
     ],
@@ -167,6 +167,21 @@ def test_bad_tensor_is_named(copy, change, message):
     edit_tensors(copy, change)
     with pytest.raises(InputError, match=message):
         weights.load(copy)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float64])
+def test_other_floats_become_float32(copy, dtype):
+    values = np.array([1 / 3, -2.5, 7.0], dtype)
+    edit_tensors(copy, lambda t: t.update({"head.bias": values}))
+    bias = variables(weights.load(copy)[0])["head.bias"][...]
+    assert bias.dtype == np.float32
+    np.testing.assert_array_equal(bias, values.astype(np.float32))
+
+
+def test_float64_is_exact_with_x64(copy, x64):
+    values = np.array([1 / 3, -2.5, 7.0])
+    edit_tensors(copy, lambda t: t.update({"head.bias": values}))
+    np.testing.assert_array_equal(variables(weights.load(copy)[0])["head.bias"][...], values)
 
 
 def test_weights_of_another_configuration_are_refused(copy):

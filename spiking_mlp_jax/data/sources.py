@@ -6,6 +6,7 @@ from typing import Protocol
 
 import numpy as np
 
+from spiking_mlp_jax.config import nearest
 from spiking_mlp_jax.data.idx import find_idx, read_idx_split
 from spiking_mlp_jax.data.image import read_image
 from spiking_mlp_jax.data.tfds import TfdsSource, find_version
@@ -24,6 +25,7 @@ FASHION_MNIST_CLASSES = (
     "Bag",
     "Ankle boot",
 )
+DATASETS = ("fashion_mnist", "idx", "folder", "tfds:<name>")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
@@ -62,8 +64,8 @@ def open_source(dataset: str, split: str, data_dir: str | os.PathLike[str] | Non
     """
     if split not in ("train", "test"):
         raise InputError(f'Split "{split}" is unknown: use "train" or "test".')
-    if dataset not in ("fashion_mnist", "idx", "folder") and not dataset.startswith("tfds:"):
-        raise InputError(f'Data set "{dataset}" is unknown: use "fashion_mnist", "idx", "folder" or "tfds:<name>".')
+    if dataset not in DATASETS and not dataset.startswith("tfds:"):
+        raise InputError(f'Data set "{dataset}" is unknown: {nearest(dataset, DATASETS)}')
     folder = None if data_dir in (None, "") else Path(data_dir).expanduser()
     if folder is not None and not folder.is_dir():
         raise InputError(f"data_dir {folder} is not a folder: give the one that holds the data.")
@@ -79,9 +81,17 @@ def open_source(dataset: str, split: str, data_dir: str | os.PathLike[str] | Non
 def _open_fashion_mnist(split: str, folder: Path | None) -> Source:
     if folder is None:
         return EmbeddedSource(split)
-    if find_idx(folder, split, "images") is not None:
+    # A single IDX file shows what is meant: reading names the ones that are missing.
+    if any(find_idx(folder, part, kind) for part in ("train", "test") for kind in ("images", "labels")):
         return IdxSource(folder, split, FASHION_MNIST_CLASSES)
-    return TfdsSource(find_version("fashion_mnist", folder), split)
+    try:
+        version = find_version("fashion_mnist", folder)
+    except InputError as error:
+        raise InputError(
+            f"data_dir {folder} holds neither the IDX files of Fashion-MNIST (train-images-idx3-ubyte.gz and so on) "
+            "nor a prepared TFDS copy: give the folder of one, or no data_dir for the embedded images."
+        ) from error
+    return TfdsSource(version, split)
 
 
 class _ArraySource:

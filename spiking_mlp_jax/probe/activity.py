@@ -13,25 +13,9 @@ from jaxtyping import Array, Bool, Float
 
 from spiking_mlp_jax.config import ModelConfig
 from spiking_mlp_jax.model import SpikingMLP, intermediate_names
-from spiking_mlp_jax.train.evaluate import SATURATED, SILENT
 
 SPIKES = ".spikes"
 Value = TypeVar("Value")
-
-
-def silent_and_saturated(rates: Mapping[str, float]) -> tuple[list[str], list[str]]:
-    """Picks out the layers that carry next to no information.
-
-    Args:
-        rates: mean firing rate of each layer, spikes per neuron and time step, 0 to 1.
-
-    Returns:
-        silent: names of the layers below 0.001 (0.1 %).
-        saturated: names of the layers above 0.95 (95 %). Both in the order given.
-    """
-    silent = [name for name, rate in rates.items() if rate < SILENT]
-    saturated = [name for name, rate in rates.items() if rate > SATURATED]
-    return silent, saturated
 
 
 def in_network_order(layers: Mapping[str, Value], config: ModelConfig) -> dict[str, Value]:

@@ -26,8 +26,8 @@ from spiking_mlp_jax.data.normalize import normalize
 from spiking_mlp_jax.data.pipeline import eval_batches, fit_image
 from spiking_mlp_jax.data.sources import Source, open_source
 from spiking_mlp_jax.errors import InputError
-from spiking_mlp_jax.probe.activity import SPIKES, in_network_order, silent_and_saturated, spikes_of_first
-from spiking_mlp_jax.train.evaluate import evaluate_model
+from spiking_mlp_jax.probe.activity import SPIKES, in_network_order, spikes_of_first
+from spiking_mlp_jax.train.evaluate import evaluate_model, silent_and_saturated
 from spiking_mlp_jax.train.metrics import read_metrics
 
 # Okabe and Ito's colours, which stay apart for colour-blind readers and in grey print.
@@ -345,10 +345,9 @@ def _figure(width, height):
 
 
 def _series(records, key, scale):
-    # A diverged run writes NaN, which cannot be drawn.
-    points = [
-        (step, scale * record[key]) for step, record in sorted(records.items()) if np.isfinite(record.get(key, np.nan))
-    ]
+    # A diverged run writes null, which cannot be drawn.
+    found = [(step, record.get(key)) for step, record in sorted(records.items())]
+    points = [(step, scale * value) for step, value in found if value is not None and np.isfinite(value)]
     steps, values = zip(*points, strict=True) if points else ((), ())
     return np.array(steps), np.array(values)
 

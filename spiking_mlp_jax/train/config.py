@@ -7,6 +7,7 @@ import json
 import math
 import os
 import runpy
+import traceback
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
@@ -29,7 +30,7 @@ CHOICES = {
 MINIMA = {
     "batch_size": (1, True),
     "eval_batch_size": (1, True),
-    "epochs": (0, True),
+    "epochs": (1, True),
     "seed": (0, True),
     "learning_rate": (0.0, True),
     "momentum": (0.0, True),
@@ -162,6 +163,8 @@ def validate(config: Config, device_count: int) -> None:
         if values[name] > most or (values[name] == most and not inclusive):
             raise InputError(f"{name} must be {'at most' if inclusive else 'below'} {most}, but it is {values[name]}")
     model = model_config(config)
+    if model.in_channels not in (1, 3):
+        raise InputError(f"in_channels must be 1 (grey) or 3 (colour), as images are, but it is {model.in_channels}")
     check_statistics(config.mean, config.std, config.in_channels)
     check_resize(config.resize_mode, config.eval_resize, config.image_size)
     for name in ("batch_size", "eval_batch_size"):
@@ -170,7 +173,7 @@ def validate(config: Config, device_count: int) -> None:
             raise InputError(
                 f"{name} {values[name]} is not divisible by the {device_count} devices that share it: take {near}"
             )
-    if config.epochs and config.warmup_epochs >= config.epochs:
+    if config.warmup_epochs >= config.epochs:
         raise InputError(f"warmup_epochs {config.warmup_epochs} must be below epochs, which is {config.epochs}")
     if config.crop_padding >= model.image_size:
         raise InputError(f"crop_padding {config.crop_padding} must be below image_size, which is {model.image_size}")
@@ -193,7 +196,7 @@ def load_config(path: str) -> config_dict.ConfigDict:
         path: "FILE.py" or "FILE.py:ARGUMENT".
 
     Raises:
-        InputError: no such file, or one that does not define a configuration.
+        InputError: no such file, or one that fails or does not define a configuration.
     """
     file, colon, argument = path.partition(":")
     if not os.path.isfile(file):
@@ -201,17 +204,16 @@ def load_config(path: str) -> config_dict.ConfigDict:
         files = [os.path.join(folder, name) for name in _python_files(folder)]
         raise InputError(f'there is no config file "{file}"' + (f": {nearest(file, files)}" if files else ""))
     try:
-        get_config = runpy.run_path(file)["get_config"]
-    except KeyError:
-        raise InputError(f'the config file "{file}" defines no function get_config') from None
-    except SyntaxError as error:
-        raise InputError(f'the config file "{file}" is not valid Python: {error.msg} in line {error.lineno}') from None
-    try:
+        get_config = runpy.run_path(file).get("get_config")
+        if get_config is None:
+            raise InputError(f'the config file "{file}" defines no function get_config')
         config = get_config(argument) if colon else get_config()
     except InputError:
         raise
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f'get_config of "{file}" failed: {_one_line(error)}') from error
+    except Exception as error:
+        # Whatever the user's own code raises is a mistake in that file, not in this package.
+        message = f"{type(error).__name__}: {_one_line(error)}"
+        raise InputError(f'the config file "{file}" fails{_line_of(error, file)}: {message}') from error
     if not isinstance(config, config_dict.ConfigDict):
         raise InputError(f'get_config of "{file}" must return a ConfigDict, but returned {type(config).__name__}')
     return config
@@ -264,6 +266,13 @@ def _check_override(name, value, kind):
 
 def _python_files(folder):
     return sorted(name for name in os.listdir(folder) if name.endswith(".py")) if os.path.isdir(folder) else []
+
+
+def _line_of(error, file):
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+    if isinstance(error, SyntaxError) and error.filename == file:
+        lines.append(error.lineno)
+    return f" in line {lines[-1]}" if lines else ""
 
 
 def _one_line(error):

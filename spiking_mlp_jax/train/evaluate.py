@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,6 +17,21 @@ from spiking_mlp_jax.train.sharding import make_mesh, put_batch, replicated
 from spiking_mlp_jax.train.step import make_eval_step
 
 SILENT, SATURATED = 0.001, 0.95
+
+
+def silent_and_saturated(rates: Mapping[str, float]) -> tuple[list[str], list[str]]:
+    """Picks out the layers that carry next to no information.
+
+    Args:
+        rates: mean firing rate of each layer, spikes per neuron and time step, 0 to 1.
+
+    Returns:
+        silent: names of the layers below 0.001 (0.1 %).
+        saturated: names of the layers above 0.95 (95 %). Both in the order given.
+    """
+    silent = [name for name, rate in rates.items() if rate < SILENT]
+    saturated = [name for name, rate in rates.items() if rate > SATURATED]
+    return silent, saturated
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,13 +64,10 @@ class Evaluation:
 
     def unhealthy_layers(self) -> list[str]:
         """A sentence for each layer that is silent (< 0.1 %) or saturated (> 95 %)."""
-        found = []
-        for name, rate in self.firing_rates.items():
-            if rate < SILENT:
-                found.append(f"{name} is silent: it fires at {100 * rate:.3f} %")
-            elif rate > SATURATED:
-                found.append(f"{name} is saturated: it fires at {100 * rate:.1f} %")
-        return found
+        rates = self.firing_rates
+        silent, saturated = silent_and_saturated(rates)
+        found = [f"{name} is silent: it fires at {100 * rates[name]:.3f} %" for name in silent]
+        return found + [f"{name} is saturated: it fires at {100 * rates[name]:.1f} %" for name in saturated]
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as JSON values."""

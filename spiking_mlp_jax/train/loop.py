@@ -28,7 +28,7 @@ from spiking_mlp_jax.train.config import Config, model_config, to_dict, validate
 from spiking_mlp_jax.train.evaluate import Evaluation, evaluate
 from spiking_mlp_jax.train.interrupt import StopRequest
 from spiking_mlp_jax.train.loss import make_loss
-from spiking_mlp_jax.train.metrics import Display, Metrics, Speedometer, write_text
+from spiking_mlp_jax.train.metrics import Display, Metrics, Speedometer, to_json, write_text
 from spiking_mlp_jax.train.optimizer import make_optimizer, make_schedule
 from spiking_mlp_jax.train.sharding import make_mesh, put_batch, replicated
 from spiking_mlp_jax.train.state import TrainState, abstract_state, init_state
@@ -47,7 +47,7 @@ class Result:
     Attributes:
         step: steps taken in all.
         finished: False when it was interrupted and can be resumed.
-        best_accuracy: best evaluation accuracy so far, None before the first evaluation.
+        best_accuracy: best evaluation accuracy so far, None before the first evaluation with a finite loss.
     """
 
     step: int
@@ -144,7 +144,7 @@ class _Run:
                 config.eval_resize,
             ),
             seed=config.seed,
-            epochs=max(config.epochs, 1),
+            epochs=config.epochs,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
             workers=config.workers,
@@ -175,8 +175,13 @@ class _Run:
             state, step = self._train(state, step, stop)
             finished = step >= self.last
             best = "" if self.best is None else f"; best accuracy {100 * self.best:.2f} %"
-            ending = "finished" if finished else "interrupted: the same command continues"
-            self.display.say(f"{ending} at step {step} of {self.last}{best}")
+            if step > self.last:
+                ending = f"nothing to do: the run is at step {step} and was to stop after {self.last}"
+            elif finished:
+                ending = f"finished at step {step} of {self.last}"
+            else:
+                ending = f"interrupted: the same command continues at step {step} of {self.last}"
+            self.display.say(ending + best)
             return Result(step, finished, self.best)
 
     def _start(self) -> tuple[TrainState, int]:
@@ -267,12 +272,16 @@ class _Run:
             for sentence in result.unhealthy_layers():
                 self.display.say(f"warning: {sentence}")
         if self.main:
-            write_text(self.workdir / "evaluation.json", json.dumps({"step": step, **result.to_dict()}) + "\n")
-        if self.best is None or result.accuracy > self.best:
+            write_text(self.workdir / "evaluation.json", to_json({"step": step, **result.to_dict()}) + "\n")
+        # A diverged network is never the best, whatever share of the images its guesses hit.
+        sound = bool(np.isfinite(result.loss))
+        if not sound:
+            self.display.say(f"warning: the test loss is {result.loss} at step {step}: these weights are not kept")
+        elif self.best is None or result.accuracy > self.best:
             self.best = result.accuracy
             if self.main:
                 self._save_weights(state, step, result)
-        self._save(state, result.accuracy)
+        self._save(state, result.accuracy if sound else None)
 
     def _evaluate(self, state: TrainState) -> Evaluation:
         batches = eval_batches(

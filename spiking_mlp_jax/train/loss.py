@@ -31,11 +31,16 @@ def targets(labels: Labels, num_classes: int, smoothing: float = 0.0) -> Float[A
     return soft * (1 - smoothing) + smoothing / num_classes
 
 
+def class_scores(logits: Float[Array, "T B K"]) -> Float[Array, "B K"]:
+    """Time-mean logits, averaged in float32 or wider: bfloat16 would round away the smaller differences."""
+    return _wide(logits).mean(0)
+
+
 def image_cross_entropy(logits: Float[Array, "T B K"], labels: Labels, smoothing: float = 0.0) -> Float[Array, " B"]:
     """Cross-entropy of each image's time-mean logits, in nats."""
     chex.assert_rank(logits, 3)
     wanted = targets(labels, logits.shape[-1], smoothing)
-    return -jnp.sum(wanted * jax.nn.log_softmax(_wide(logits).mean(0)), axis=-1)
+    return -jnp.sum(wanted * jax.nn.log_softmax(class_scores(logits)), axis=-1)
 
 
 def cross_entropy(logits: Float[Array, "T B K"], labels: Labels, *, smoothing: float = 0.0) -> Float[Array, ""]:
@@ -76,7 +81,7 @@ def tet(
 def mse(logits: Float[Array, "T B K"], labels: Labels, *, smoothing: float = 0.0) -> Float[Array, ""]:
     """Squared distance of the time-mean logits from the class probabilities, mean over batch and classes."""
     chex.assert_rank(logits, 3)
-    return jnp.square(_wide(logits).mean(0) - targets(labels, logits.shape[-1], smoothing)).mean()
+    return jnp.square(class_scores(logits) - targets(labels, logits.shape[-1], smoothing)).mean()
 
 
 def make_loss(config: Config) -> Loss:

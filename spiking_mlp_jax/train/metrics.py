@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import importlib.util
 import json
+import math
 import os
 import sys
 import time
@@ -23,8 +24,26 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     temporary.replace(path)
 
 
+def to_json(value: Any, indent: int | None = None) -> str:
+    """JSON text in which null stands for NaN and the infinities, numbers that JSON does not have.
+
+    Args:
+        value: dicts, lists, strings, numbers and None.
+        indent: as for json.dumps.
+    """
+    return json.dumps(_finite(value), indent=indent, allow_nan=False)
+
+
+def _finite(value):
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 class Metrics:
-    """metrics.jsonl, one JSON object a line, and TensorBoard files when tensorboardX is installed.
+    """metrics.jsonl, one JSON object a line (null: no finite number), and TensorBoard files when tensorboardX is installed.
 
     Args:
         workdir: the run's folder.
@@ -51,7 +70,7 @@ class Metrics:
             split: "train" or "eval".
             values: JSON values; the numbers among them go to TensorBoard, too.
         """
-        self._file.write(json.dumps({"step": step, "epoch": round(epoch, 4), "split": split, **values}) + "\n")
+        self._file.write(to_json({"step": step, "epoch": round(epoch, 4), "split": split, **values}) + "\n")
         self._file.flush()
         if self._board is not None:
             for name, value in values.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,11 +14,12 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from spiking_mlp_jax.data.normalize import normalize
-from spiking_mlp_jax.train.loss import Loss, image_cross_entropy
+from spiking_mlp_jax.train.loss import Loss, class_scores, image_cross_entropy
 from spiking_mlp_jax.train.sharding import replicated
 from spiking_mlp_jax.train.state import TrainState
 
 Batch = dict[str, jax.Array]
+_NUMBERS = itertools.count()
 
 
 def make_train_step(
@@ -59,7 +61,7 @@ def make_train_step(
         hard = labels if labels.ndim == 1 else labels.argmax(-1)
         metrics = {
             "loss": value,
-            "accuracy": (logits.mean(0).argmax(-1) == hard).mean(),
+            "accuracy": (class_scores(logits).argmax(-1) == hard).mean(),
             "grad_norm": jnp.sqrt(sum(jnp.sum(jnp.square(grad)) for grad in jax.tree.leaves(grads))),
         }
         params = optax.apply_updates(state.params, updates)
@@ -93,7 +95,7 @@ def make_eval_step(
         mask = batch["mask"]
         classes = logits.shape[-1]
         # One number for each pair of label and prediction; padding gets a pair that does not exist.
-        pairs = jnp.where(mask, batch["label"] * classes + logits.mean(0).argmax(-1), classes * classes)
+        pairs = jnp.where(mask, batch["label"] * classes + class_scores(logits).argmax(-1), classes * classes)
         counts = jnp.zeros(classes * classes + 1, jnp.int32).at[pairs].add(1)
         return {
             "loss": jnp.sum(jnp.where(mask, image_cross_entropy(logits, batch["label"]), 0.0)),
@@ -111,6 +113,10 @@ def _image_rates(name, value):
 
 
 def _compile_once(step, **options):
-    # Chex counts traces under the function's source, so a second run in one process must start at zero.
-    chex.clear_trace_counter()
-    return jax.jit(chex.assert_max_traces(step, n=1), **options)
+    # Chex counts traces under a function's name and source: each step needs a name of its own there. The program
+    # keeps the common name, under which the compilation cache finds it again.
+    name = step.__name__
+    step.__name__ = f"{name}_{next(_NUMBERS)}"
+    guarded = chex.assert_max_traces(step, n=1)
+    guarded.__name__ = name
+    return jax.jit(guarded, **options)
