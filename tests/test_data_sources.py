@@ -460,7 +460,7 @@ def test_fashion_mnist_uses_a_tfds_copy(tfds_dir, tmp_path):
 
 
 def test_fashion_mnist_with_an_empty_data_dir(tmp_path):
-    with pytest.raises(InputError, match="neither the IDX files of Fashion-MNIST .* nor a prepared TFDS copy"):
+    with pytest.raises(InputError, match=r"neither the IDX files of Fashion-MNIST .* nor a prepared TFDS copy"):
         open_source("fashion_mnist", "train", tmp_path)
 
 

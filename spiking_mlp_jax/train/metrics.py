@@ -43,7 +43,9 @@ def _finite(value):
 
 
 class Metrics:
-    """metrics.jsonl, one JSON object a line (null: no finite number), and TensorBoard files when tensorboardX is installed.
+    """metrics.jsonl, one JSON object a line, and TensorBoard files when tensorboardX is installed.
+
+    In a line, null stands for a number that is not finite.
 
     Args:
         workdir: the run's folder.

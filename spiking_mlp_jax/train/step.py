@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+import uuid
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,7 +19,6 @@ from spiking_mlp_jax.train.sharding import replicated
 from spiking_mlp_jax.train.state import TrainState
 
 Batch = dict[str, jax.Array]
-_NUMBERS = itertools.count()
 
 
 def make_train_step(
@@ -116,7 +115,7 @@ def _compile_once(step, **options):
     # Chex counts traces under a function's name and source: each step needs a name of its own there. The program
     # keeps the common name, under which the compilation cache finds it again.
     name = step.__name__
-    step.__name__ = f"{name}_{next(_NUMBERS)}"
+    step.__name__ = f"{name}_{uuid.uuid4().hex}"
     guarded = chex.assert_max_traces(step, n=1)
     guarded.__name__ = name
     return jax.jit(guarded, **options)
