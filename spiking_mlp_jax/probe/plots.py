@@ -28,6 +28,7 @@ from spiking_mlp_jax.data.sources import Source, open_source
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.probe.activity import SPIKES, in_network_order, spikes_of_first
 from spiking_mlp_jax.train.evaluate import evaluate_model, silent_and_saturated
+from spiking_mlp_jax.train.loss import class_scores
 from spiking_mlp_jax.train.metrics import read_metrics
 
 # Okabe and Ito's colours, which stay apart for colour-blind readers and in grey print.
@@ -90,7 +91,7 @@ def plot_workdir(workdir: str | os.PathLike[str]) -> list[Path]:
     size, channels = model.config.image_size, model.config.in_channels
     fitted = [fit_image(r["image"], size, channels, data["resize_mode"], data["eval_resize"]) for r in records]
     logits, spikes = spikes_of_first(model, normalize(jnp.asarray(np.stack(fitted)), data["mean"], data["std"]))
-    scores = np.asarray(jax.nn.softmax(logits.mean(0)))
+    scores = np.asarray(jax.nn.softmax(class_scores(logits)))
     names = data["class_names"]
     best = int(scores[0].argmax())
     title = f"true: {_short(names[labels[0]])}\npredicted: {_short(names[best])} ({100 * scores[0, best]:.0f} %)"
