@@ -91,7 +91,7 @@ def plot_workdir(workdir: str | os.PathLike[str]) -> list[Path]:
     size, channels = model.config.image_size, model.config.in_channels
     fitted = [fit_image(r["image"], size, channels, data["resize_mode"], data["eval_resize"]) for r in records]
     logits, spikes = spikes_of_first(model, normalize(jnp.asarray(np.stack(fitted)), data["mean"], data["std"]))
-    scores = np.asarray(jax.nn.softmax(class_scores(logits)))
+    scores = np.asarray(jax.nn.softmax(class_scores(jnp.asarray(logits))))
     names = data["class_names"]
     best = int(scores[0].argmax())
     title = f"true: {_short(names[labels[0]])}\npredicted: {_short(names[best])} ({100 * scores[0, best]:.0f} %)"
