@@ -41,7 +41,7 @@ def get_config(arg="32"):
     if arg == "224":
         config.update(VARIANTS["mlp_spe_t"])
         config.random_resized_crop = True
-        config.remat = True
+        config.remat = "block"
     else:
         config.patch_size = 2
         config.dim = 96

@@ -29,7 +29,7 @@ def get_config(arg="mlp_spe_t"):
     config.num_classes = 1000
     config.patch_size = 4
     config.time_steps = 6 if arg == "mlp_spe_b" else 4
-    config.remat = True
+    config.remat = "block"
     config.dtype = "bfloat16"  # the official run used mixed precision
 
     # Data. The official recipe also has RandAugment (rand-m9-mstd0.5-inc1), colour jitter 0.4, random erasing

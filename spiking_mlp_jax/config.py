@@ -25,6 +25,7 @@ CHOICES = {
     "norm_features": ("token", "channel"),
     "neuron": ("lif", "if", "plif"),
     "surrogate": tuple(SURROGATES),
+    "remat": ("none", "block"),
     "dtype": ("float32", "bfloat16"),
 }
 MINIMA = {
@@ -72,8 +73,10 @@ class ModelConfig:
         detach_reset: whether no gradient flows through the reset.
         surrogate: "sigmoid", "atan", "triangle", "rectangle" or "dspike".
         surrogate_alpha: the surrogate's sharpness.
-        remat: recompute each block in the backward pass and keep only its binary input.
-        dtype: "float32" or "bfloat16", in which layers compute; parameters and statistics stay float32.
+        remat: what the backward pass computes again: "none", or "block" to keep only the binary input of each
+            block. True and False stand for these, as in older files.
+        dtype: "float32" or "bfloat16", in which convolutions and linear maps compute and spikes travel; parameters,
+            norms and potentials stay float32.
 
     Raises:
         InputError: a value that no network can have; the sentence names the field.
@@ -98,7 +101,7 @@ class ModelConfig:
     detach_reset: bool = True
     surrogate: str = "sigmoid"
     surrogate_alpha: float = 4.0
-    remat: bool = False
+    remat: str = "none"
     dtype: str = "float32"
 
     def __post_init__(self):
@@ -109,10 +112,12 @@ class ModelConfig:
                 f"depths must list the blocks of each stage, such as (2, 8, 14, 2), but it is {self.depths!r}"
             )
         object.__setattr__(self, "depths", tuple(_integer("depths", depth, 1) for depth in self.depths))
+        if isinstance(self.remat, bool):
+            object.__setattr__(self, "remat", "block" if self.remat else "none")
         for name, known in CHOICES.items():
             if getattr(self, name) not in known:
                 raise InputError(f'{name} cannot be "{getattr(self, name)}": {nearest(getattr(self, name), known)}')
-        for name in ("decay_input", "detach_reset", "remat"):
+        for name in ("decay_input", "detach_reset"):
             if not isinstance(getattr(self, name), bool):
                 raise InputError(f"{name} must be True or False, but it is {getattr(self, name)!r}")
         self._check_neuron()

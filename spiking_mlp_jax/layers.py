@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
 
 from spiking_mlp_jax import neuron
 from spiking_mlp_jax.config import ModelConfig
-from spiking_mlp_jax.norm import BatchNorm, uniform_fan_in
+from spiking_mlp_jax.dynamics import Constants, Mode
+from spiking_mlp_jax.neuron import potential_dtype
+from spiking_mlp_jax.norm import BatchNorm, LayerNorm, feature_shape, uniform_fan_in
+from spiking_mlp_jax.norm_fire import normalize_and_fire
 from spiking_mlp_jax.surrogate import SURROGATES
 
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
+
 # Called with the name and value of an intermediate, see `SpikingMLP.__call__`.
-Record = Callable[[str, Array], None]
+Record = Callable[[str, jax.Array], None]
 
 
 class Neuron(nnx.Module):
@@ -29,20 +34,101 @@ class Neuron(nnx.Module):
     def __call__(self, x: Float[Array, "B T *shape"]) -> Float[Array, "B T *shape"]:
         """Spikes, 0 or 1, for the potentials x; a time axis of length 1 stands for T equal steps."""
         c = self.config
-        if x.shape[1] != c.time_steps:
-            x = jnp.broadcast_to(x, (x.shape[0], c.time_steps, *x.shape[2:]))
         common: dict[str, Any] = dict(
             v_threshold=c.v_threshold,
             v_reset=c.v_reset,
             detach_reset=c.detach_reset,
             surrogate=SURROGATES[c.surrogate](c.surrogate_alpha),
             time_axis=1,
+            time_steps=c.time_steps,
         )
         if c.neuron == "if":
-            return neuron.integrate_and_fire(x, **common)[0]
-        if self.w is not None:
-            return neuron.plif(x, self.w[...], decay_input=c.decay_input, **common)[0]
-        return neuron.lif(x, tau=c.tau, decay_input=c.decay_input, **common)[0]
+            spikes, _ = neuron.integrate_and_fire(x, **common)
+        elif self.w is not None:
+            spikes, _ = neuron.plif(x, self.w[...], decay_input=c.decay_input, **common)
+        else:
+            spikes, _ = neuron.lif(x, tau=c.tau, decay_input=c.decay_input, **common)
+        return spikes.astype(compute_dtype(c) or x.dtype)
+
+    def equations(self, dtype) -> tuple[Mode, Constants]:
+        """The neurons' equations and constants, for potentials of the given dtype."""
+        c = self.config
+        mode = Mode(
+            leaky=c.neuron != "if",
+            decay_input=c.decay_input,
+            hard_reset=c.v_reset is not None,
+            detach_reset=c.detach_reset,
+            surrogate=SURROGATES[c.surrogate](c.surrogate_alpha),
+            learned=self.w is not None,
+        )
+        tau = c.tau if self.w is None else 1 / jax.nn.sigmoid(self.w[...])
+        return mode, Constants(*(jnp.asarray(value, dtype) for value in (tau, c.v_threshold, c.v_reset or 0.0)))
+
+
+def fire(
+    norm: BatchNorm | LayerNorm,
+    neuron: Neuron,
+    z: Float[Array, "B T *shape"],
+    *,
+    bias: Float[Array, "C"] | None = None,
+    feature_bias: Float[Array, "F"] | None = None,
+    skip: Float[Array, "B T *shape"] | None = None,
+) -> tuple[Float[Array, "B T *shape"], Float[Array, "B T *shape"]]:
+    """Spikes and potential of neurons whose input is skip + norm(z + bias + feature_bias).
+
+    Args:
+        norm: in training mode it updates its running averages.
+        neuron: the neurons.
+        z: what a linear map gives, without its bias.
+        bias: of that map, over the last axis of z.
+        feature_bias: likewise, but over the norm's features; needs a BatchNorm.
+        skip: added to the normalised values; its time axis may have length 1.
+
+    Returns:
+        (spikes, 0 or 1 in z's dtype; potential, the neurons' input, at least float32), both of z's shape.
+    """
+    if isinstance(norm, BatchNorm) and not norm.use_running_average and norm.step_scale is None:
+        mode, k = neuron.equations(potential_dtype(z.dtype))
+        axis = norm.axis % z.ndim
+        spikes, potential, mean, var = normalize_and_fire(  # pyright: ignore[reportGeneralTypeIssues]
+            mode, axis, norm.gain, k, z, bias, norm.scale[...], norm.bias[...], skip
+        )
+        if feature_bias is not None:
+            # Batch statistics take away what is constant over a feature: only the running mean sees it.
+            mean = mean.reshape(-1) + feature_bias
+        norm.update_running_averages(mean, var, z.size // z.shape[axis])
+        return spikes, potential
+    if bias is not None:
+        z = z + bias.astype(z.dtype)
+    if feature_bias is not None:
+        assert isinstance(norm, BatchNorm)
+        z = z + feature_bias.reshape(feature_shape(z, norm.axis)).astype(z.dtype)
+    potential = norm(z)
+    if skip is not None:
+        potential = skip + potential
+    return neuron(potential), potential
+
+
+@jax.custom_vjp
+def spike_dense(spikes: Float[Array, "... C"], kernel: Float[Array, "C D"]) -> Float[Array, "... D"]:
+    """A linear map of spikes, 0 or 1, which are kept as bool for the backward pass, one byte a spike."""
+    return spikes @ kernel
+
+
+def _dense_forward(spikes, kernel):
+    return spikes @ kernel, (spikes.astype(bool), kernel)
+
+
+def _dense_backward(kept, dy):
+    spikes, kernel = kept
+    # Plain products of matrices, with dy computed once: else compilers repeat what it comes from, transposed.
+    dy = jax.lax.optimization_barrier(dy).reshape(-1, dy.shape[-1])
+    flat = spikes.astype(dy.dtype).reshape(-1, spikes.shape[-1])
+    dkernel = jax.lax.dot_general(flat, dy, (((0,), (0,)), ((), ())))
+    return (dy @ kernel.T).reshape(spikes.shape), dkernel
+
+
+spike_dense.defvjp(_dense_forward, _dense_backward)
 
 
 def batch_norm(config: ModelConfig, features: int, axis: int = -1) -> BatchNorm:
@@ -68,6 +154,12 @@ def linear(config: ModelConfig, fan_in: int, fan_out: int, *, use_bias: bool = T
         bias_init=lambda key, shape, dtype: uniform_fan_in(key, shape, fan_in),
         rngs=rngs,
     )
+
+
+def bias_of(linear: nnx.Linear) -> Float[Array, "C"]:
+    """The bias of a linear map that has one."""
+    assert linear.bias is not None
+    return linear.bias[...]
 
 
 def compute_dtype(config: ModelConfig):

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import functools
+import math
+from typing import TYPE_CHECKING
+
+import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
 
 from spiking_mlp_jax.config import ModelConfig
-from spiking_mlp_jax.layers import Neuron, Record, batch_norm, linear
-from spiking_mlp_jax.norm import LayerNorm, uniform_fan_in
+from spiking_mlp_jax.layers import Neuron, Record, batch_norm, bias_of, fire, linear, spike_dense
+from spiking_mlp_jax.norm import BatchNorm, LayerNorm, feature_shape, uniform_fan_in
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
 
 HEIGHT, WIDTH, CHANNELS = 2, 3, 4
 
@@ -33,20 +40,60 @@ class AxisMixing(nnx.Module):
 
     def __call__(self, x: Float[Array, "B T H W C"], record: Record) -> Float[Array, "B T H W C"]:
         """Spikes for spikes."""
-        kernel, bias = self.kernel[...].astype(x.dtype), self.bias[...].astype(x.dtype)
-        if self.axis == HEIGHT:
-            potential = jnp.einsum("oh,bthwc->btowc", kernel, x) + bias[:, None, None]
+        z: Array = mix_axis(x, self.kernel[...].astype(x.dtype), self.axis)  # pyright: ignore[reportAssignmentType]
+        bias = self.bias[...]
+        if isinstance(self.norm, BatchNorm):
+            spikes, potential = fire(self.norm, self.neuron, z, feature_bias=bias)
         else:
-            potential = jnp.einsum("ow,bthwc->bthoc", kernel, x) + bias[:, None]
-        potential = self.norm(potential)
+            z = z + bias.reshape(feature_shape(z, self.axis)).astype(z.dtype)
+            spikes, potential = fire(self.norm, self.neuron, z)
         record("potential", potential)
-        spikes = self.neuron(potential)
         record("spikes", spikes)
         return spikes
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def mix_axis(x: Float[Array, "B T H W C"], kernel: Float[Array, "side side"], axis: int) -> Float[Array, "B T H W C"]:
+    """kernel [out, in] applied along one axis of x, which are spikes, kept as bool for the backward pass.
+
+    What is before the axis becomes a batch of products of the kernel with what is after it: nothing is transposed.
+
+    Args:
+        x: spikes, 0 or 1.
+        kernel: in x's dtype.
+        axis: HEIGHT or WIDTH.
+    """
+    x3 = _around(x, axis)
+    y = jax.lax.dot_general(_repeated(kernel, x3), x3, (((2,), (1,)), ((0,), (0,))))
+    return y.reshape(x.shape)
+
+
+def _mix_forward(x, kernel, axis):
+    return mix_axis(x, kernel, axis), (x.astype(bool), kernel)
+
+
+def _mix_backward(axis, kept, dy):
+    x, kernel = kept
+    dy3 = _around(jax.lax.optimization_barrier(dy), axis)
+    x3 = _around(x, axis).astype(dy.dtype)
+    dx = jax.lax.dot_general(_repeated(kernel.T, dy3), dy3, (((2,), (1,)), ((0,), (0,))))
+    dkernel = jnp.sum(jax.lax.dot_general(dy3, x3, (((2,), (2,)), ((0,), (0,)))), 0)
+    return dx.reshape(x.shape), dkernel
+
+
+mix_axis.defvjp(_mix_forward, _mix_backward)
+
+
+def _around(x, axis):
+    return x.reshape(math.prod(x.shape[:axis]), x.shape[axis], -1)
+
+
+def _repeated(kernel, x3):
+    return jnp.broadcast_to(kernel, (x3.shape[0], *kernel.shape))
+
+
 class TokenBlock(nnx.Module):
-    """Row and column mixing beside the identity, fused by a 1 x 1 convolution and norm; returns a potential.
+    """Row and column mixing beside the identity, fused by a 1 x 1 convolution; its norm is applied by the block.
 
     The identity is x itself with "spe" and LIF(norm(x)) with "plain" encoding.
     """
@@ -61,20 +108,19 @@ class TokenBlock(nnx.Module):
         self.norm = batch_norm(config, channels)
 
     def __call__(self, x: Float[Array, "B T H W C"], record: Record) -> Float[Array, "B T H W C"]:
-        """Potential for spikes."""
+        """What the norm is applied to, for spikes."""
         identity = x
         if self.identity_norm is not None and self.identity_neuron is not None:
-            potential = self.identity_norm(x)
+            identity, potential = fire(self.identity_norm, self.identity_neuron, x)
             record("token.identity.potential", potential)
-            identity = self.identity_neuron(potential)
             record("token.identity.spikes", identity)
         a = self.height(x, lambda name, value: record(f"token.height.{name}", value))
         b = self.width(x, lambda name, value: record(f"token.width.{name}", value))
-        return self.norm(self.fuse(jnp.concatenate([identity, a, b], -1)))
+        return spike_dense(jnp.concatenate([identity, a, b], -1), self.fuse.kernel[...].astype(x.dtype))
 
 
 class ChannelBlock(nnx.Module):
-    """Two-layer MLP over the channels of each token: linear, norm, LIF, linear, norm; returns a potential.
+    """Two-layer MLP over the channels of each token: linear, norm, LIF, linear; its last norm is applied by the block.
 
     The norms' features are the H * W tokens, as in the official code, or the channels (`norm_features`).
     """
@@ -97,13 +143,13 @@ class ChannelBlock(nnx.Module):
         self.norm = norm(channels)
 
     def __call__(self, x: Float[Array, "B T H W C"], record: Record) -> Float[Array, "B T H W C"]:
-        """Potential for spikes."""
+        """What the last norm is applied to but the bias, [B, T, H * W, C], for spikes."""
         b, t, h, w, c = x.shape
-        hidden = self.hidden_norm(self.expand(x.reshape(b, t, h * w, c)))
-        record("channel.hidden.potential", hidden.reshape(b, t, h, w, -1))
-        spikes = self.neuron(hidden)
+        z = spike_dense(x.reshape(b, t, h * w, c), self.expand.kernel[...].astype(x.dtype))
+        spikes, potential = fire(self.hidden_norm, self.neuron, z, bias=bias_of(self.expand))
+        record("channel.hidden.potential", potential.reshape(b, t, h, w, -1))
         record("channel.hidden.spikes", spikes.reshape(b, t, h, w, -1))
-        return self.norm(self.project(spikes)).reshape(x.shape)
+        return spike_dense(spikes, self.project.kernel[...].astype(x.dtype))
 
 
 class Block(nnx.Module):
@@ -128,12 +174,14 @@ class Block(nnx.Module):
             h: the stage's potential; its time axis may have length 1, for T equal steps.
             record: called with the name and value of each intermediate.
         """
-        potential = h + self.token(x, record)
+        spikes, potential = fire(self.token.norm, self.token_neuron, self.token(x, record), skip=h)
         record("token.potential", potential)
-        spikes = self.token_neuron(potential)
         record("token.spikes", spikes)
-        potential = potential + self.channel(spikes, record)
-        record("channel.potential", potential)
-        spikes = self.channel_neuron(potential)
+        z = self.channel(spikes, record)
+        bias = bias_of(self.channel.project)
+        skip = potential.reshape(z.shape)
+        spikes, potential = fire(self.channel.norm, self.channel_neuron, z, bias=bias, skip=skip)
+        record("channel.potential", potential.reshape(x.shape))
+        spikes = spikes.reshape(x.shape)
         record("channel.spikes", spikes)
         return spikes

@@ -12,12 +12,11 @@ arXiv 2306.12465.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
 
 from spiking_mlp_jax.config import ModelConfig
 from spiking_mlp_jax.errors import InputError
@@ -25,16 +24,19 @@ from spiking_mlp_jax.layers import Neuron, batch_norm, compute_dtype, linear
 from spiking_mlp_jax.mixing import Block
 from spiking_mlp_jax.patch import PlainDownsampling, SpikingPatchEncoding, Stem
 
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
+
 __all__ = ["ModelConfig", "Observe", "SpikingMLP", "Stage", "intermediate_names"]
 
-Observe = Callable[[str, Array], Any]
+Observe = Callable[[str, jax.Array], Any]
 
 
 class Stage(nnx.Module):
     """Encoding of what comes in, and the stage's blocks, stacked on a leading axis and scanned."""
 
     def __init__(self, config: ModelConfig, stage: int, *, rngs: nnx.Rngs):
-        self.remat = config.remat
+        self.remat = config.remat == "block"
         self.use_running_average = False
         self.depth = config.depths[stage]
         if stage == 0:

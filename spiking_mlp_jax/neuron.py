@@ -1,29 +1,25 @@
 """Spiking neurons over all time steps at once: LIF, IF and LIF with a learnable time constant (PLIF).
 
-One step, with input x, potential v before the step and h after charging:
-
-    charge   h = v + (x - (v - v_reset)) / tau        decay_input=True
-             h = v - (v - v_reset) / tau + x          decay_input=False
-    fire     s = 1 if h >= v_threshold else 0
-    reset    v = h (1 - s) + v_reset s                hard reset
-             v = h - v_threshold s                    soft reset (v_reset=None; v_reset is 0 in the charge)
-
-References: Gerstner et al., "Neuronal dynamics", chapter 1; the discrete form is SpikingJelly's.
+The equations are in `dynamics.py`. Only a neuron's input is kept for the backward pass.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import math
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Float
 
+from spiking_mlp_jax import dynamics
+from spiking_mlp_jax.dynamics import Constants, Mode
 from spiking_mlp_jax.surrogate import SpikeFunction, sigmoid
 
-# Above this many steps the loop is compiled once instead of being unrolled: compile time over a little speed.
-MAX_UNROLLED_STEPS = 8
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
+
 PAPER_SURROGATE = sigmoid(4.0)
 
 
@@ -38,13 +34,15 @@ def lif(
     surrogate: SpikeFunction = PAPER_SURROGATE,
     v_init: Float[Array, "*shape"] | float | None = None,
     time_axis: int = 0,
+    time_steps: int | None = None,
 ) -> tuple[Float[Array, "T *shape"], Float[Array, "*shape"]]:
     """Leaky integrate-and-fire neurons.
 
     Args:
         x: input current, floating, with T time steps along `time_axis`.
-        tau: membrane time constant in steps, at least 1. May be a traced scalar, then it is not checked.
-        v_threshold: firing threshold, above `v_reset`. May be traced too.
+        tau: membrane time constant in steps, at least 1. May be an array or traced scalar, then it is not checked
+            and has a gradient.
+        v_threshold: firing threshold, above `v_reset`. Likewise.
         v_reset: potential after a spike; None is a soft reset, which subtracts the threshold instead.
         decay_input: whether the input leaks as the potential does (divided by tau).
         detach_reset: whether no gradient flows through the spike in the reset.
@@ -52,25 +50,20 @@ def lif(
         v_init: potential before the first step, the final potential of an earlier call to go on from it;
             when None it is `v_reset`, or 0 with a soft reset.
         time_axis: where time is in x.
+        time_steps: T; only needed when x's time axis has length 1 and stands for T equal steps.
 
     Returns:
-        spikes: exactly 0 or 1, x's shape and dtype.
-        v: potential after the last step, x's shape without the time axis.
+        spikes: exactly 0 or 1, [T, *shape] in x's dtype.
+        v: potential after the last step, x's shape without the time axis. Potentials are float32 where x is narrower.
 
     Raises:
-        ValueError: tau < 1, a threshold that is not above v_reset, no time steps, or x not floating.
+        ValueError: tau < 1, a threshold that is not above v_reset, no time steps or another number than
+            `time_steps`, or x not floating.
     """
     if isinstance(tau, int | float) and not tau >= 1:
         raise ValueError(f"tau must be at least 1 step, but it is {tau}")
-    rest = 0.0 if v_reset is None else _in_dtype_of(v_reset, x)
-    tau = _in_dtype_of(tau, x)
-
-    def charge(v, x):
-        if decay_input:
-            return v + (x - (v - rest)) / tau
-        return v - (v - rest) / tau + x
-
-    return _fire_over_time(x, charge, v_threshold, v_reset, detach_reset, surrogate, v_init, time_axis)
+    mode = Mode(True, decay_input, v_reset is not None, detach_reset, surrogate)
+    return _checked_run(mode, (tau, v_threshold, v_reset), x, v_init, time_axis, time_steps)
 
 
 def integrate_and_fire(
@@ -82,9 +75,11 @@ def integrate_and_fire(
     surrogate: SpikeFunction = PAPER_SURROGATE,
     v_init: Float[Array, "*shape"] | float | None = None,
     time_axis: int = 0,
+    time_steps: int | None = None,
 ) -> tuple[Float[Array, "T *shape"], Float[Array, "*shape"]]:
     """IF neurons, which do not leak: h = v + x. Arguments, results and errors as in `lif`."""
-    return _fire_over_time(x, lambda v, x: v + x, v_threshold, v_reset, detach_reset, surrogate, v_init, time_axis)
+    mode = Mode(False, False, v_reset is not None, detach_reset, surrogate)
+    return _checked_run(mode, (1.0, v_threshold, v_reset), x, v_init, time_axis, time_steps)
 
 
 def plif(
@@ -96,7 +91,7 @@ def plif(
 
     References: Fang et al., "Incorporating learnable membrane time constant ...", ICCV 2021.
     """
-    return lif(x, tau=1 / jax.nn.sigmoid(w).astype(x.dtype), **lif_arguments)
+    return lif(x, tau=1 / jax.nn.sigmoid(w), **lif_arguments)
 
 
 def plif_weight(tau: float) -> float:
@@ -110,42 +105,67 @@ def plif_weight(tau: float) -> float:
     return -math.log(tau - 1)
 
 
-def _fire_over_time(x, charge, v_threshold, v_reset, detach_reset, surrogate, v_init, time_axis):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 4, 5))
+def run(mode: Mode, k: Constants, x: Array, v: Array, axis: int, steps: int) -> tuple[Array, Array]:
+    """`lif` without its checks and defaults.
+
+    Args:
+        mode: the equations.
+        k: their constants.
+        x: input with time on `axis`; of length 1 there it stands for `steps` equal ones.
+        v: potential before the first step, x's shape without the time axis; its dtype is the potential's.
+        axis: not negative.
+        steps: T.
+
+    Returns:
+        (spikes, 0 or 1 in x's dtype; potential after the last step).
+    """
+    fired, v = dynamics.forward(mode, k, _wide(x, v, axis, steps), v, axis)
+    return fired.astype(x.dtype), v
+
+
+def _run_forward(mode, k, x, v, axis, steps):
+    return run(mode, k, x, v, axis, steps), (k, x, v)
+
+
+def _run_backward(mode, axis, steps, kept, cotangents):
+    k, x, v = kept
+    ds, dv = cotangents
+    dx, dv, dk = dynamics.backward(mode, k, _wide(x, v, axis, steps), v, axis, ds.astype(v.dtype), dv)
+    if x.shape[axis] != steps:
+        dx = jnp.sum(dx, axis, keepdims=True)
+    return jax.tree.map(jnp.zeros_like, k) if dk is None else dk, dx.astype(x.dtype), dv
+
+
+run.defvjp(_run_forward, _run_backward)
+
+
+def potential_dtype(dtype) -> jnp.dtype:
+    """In which dtype potentials are, for inputs of the given one: float32, or float64 for float64."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def _wide(x, v, axis, steps):
+    return jnp.broadcast_to(x, (*x.shape[:axis], steps, *x.shape[axis + 1 :])).astype(v.dtype)
+
+
+def _checked_run(mode, constants, x, v_init, time_axis, time_steps):
     x = jnp.asarray(x)
+    _, v_threshold, v_reset = constants
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(f"a neuron's input must be floating, but it is {x.dtype}")
     if x.ndim == 0 or x.shape[time_axis] < 1:
         raise ValueError(f"a neuron needs at least one time step on axis {time_axis}, but x is {x.shape}")
     if isinstance(v_threshold, int | float) and isinstance(v_reset, int | float) and not v_threshold > v_reset:
         raise ValueError(f"v_threshold ({v_threshold}) must be above v_reset ({v_reset})")
-    steps = x.shape[time_axis]
-    v_threshold = _in_dtype_of(v_threshold, x)
-    v_reset = None if v_reset is None else _in_dtype_of(v_reset, x)
-    v = jnp.full(x.shape[:time_axis] + x.shape[time_axis % x.ndim + 1 :], 0.0 if v_reset is None else v_reset, x.dtype)
-    if v_init is not None:
-        v = jnp.broadcast_to(jnp.asarray(v_init, x.dtype), v.shape)
-
-    def step(v, x):
-        h = charge(v, x)
-        s = surrogate(h - v_threshold)
-        s_reset = jax.lax.stop_gradient(s) if detach_reset else s
-        if v_reset is None:
-            return h - s_reset * v_threshold, s
-        return h * (1 - s_reset) + s_reset * v_reset, s
-
-    if steps > MAX_UNROLLED_STEPS:
-        v, spikes = jax.lax.scan(step, v, jnp.moveaxis(x, time_axis, 0))
-        return jnp.moveaxis(spikes, 0, time_axis), v
-    # Split rather than indexed: its gradient is one concatenation, not a padded sum for each step.
-    spikes = []
-    for x_t in jax.lax.split(x, (1,) * steps, time_axis % x.ndim):
-        v, s = step(v, jax.lax.squeeze(x_t, (time_axis % x.ndim,)))
-        spikes.append(s)
-    return jnp.stack(spikes, time_axis), v
-
-
-def _in_dtype_of(value, x):
-    # NumPy and JAX scalars, unlike Python's, would turn the potential into their own dtype.
-    return (
-        value if isinstance(value, int | float) and not isinstance(value, np.generic) else jnp.asarray(value, x.dtype)
-    )
+    axis = time_axis % x.ndim
+    steps = x.shape[axis] if time_steps is None else time_steps
+    if x.shape[axis] not in (1, steps):
+        raise ValueError(f"x must have 1 or {steps} time steps on axis {time_axis}, but it is {x.shape}")
+    dtype = potential_dtype(x.dtype)
+    # Python's numbers have no gradient; NumPy's and JAX's may be anything.
+    learned = not all(value is None or type(value) in (int, float) for value in constants)
+    mode = dataclasses.replace(mode, learned=learned)
+    k = Constants(*(jnp.asarray(0.0 if value is None else value, dtype) for value in constants))
+    v = jnp.asarray(k.v_reset if v_init is None else v_init, dtype)
+    return run(mode, k, x, jnp.broadcast_to(v, x.shape[:axis] + x.shape[axis + 1 :]), axis, steps)

@@ -6,13 +6,19 @@ and T together.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+
+from spiking_mlp_jax.neuron import potential_dtype
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
 
 EPSILON = 1e-5
 MOMENTUM = 0.1
@@ -27,8 +33,8 @@ class BatchNorm(nnx.Module):
         step_scales: None, or the number T of learned scales, one a time step (TEBN).
         gain: constant factor after the affine map; alpha * v_threshold makes it tdBN.
 
-    The running averages move by 0.1 a batch and keep the unbiased variance, as PyTorch's do. The statistics and
-    the affine map are computed in at least float32, the result has the input's dtype.
+    The running averages move by 0.1 a batch and keep the unbiased variance, as PyTorch's do. Statistics, affine
+    map and result are at least float32.
 
     References:
         Ioffe, Szegedy, "Batch normalization", 2015; Zheng et al., "Going deeper with directly-trained larger spiking
@@ -56,32 +62,29 @@ class BatchNorm(nnx.Module):
                 The stem is computed once an image but counts as T equal steps.
 
         Returns:
-            x's shape and dtype; with step scales a time axis of length 1 becomes T.
+            x's shape, at least float32; with step scales a time axis of length 1 becomes T.
         """
-        axis = self.axis % x.ndim
-        shape = [1] * x.ndim
-        shape[axis] = x.shape[axis]
-        dtype = jnp.promote_types(x.dtype, jnp.float32)
-        wide = x.astype(dtype)
         if self.use_running_average:
-            mean, var = self.mean[...], self.var[...]
+            shape = feature_shape(x, self.axis)
+            factor, offset = affine(
+                self.mean[...].reshape(shape), self.var[...].reshape(shape), self.scale[...], self.bias[...], self.gain
+            )
+            dtype = potential_dtype(x.dtype)
+            y = x.astype(dtype) * factor.astype(dtype) + offset.astype(dtype)
         else:
-            others = [i for i in range(x.ndim) if i != axis]
-            mean = jnp.mean(wide, others)
-            var = jnp.mean(jnp.square(wide - mean.reshape(shape)), others)
-            self._update_running_averages(mean, var, x.size // x.shape[axis] * repeats)
-        factor = self.scale[...] * jax.lax.rsqrt(var + EPSILON) * self.gain
-        offset = self.bias[...] * self.gain - mean * factor
-        y = wide * factor.reshape(shape).astype(dtype) + offset.reshape(shape).astype(dtype)
+            outputs: Any = batch_normalize(x, self.scale[...], self.bias[...], self.axis % x.ndim, self.gain)
+            y, mean, var = outputs
+            self.update_running_averages(mean, var, x.size // x.shape[self.axis] * repeats)
         if self.step_scale is not None:
-            y = y * self.step_scale[...].reshape((1, -1) + (1,) * (x.ndim - 2)).astype(dtype)
-        return y.astype(x.dtype)
+            y = y * self.step_scale[...].reshape((1, -1) + (1,) * (x.ndim - 2)).astype(y.dtype)
+        return y
 
-    def _update_running_averages(self, mean, var, count):
+    def update_running_averages(self, mean: Array, var: Array, count: int) -> None:
+        """Moves the averages by a batch's statistics, of any shape, over `count` values each."""
         # A single value has no unbiased variance; PyTorch refuses it, here the biased one is kept.
         unbiased = var * (count / max(count - 1, 1))
         for average, value in ((self.mean, mean), (self.var, unbiased)):
-            value = jax.lax.stop_gradient(value).astype(average.dtype)
+            value = jax.lax.stop_gradient(value).astype(average.dtype).reshape(-1)
             average[...] = (1 - MOMENTUM) * average[...] + MOMENTUM * value
         self.num_batches[...] = self.num_batches[...] + 1
 
@@ -93,7 +96,7 @@ class LayerNorm(nnx.Module):
         shape: lengths of the normalised axes.
         axes: which axes of the input they are, ascending.
 
-    Statistics are computed in at least float32, the result has the input's dtype.
+    Statistics and result are at least float32.
 
     References: Ba, Kiros, Hinton, "Layer normalization", 2016.
     """
@@ -107,10 +110,93 @@ class LayerNorm(nnx.Module):
         """Normalises x, any shape that has the axes."""
         axes = [axis % x.ndim for axis in self.axes]
         shape = [n if i in axes else 1 for i, n in enumerate(x.shape)]
-        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        wide = x.astype(potential_dtype(x.dtype))
         centred = wide - jnp.mean(wide, axes, keepdims=True)
         y = centred * jax.lax.rsqrt(jnp.mean(jnp.square(centred), axes, keepdims=True) + EPSILON)
-        return (y * self.scale[...].reshape(shape) + self.bias[...].reshape(shape)).astype(x.dtype)
+        return (y * self.scale[...].reshape(shape) + self.bias[...].reshape(shape)).astype(wide.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def batch_normalize(
+    x: Float[Array, "..."], scale: Float[Array, "C"], bias: Float[Array, "C"], axis: int, gain: float
+) -> tuple[Float[Array, "..."], Float[Array, "..."], Float[Array, "..."]]:
+    """Normalises x by its own statistics; its gradient keeps x and nothing of its size beside it.
+
+    Args:
+        x: any shape, floating.
+        scale, bias: the affine map of the features.
+        axis: the features' axis, not negative.
+        gain: constant factor after the affine map.
+
+    Returns:
+        x's shape, at least float32; mean and biased variance of each feature, with x's other axes of length 1. No
+        gradient flows through these two.
+    """
+    wide = x.astype(potential_dtype(x.dtype))
+    mean, var = moments(wide, axis)
+    factor, offset = affine(mean, var, scale, bias, gain)
+    return wide * factor + offset, mean, var
+
+
+def _normalize_forward(x, scale, bias, axis, gain):
+    outputs: Any = batch_normalize(x, scale, bias, axis, gain)
+    return outputs, (x, scale, bias, *outputs[1:])
+
+
+def _normalize_backward(axis, gain, kept, cotangents):
+    x, scale, bias, mean, var = kept
+    wide = x.astype(mean.dtype)
+    dx, dscale, dbias = batch_norm_backward(cotangents[0], wide - mean, var, scale, gain)
+    return dx.astype(x.dtype), dscale.astype(scale.dtype), dbias.astype(bias.dtype)
+
+
+batch_normalize.defvjp(_normalize_forward, _normalize_backward)
+
+
+def moments(x: Float[Array, "..."], axis: int) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+    """Mean and biased variance over all axes but one, which the others of length 1 are kept beside."""
+    others = [i for i in range(x.ndim) if i != axis]
+    mean = jnp.mean(x, others, keepdims=True)
+    return mean, jnp.mean(jnp.square(x - mean), others, keepdims=True)
+
+
+def affine(mean: Array, var: Array, scale: Array, bias: Array, gain: float) -> tuple[Array, Array]:
+    """Factor and offset, of the mean's shape, that normalise: y = x * factor + offset."""
+    factor = scale.reshape(mean.shape).astype(mean.dtype) * jax.lax.rsqrt(var + EPSILON) * gain
+    return factor, bias.reshape(mean.shape).astype(mean.dtype) * gain - mean * factor
+
+
+def batch_norm_backward(
+    dy: Float[Array, "..."], centred: Float[Array, "..."], var: Array, scale: Array, gain: float
+) -> tuple[Float[Array, "..."], Float[Array, "C"], Float[Array, "C"]]:
+    """The gradient of a normalisation by batch statistics, in two sums and one pass.
+
+    Args:
+        dy: cotangent of the result.
+        centred: x - mean, of dy's shape and dtype.
+        var: biased variance, with axes of length 1 beside the features.
+        scale, gain: as in `batch_normalize`.
+
+    Returns:
+        cotangents of x, scale and bias.
+
+    References: Ioffe, Szegedy, "Batch normalization", 2015, section 3.
+    """
+    # dy is read three times: computed once, where the compiler would repeat what it comes from for each.
+    dy = jax.lax.optimization_barrier(dy)
+    others = [i for i in range(dy.ndim) if var.shape[i] == 1]
+    count = dy.size // var.size
+    deviation = jax.lax.rsqrt(var + EPSILON)
+    dbias = jnp.sum(dy, others, keepdims=True)
+    dscale = jnp.sum(dy * centred, others, keepdims=True) * deviation
+    factor = scale.reshape(var.shape).astype(dy.dtype) * deviation * gain
+    dx = factor * (dy - (dbias + centred * (deviation * dscale)) / count)
+    return dx, (dscale * gain).reshape(-1), (dbias * gain).reshape(-1)
+
+
+def feature_shape(x: Array, axis: int) -> tuple[int, ...]:
+    """x's shape with all axes but the features' of length 1."""
+    return tuple(n if i == axis % x.ndim else 1 for i, n in enumerate(x.shape))
 
 
 def uniform_fan_in(key: Array, shape: Sequence[int], fan_in: int) -> Float[Array, "..."]:

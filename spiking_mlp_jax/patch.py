@@ -5,12 +5,16 @@ Each returns a potential, not spikes.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
 
 from spiking_mlp_jax.config import ModelConfig
-from spiking_mlp_jax.layers import Conv, Neuron, Record, batch_norm, convolve
+from spiking_mlp_jax.layers import Conv, Neuron, Record, batch_norm, convolve, fire
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
 
 
 class Stem(nnx.Module):
@@ -60,13 +64,13 @@ class SpikingPatchEncoding(nnx.Module):
         # One convolution for the three nodes: they read the same input.
         kernels = jnp.concatenate([cell.kernel[...] for cell in self.cells], -1)
         parts = jnp.split(convolve(x, kernels, 2, 1), 3, -1)
-        node1, node2, node3 = (norm(part) for norm, part in zip(self.cell_norms, parts, strict=True))
+        spikes, node1 = fire(self.cell_norms[0], self.neurons[0], parts[0])
         record("encode.node1.potential", node1)
-        spikes1 = self.neurons[0](node1)
-        record("encode.node1.spikes", spikes1)
-        node2 = node2 + self.edge_norms[0](self.edges[0](spikes1))
+        record("encode.node1.spikes", spikes)
+        spikes, node2 = fire(
+            self.edge_norms[0], self.neurons[1], self.edges[0](spikes), skip=self.cell_norms[1](parts[1])
+        )
         record("encode.node2.potential", node2)
-        spikes2 = self.neurons[1](node2)
-        record("encode.node2.spikes", spikes2)
-        node3 = node3 + node1 + self.edge_norms[1](self.edges[1](spikes2))
+        record("encode.node2.spikes", spikes)
+        node3 = self.cell_norms[2](parts[2]) + node1 + self.edge_norms[1](self.edges[1](spikes))
         return jnp.concatenate([node1, node2, node3], -1)

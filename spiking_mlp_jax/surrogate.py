@@ -11,9 +11,9 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
 
-SpikeFunction = Callable[[Float[Array, "..."]], Float[Array, "..."]]
+# Elementwise: u to spikes, any shape, floating.
+SpikeFunction = Callable[[jax.Array], jax.Array]
 
 
 def spike_function(derivative: Callable[[jax.Array], jax.Array]) -> SpikeFunction:

@@ -223,7 +223,7 @@ def test_any_shape(patch, depths, tokens, channels, kind, steps, batch):
         (dict(surrogate_alpha=0.0), "surrogate_alpha must be positive"),
         (dict(surrogate="sigmod"), 'did you mean "sigmoid"'),
         (dict(dtype="float16"), 'dtype cannot be "float16"'),
-        (dict(remat=1), "remat must be True or False"),
+        (dict(remat="blok"), 'remat cannot be "blok": did you mean "block"'),
     ],
 )
 def test_impossible_configs_are_refused(overrides, message):

@@ -78,12 +78,12 @@ def test_layer_norm_against_numpy(shape, axes, seed):
 
 
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
-def test_statistics_are_wide_and_results_keep_their_dtype(dtype):
+def test_statistics_and_results_are_wide(dtype):
     # 1000 +- 1 has no variance left when squares are summed in half precision.
     x = (1000 + jax.random.normal(jax.random.key(0), (8, 2, 4, 4, 3))).astype(dtype)
     for norm in (BatchNorm(3), LayerNorm((3,), (-1,))):
         y = norm(x)
-        assert y.dtype == dtype and bool(jnp.isfinite(y).all())
+        assert y.dtype == jnp.float32 and bool(jnp.isfinite(y).all())
     wide = np.asarray(x, np.float64)
     batch_norm = BatchNorm(3)
     batch_norm(x)
