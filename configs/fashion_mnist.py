@@ -38,6 +38,9 @@ def get_config(arg="full"):
     config.depths = (1, 2)
     config.time_steps = 4
 
+    # Running
+    config.host_memory = "keep"  # a quarter more images a second on a CPU
+
     # Optimisation
     config.batch_size = 128
     config.learning_rate = 0.1

@@ -75,8 +75,8 @@ class ModelConfig:
         surrogate_alpha: the surrogate's sharpness.
         remat: what the backward pass computes again: "none", or "block" to keep only the binary input of each
             block. True and False stand for these, as in older files.
-        dtype: "float32" or "bfloat16", in which convolutions and linear maps compute and spikes travel; parameters,
-            norms and potentials stay float32.
+        dtype: "float32" or "bfloat16", in which spikes travel and maps of them compute; parameters, stem, norms,
+            potentials and head stay float32.
 
     Raises:
         InputError: a value that no network can have; the sentence names the field.

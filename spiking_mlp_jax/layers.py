@@ -109,14 +109,23 @@ def fire(
     return neuron(potential), potential
 
 
+def product(a: Float[Array, "..."], b: Float[Array, "..."], dimension_numbers) -> Float[Array, "..."]:
+    """`jax.lax.dot_general` whose sums are at least float32, rounded to the dtype of a and b afterwards.
+
+    Matrix units do it so anyway; on CPUs only products that say so are given to them.
+    """
+    wide = potential_dtype(a.dtype)
+    return jax.lax.dot_general(a, b, dimension_numbers, preferred_element_type=wide).astype(a.dtype)
+
+
 @jax.custom_vjp
 def spike_dense(spikes: Float[Array, "... C"], kernel: Float[Array, "C D"]) -> Float[Array, "... D"]:
     """A linear map of spikes, 0 or 1, which are kept as bool for the backward pass, one byte a spike."""
-    return spikes @ kernel
+    return product(spikes, kernel, (((spikes.ndim - 1,), (0,)), ((), ())))
 
 
 def _dense_forward(spikes, kernel):
-    return spikes @ kernel, (spikes.astype(bool), kernel)
+    return spike_dense(spikes, kernel), (spikes.astype(bool), kernel)
 
 
 def _dense_backward(kept, dy):
@@ -124,8 +133,8 @@ def _dense_backward(kept, dy):
     # Plain products of matrices, with dy computed once: else compilers repeat what it comes from, transposed.
     dy = jax.lax.optimization_barrier(dy).reshape(-1, dy.shape[-1])
     flat = spikes.astype(dy.dtype).reshape(-1, spikes.shape[-1])
-    dkernel = jax.lax.dot_general(flat, dy, (((0,), (0,)), ((), ())))
-    return (dy @ kernel.T).reshape(spikes.shape), dkernel
+    dkernel = product(flat, dy, (((0,), (0,)), ((), ())))
+    return product(dy, kernel, (((1,), (1,)), ((), ()))).reshape(spikes.shape), dkernel
 
 
 spike_dense.defvjp(_dense_forward, _dense_backward)
@@ -142,13 +151,12 @@ def batch_norm(config: ModelConfig, features: int, axis: int = -1) -> BatchNorm:
     )
 
 
-def linear(config: ModelConfig, fan_in: int, fan_out: int, *, use_bias: bool = True, rngs: nnx.Rngs) -> nnx.Linear:
+def linear(fan_in: int, fan_out: int, *, use_bias: bool = True, rngs: nnx.Rngs) -> nnx.Linear:
     """A linear map of the last axis, kernel [in, out], initialised as PyTorch does."""
     return nnx.Linear(
         fan_in,
         fan_out,
         use_bias=use_bias,
-        dtype=compute_dtype(config),
         param_dtype=float,
         kernel_init=lambda key, shape, dtype: uniform_fan_in(key, shape, fan_in),
         bias_init=lambda key, shape, dtype: uniform_fan_in(key, shape, fan_in),
@@ -163,7 +171,7 @@ def bias_of(linear: nnx.Linear) -> Float[Array, "C"]:
 
 
 def compute_dtype(config: ModelConfig):
-    """The dtype layers cast to; None, to follow the parameters (float64 where x64 is on), for "float32"."""
+    """The dtype of spikes and of maps of them; None, to follow the parameters (float64 where x64 is on), for "float32"."""
     return None if config.dtype == "float32" else jnp.dtype(config.dtype)
 
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from spiking_mlp_jax.config import ModelConfig
-from spiking_mlp_jax.layers import Neuron, Record, batch_norm, bias_of, fire, linear, spike_dense
+from spiking_mlp_jax.layers import Neuron, Record, batch_norm, bias_of, fire, linear, product, spike_dense
 from spiking_mlp_jax.norm import BatchNorm, LayerNorm, feature_shape, uniform_fan_in
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def mix_axis(x: Float[Array, "B T H W C"], kernel: Float[Array, "side side"], ax
         axis: HEIGHT or WIDTH.
     """
     x3 = _around(x, axis)
-    y = jax.lax.dot_general(_repeated(kernel, x3), x3, (((2,), (1,)), ((0,), (0,))))
+    y = product(_repeated(kernel, x3), x3, (((2,), (1,)), ((0,), (0,))))
     return y.reshape(x.shape)
 
 
@@ -76,8 +76,8 @@ def _mix_backward(axis, kept, dy):
     x, kernel = kept
     dy3 = _around(jax.lax.optimization_barrier(dy), axis)
     x3 = _around(x, axis).astype(dy.dtype)
-    dx = jax.lax.dot_general(_repeated(kernel.T, dy3), dy3, (((2,), (1,)), ((0,), (0,))))
-    dkernel = jnp.sum(jax.lax.dot_general(dy3, x3, (((2,), (2,)), ((0,), (0,)))), 0)
+    dx = product(_repeated(kernel.T, dy3), dy3, (((2,), (1,)), ((0,), (0,))))
+    dkernel = jnp.sum(product(dy3, x3, (((2,), (2,)), ((0,), (0,)))), 0)
     return dx.reshape(x.shape), dkernel
 
 
@@ -104,7 +104,7 @@ class TokenBlock(nnx.Module):
         self.width = AxisMixing(config, stage, WIDTH, rngs=rngs)
         self.identity_norm = batch_norm(config, channels) if config.encoding == "plain" else None
         self.identity_neuron = Neuron(config) if config.encoding == "plain" else None
-        self.fuse = linear(config, 3 * channels, channels, use_bias=False, rngs=rngs)
+        self.fuse = linear(3 * channels, channels, use_bias=False, rngs=rngs)
         self.norm = batch_norm(config, channels)
 
     def __call__(self, x: Float[Array, "B T H W C"], record: Record) -> Float[Array, "B T H W C"]:
@@ -136,10 +136,10 @@ class ChannelBlock(nnx.Module):
                 return batch_norm(config, tokens, -2)
             return batch_norm(config, features)
 
-        self.expand = linear(config, channels, hidden, rngs=rngs)
+        self.expand = linear(channels, hidden, rngs=rngs)
         self.hidden_norm = norm(hidden)
         self.neuron = Neuron(config)
-        self.project = linear(config, hidden, channels, rngs=rngs)
+        self.project = linear(hidden, channels, rngs=rngs)
         self.norm = norm(channels)
 
     def __call__(self, x: Float[Array, "B T H W C"], record: Record) -> Float[Array, "B T H W C"]:

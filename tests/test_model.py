@@ -10,7 +10,7 @@ from tiny import tiny_config, tiny_model
 from spiking_mlp_jax import ModelConfig, SpikingMLP
 from spiking_mlp_jax.config import VARIANTS
 from spiking_mlp_jax.errors import InputError
-from spiking_mlp_jax.model import intermediate_names
+from spiking_mlp_jax.model import block_selector, intermediate_names
 
 KINDS = [
     dict(),
@@ -78,6 +78,28 @@ def test_remat_changes_nothing(kind, x64):
         results.append(loss_gradient_stats(model, images(model.config).astype(jnp.float64)))
     for plain, remat in zip(jax.tree.leaves(results[0]), jax.tree.leaves(results[1]), strict=True):
         np.testing.assert_allclose(plain, remat, rtol=1e-10, atol=1e-12)
+
+
+def test_remat_in_bfloat16():
+    results = []
+    for remat in ("none", "block"):
+        model = tiny_model(depths=(2, 2), remat=remat, dtype="bfloat16")
+        results.append(loss_gradient_stats(model, images(model.config)))
+    for plain, remat in zip(jax.tree.leaves(results[0]), jax.tree.leaves(results[1]), strict=True):
+        scale = np.abs(np.asarray(plain, np.float64)).max()
+        np.testing.assert_allclose(plain, remat, rtol=0, atol=0.02 * scale + 1e-6)
+
+
+def test_each_block_gets_its_own_variables():
+    stacked = {"a": jnp.arange(6.0).reshape(3, 2), "kernel": jnp.arange(12.0).reshape(3, 2, 2), "n": jnp.arange(3)}
+    stacked["b"] = jnp.asarray([[1.0], [jnp.nan], [jnp.inf]])
+    select, each = block_selector(stacked)
+    for i in range(3):
+        jax.tree.map(
+            np.testing.assert_array_equal,
+            select(jax.tree.map(lambda x: x[i], each)),
+            jax.tree.map(lambda x: x[i], stacked),
+        )
 
 
 def test_remat_keeps_only_bools_of_each_block():
@@ -151,7 +173,9 @@ def test_bfloat16_computes_the_same_but_for_rounding():
         model = tiny_model(dtype=dtype)
         model.eval()
         logits, values = model(images(model.config), observe=lambda name, value: value)
-        assert logits.dtype == jnp.dtype(dtype)
+        assert logits.dtype == jnp.float32
+        spikes = [value for name, value in values.items() if name.endswith(".spikes")]
+        assert all(value.dtype == jnp.dtype(dtype) for value in spikes)
         assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
         seen[dtype] = values
     a, b = (np.asarray(seen[dtype]["stage0.encode.potential"], np.float32) for dtype in seen)

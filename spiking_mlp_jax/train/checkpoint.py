@@ -24,6 +24,7 @@ FREE_FIELDS = (
     "max_steps",
     "dry_run",
     "compilation_cache",
+    "host_memory",
 )
 
 

@@ -25,6 +25,7 @@ CHOICES = {
     "warmup_method": ("linear", "constant"),
     "loss": ("cross_entropy", "tet", "mse"),
     "resize_mode": RESIZE_MODES,
+    "host_memory": ("default", "keep"),
 }
 # Smallest value of each field, and whether that value itself is allowed.
 MINIMA = {
@@ -118,6 +119,7 @@ def default_config() -> config_dict.ConfigDict:
     config.keep = 2  # newest checkpoints that are kept besides the best
     config.max_steps = 0  # stop after this step; 0: train all epochs
     config.dry_run = False  # print sizes and costs, then stop
+    config.host_memory = "default"  # "keep": freed memory stays with the process, for faster steps on CPUs (glibc)
     config.compilation_cache = "auto"  # folder of compiled programs; "auto": in the user's cache, "off": none
     return config
 

@@ -22,6 +22,7 @@ from spiking_mlp_jax.data.augment import Augment
 from spiking_mlp_jax.data.pipeline import eval_batches, steps_per_epoch, train_batches
 from spiking_mlp_jax.data.sources import Source, open_source
 from spiking_mlp_jax.errors import InputError
+from spiking_mlp_jax.memory import keep_freed_memory, return_freed_memory
 from spiking_mlp_jax.train import dry_run
 from spiking_mlp_jax.train.checkpoint import Checkpoints
 from spiking_mlp_jax.train.config import Config, model_config, to_dict, validate
@@ -77,6 +78,8 @@ def train(config: Config, workdir: str | os.PathLike[str]) -> Result:
         for line in dry_run.describe(config):
             print(line, flush=True)
         return Result(0, True, None)
+    if config.host_memory == "keep":
+        keep_freed_memory()
     use_compilation_cache(config.compilation_cache)
     with StopRequest() as stop:
         return _Run(config, Path(workdir)).run(stop)
@@ -207,10 +210,13 @@ class _Run:
         config = self.config
         pending = None
         self.speedometer = Speedometer(config.batch_size)
+        first = step + 1
         while step < self.last and not stop.requested:
             batch = put_batch(next(self.batches), self.mesh)
             state, metrics = self.train_step(state, batch)
             step += 1
+            if step == first:
+                return_freed_memory()  # the compiler's
             # The metrics of a step are fetched while the next one runs.
             if pending is not None:
                 self._note(*pending)

@@ -1,0 +1,104 @@
+"""What is measured: the networks, their batches, and the ways of running them."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from spiking_mlp_jax.config import ModelConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A network and the number of images in a batch."""
+
+    title: str
+    config: ModelConfig
+    batch: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Side:
+    """One of those that are compared.
+
+    Attributes:
+        title: its name in the table.
+        module: file of this folder that runs it, "ours" or "theirs".
+        overrides: ModelConfig fields that differ from the case's.
+        keep_memory: whether it runs as the trainer does with host_memory="keep".
+    """
+
+    title: str
+    module: str
+    overrides: dict[str, Any] = dataclasses.field(default_factory=dict)
+    keep_memory: bool = False
+
+
+def _spe(name: str, time_steps: int = 4, **fields) -> ModelConfig:
+    return ModelConfig.variant(f"mlp_{name}", time_steps=time_steps, **fields)
+
+
+CASES = {
+    "spe_t": Case("MLP-SPE-T, 224 px, B=4, T=4", _spe("spe_t"), 4),
+    "spe_t_T1": Case("MLP-SPE-T, 224 px, B=4, T=1", _spe("spe_t", 1), 4),
+    "spe_t_T2": Case("MLP-SPE-T, 224 px, B=4, T=2", _spe("spe_t", 2), 4),
+    "spe_t_T8": Case("MLP-SPE-T, 224 px, B=4, T=8", _spe("spe_t", 8), 4),
+    "spe_s": Case("MLP-SPE-S, 224 px, B=4, T=4", _spe("spe_s"), 4),
+    "fashion_mnist": Case(
+        "Fashion-MNIST net: dim 24, depths 1,2, 28 px, patch 2, B=128, T=4",
+        ModelConfig(image_size=28, in_channels=1, num_classes=10, patch_size=2, dim=24, depths=(1, 2)),
+        128,
+    ),
+    # The network of configs/cifar10.py.
+    "cifar10": Case(
+        "CIFAR-10 net: dim 96, depths 2,4,2, 32 px, patch 2, B=128, T=4",
+        ModelConfig(image_size=32, num_classes=10, patch_size=2, dim=96, depths=(2, 4, 2)),
+        128,
+    ),
+    # Spikes and products in bfloat16, on both sides.
+    "spe_t_bf16": Case("MLP-SPE-T, 224 px, B=4, T=4, bfloat16", _spe("spe_t", dtype="bfloat16"), 4),
+}
+CASES["fashion_mnist_bf16"] = Case(
+    "Fashion-MNIST net as above, bfloat16",
+    dataclasses.replace(CASES["fashion_mnist"].config, dtype="bfloat16"),
+    128,
+)
+GPU_CASES = {
+    f"gpu_{name}": Case(
+        f"MLP-{name.upper().replace('_', '-')}, 224 px, B=64, T={steps}, mixed precision",
+        _spe(name, steps, dtype="bfloat16"),
+        64,
+    )
+    for name, steps in (("spe_t", 4), ("spe_s", 4), ("spe_b", 6))
+}
+# Shows in seconds whether everything runs; its figures mean nothing.
+QUICK_CASES = {
+    "quick": Case(
+        "quick check: dim 6, depths 1,2, 16 px, patch 2, B=8, T=4",
+        ModelConfig(image_size=16, in_channels=1, num_classes=10, patch_size=2, dim=6, depths=(1, 2)),
+        8,
+    )
+}
+PEER = Side("SpikingJelly", "theirs")
+CPU_SIDES = {
+    "train": [
+        PEER,
+        Side("ours", "ours"),
+        Side('ours, host_memory="keep"', "ours", keep_memory=True),
+        Side('ours, remat="block"', "ours", {"remat": "block"}),
+    ],
+    "inference": [PEER, Side("ours", "ours")],
+}
+GPU_SIDES = {
+    "train": [
+        PEER,
+        Side("ours, XLA neurons", "ours", {"neuron_backend": "xla"}),
+        Side("ours, Pallas neurons", "ours", {"neuron_backend": "pallas"}),
+        Side('ours, XLA, remat="block"', "ours", {"neuron_backend": "xla", "remat": "block"}),
+    ],
+    "inference": [
+        PEER,
+        Side("ours, XLA neurons", "ours", {"neuron_backend": "xla"}),
+        Side("ours, Pallas neurons", "ours", {"neuron_backend": "pallas"}),
+    ],
+}

@@ -1,0 +1,201 @@
+"""Starts the processes of a comparison, compares their outputs and lets them take turns."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.cases import Side
+from benchmarks.worker import WEIGHTS
+
+TOLERANCE = 1e-8
+ROUNDING = 1e-11  # what is zero in exact arithmetic stays below this
+PAUSE = 0.2  # seconds between turns, until the other side's threads have gone to sleep
+ROOT = Path(__file__).parent.parent
+
+
+class BenchmarkError(RuntimeError):
+    """A side failed, or the sides do not agree; the message is one sentence."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What all processes of a case share: a folder for arrays, cores (0: all), timed runs, images, environment."""
+
+    folder: Path
+    threads: int
+    runs: int
+    batch: int
+    environment: dict[str, str]
+
+
+class Progress:
+    """A line on the error output whenever something begins or is done, with the time since the case began."""
+
+    def __init__(self, title: str):
+        self.title, self.start = title, time.perf_counter()
+
+    def __call__(self, what: str) -> None:
+        seconds = time.perf_counter() - self.start
+        print(f"{self.title}  {int(seconds) // 60}:{int(seconds) % 60:02d}  {what}", file=sys.stderr, flush=True)
+
+
+class Worker:
+    """A process that runs one side; see `worker.py` for what is said."""
+
+    def __init__(self, case: str, do: str, side: Side, settings: Settings):
+        self.title = f"{side.title} ({case}, {do})"
+        specification = dict(
+            do=do,
+            case=case,
+            module=side.module,
+            overrides=side.overrides,
+            keep_memory=side.keep_memory,
+            threads=settings.threads,
+            batch=settings.batch,
+            folder=str(settings.folder),
+        )
+        self.errors = tempfile.TemporaryFile(mode="w+")
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.worker", json.dumps(specification)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.errors,
+            text=True,
+            env=settings.environment,
+            cwd=ROOT,
+        )
+
+    def answer(self) -> dict[str, Any]:
+        """The next line it says.
+
+        Raises:
+            BenchmarkError: the process has ended instead.
+        """
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if line:
+            return json.loads(line)
+        status = self.process.wait()
+        self.errors.seek(0)
+        said = [text for text in self.errors.read().splitlines() if text.strip()]
+        why = said[-1] if said else "it said nothing; killed for want of memory?"
+        raise BenchmarkError(f"{self.title} ended with status {status}: {why}")
+
+    def ask(self, what: str) -> dict[str, Any]:
+        """Says a line and reads the answer; errors as `answer`."""
+        assert self.process.stdin is not None
+        try:
+            self.process.stdin.write(f"{what}\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            pass  # it has ended; `answer` says why
+        return self.answer()
+
+    def close(self) -> None:
+        """Ends the process, whatever it is doing."""
+        self.process.kill()
+        self.process.communicate()
+        self.errors.close()
+
+
+def has_gpu() -> bool:
+    """Whether JAX finds a GPU; asked in another process, so that this one does not hold it."""
+    question = "import jax, sys; sys.exit(jax.default_backend() != 'gpu')"
+    return subprocess.run([sys.executable, "-c", question], capture_output=True).returncode == 0
+
+
+def write_weights(case: str, settings: Settings, progress: Progress) -> None:
+    """Random weights for all sides, under their official names."""
+    progress("random weights")
+    _finish(case, "weights", Side("ours", "ours"), settings)
+    assert (settings.folder / WEIGHTS).is_file()
+
+
+def compare_outputs(case: str, settings: Settings, progress: Progress) -> float:
+    """Logits, loss and gradients of both sides in float64.
+
+    Returns:
+        the largest difference, relative to each array's largest entry.
+
+    Raises:
+        BenchmarkError: they are not the same network.
+    """
+    arrays = []
+    for side in (Side("ours", "ours"), Side("SpikingJelly", "theirs")):
+        progress(f"outputs of {side.title} in float64")
+        _finish(case, "outputs", side, settings)
+        with np.load(settings.folder / f"{side.module}.npz", allow_pickle=False) as file:
+            arrays.append({name: file[name] for name in file.files})
+    worst = largest_difference(*arrays)
+    progress(f"outputs agree within {worst:.0e}")
+    return worst
+
+
+def largest_difference(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> float:
+    """The largest difference of equally named arrays, relative to each array's largest entry.
+
+    Arrays that are zero but for rounding, as the gradient of a bias before a norm, only have to be that on both sides.
+
+    Raises:
+        BenchmarkError: other names, or a difference above TOLERANCE; the array is named.
+    """
+    if ours.keys() != theirs.keys():
+        odd = sorted(ours.keys() ^ theirs.keys())
+        raise BenchmarkError(f"only one side has {odd[0]}: they are not the same network")
+    worst = 0.0
+    for name, expected in theirs.items():
+        size = float(np.max(np.abs(expected)))
+        relative = float(np.max(np.abs(ours[name] - expected))) / max(size, ROUNDING / TOLERANCE)
+        # Not "above", which a NaN never is.
+        if not relative <= TOLERANCE:
+            raise BenchmarkError(f"the sides differ by {relative:.1e} in {name}: nothing was timed")
+        worst = max(worst, relative if size > ROUNDING else 0.0)
+    return worst
+
+
+def take_turns(case: str, task: str, sides: list[Side], settings: Settings, progress: Progress) -> list[dict[str, Any]]:
+    """Runs all sides by turns, all alive at once and each waiting while another runs.
+
+    Returns:
+        for each side: its title, "seconds" of every run and the facts it told.
+
+    Raises:
+        BenchmarkError: a side failed.
+    """
+    workers: list[Worker] = []
+    try:
+        results = []
+        for side in sides:
+            progress(f"{task}: starting {side.title}")
+            workers.append(Worker(case, task, side, settings))
+            results.append({"side": side.title, "seconds": [], **workers[-1].answer()})
+        for turn in range(settings.runs):
+            for worker, result in zip(workers, results, strict=True):
+                time.sleep(PAUSE)
+                result["seconds"].append(worker.ask("run")["seconds"])
+            said = ", ".join(f"{result['side']} {result['seconds'][-1]:.3f} s" for result in results)
+            progress(f"{task}: turn {turn + 1} of {settings.runs}: {said}")
+        for worker, result in zip(workers, results, strict=True):
+            result.update(worker.ask("stop"))
+            result.pop("ready", None)
+        return results
+    finally:
+        for worker in workers:
+            worker.close()
+
+
+def _finish(case, do, side, settings):
+    worker = Worker(case, do, side, settings)
+    try:
+        worker.answer()
+    finally:
+        worker.close()

@@ -1,0 +1,90 @@
+"""What a program costs as the compiler counts it: the same on every machine, and compared with a record.
+
+    python -m benchmarks.counts            # prints the counts beside the recorded ones; status 1 where one has grown
+    python -m benchmarks.counts --record   # records them, in benchmarks/counts.json
+
+"flops" and "bytes" are of the program as JAX writes it, "compiled_bytes" and "temporaries" of what XLA's CPU compiler
+makes of it, for AVX2. A record holds for one version of JAX.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+# Before JAX starts: what is compiled must not depend on this machine's instruction set or devices.
+os.environ["XLA_FLAGS"] = "--xla_cpu_max_isa=AVX2"
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from benchmarks import ours
+from benchmarks.cases import CASES
+
+RECORD = Path(__file__).with_name("counts.json")
+# By how much a count may grow before it is a regression.
+TOLERANCE = 0.02
+PROGRAMS = {
+    "fashion_mnist train": ("fashion_mnist", "train", {}),
+    "fashion_mnist train remat": ("fashion_mnist", "train", {"remat": "block"}),
+    "fashion_mnist inference": ("fashion_mnist", "inference", {}),
+    "spe_t train": ("spe_t", "train", {}),
+    "spe_t train remat": ("spe_t", "train", {"remat": "block"}),
+    "spe_t train bfloat16": ("spe_t", "train", {"dtype": "bfloat16"}),
+    "spe_t inference": ("spe_t", "inference", {}),
+}
+
+
+def count(case: str, task: str, overrides: dict) -> dict[str, float]:
+    """The counts of one program; nothing is run."""
+    config = dataclasses.replace(CASES[case].config, **overrides)
+    batch = CASES[case].batch
+    images = jax.ShapeDtypeStruct((batch, config.image_size, config.image_size, config.in_channels), jnp.float32)
+    function, arguments = ours.make_step(config) if task == "train" else ours.make_logits(config)
+    labels = (jax.ShapeDtypeStruct((batch,), jnp.int32),) if task == "train" else ()
+    lowered = function.lower(*arguments, images, *labels)
+    compiled = lowered.compile()
+    written, made = lowered.cost_analysis(), compiled.cost_analysis()
+    return {
+        "flops": written["flops"],
+        "bytes": written["bytes accessed"],
+        "compiled_bytes": made["bytes accessed"],
+        "temporaries": compiled.memory_analysis().temp_size_in_bytes,
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.counts", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--record", action="store_true", help="record the counts instead of comparing them")
+    args = parser.parse_args()
+    recorded = json.loads(RECORD.read_text()) if RECORD.exists() else {"jax": jax.__version__, "programs": {}}
+    if not args.record and recorded["jax"] != jax.__version__:
+        print(f"error: recorded with JAX {recorded['jax']}, but this is {jax.__version__}", file=sys.stderr)
+        return 2
+    counts, grown = {}, 0
+    for name, program in PROGRAMS.items():
+        counts[name] = count(*program)
+        for kind, value in counts[name].items():
+            before = recorded["programs"].get(name, {}).get(kind)
+            change = "new" if not before else f"{100 * (value / before - 1):+.1f} %"
+            worse = before is not None and value > before * (1 + TOLERANCE)
+            grown += worse
+            print(f"{name:<28}{kind:<16}{value / 1e9:10.3f} G  {change}{'  GROWN' if worse else ''}", flush=True)
+    if args.record:
+        temporary = RECORD.with_name(f"{RECORD.name}.{os.getpid()}.tmp")
+        temporary.write_text(json.dumps({"jax": jax.__version__, "programs": counts}, indent=1) + "\n")
+        temporary.replace(RECORD)
+        return 0
+    return 1 if grown else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,99 @@
+"""What was measured, as a markdown table and as a JSON file."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+from pathlib import Path
+from typing import Any
+
+from benchmarks.cases import PEER, Case
+
+COLUMNS = ("task", "side", "s per batch", "ratio", "peak memory, GB", "ratio", "temporaries, GB", "compile, s")
+
+
+class Results:
+    """All results until now; the file is complete after each one."""
+
+    def __init__(self, arguments: dict[str, Any], path: str):
+        self.path = Path(path)
+        self.machine = {"cpu": _cpu(), "cores": os.cpu_count(), "python": platform.python_version()}
+        self.arguments, self.compared = arguments, {}
+        self.rows: list[dict[str, Any]] = []
+
+    def add(self, case: str, task: str, results: list[dict[str, Any]]) -> None:
+        """Takes the results of one task's sides and writes the file."""
+        self.rows += [{"case": case, "task": task, **result, **summary(result, results)} for result in results]
+        document = {
+            "machine": self.machine,
+            "arguments": self.arguments,
+            "largest_relative_difference": self.compared,
+            "rows": self.rows,
+        }
+        temporary = self.path.with_name(f"{self.path.name}.{os.getpid()}.tmp")
+        temporary.write_text(json.dumps(document, indent=1) + "\n")
+        temporary.replace(self.path)
+
+    def table(self, cases: dict[str, Case]) -> str:
+        """Everything measured as markdown, a table for each case."""
+        lines = [f"{self.machine['cpu']}, {self.machine['cores']} cores, allocator {self.arguments['allocator']}", ""]
+        for case in dict.fromkeys(row["case"] for row in self.rows):
+            title = cases[case].title
+            if self.arguments.get("batch"):
+                title += f", but B={self.arguments['batch']}"
+            lines += [f"**{title}**" + self._agreement(case), "", _line(COLUMNS), _line(["---"] * len(COLUMNS))]
+            for row in self.rows:
+                if row["case"] == case:
+                    lines.append(_line(_cells(row)))
+            lines.append("")
+        return "\n".join(lines)
+
+    def _agreement(self, case):
+        if case not in self.compared:
+            return " (not compared with a peer)"
+        return f" (float64 outputs and gradients agree within {self.compared[case]:.0e})"
+
+
+def summary(result: dict[str, Any], results: list[dict[str, Any]]) -> dict[str, Any]:
+    """Median seconds; how many times faster than the peer, median over turns; share of the peer's peak memory."""
+    values: dict[str, Any] = {"median_s": statistics.median(result["seconds"])}
+    peers = [other for other in results if other["side"] == PEER.title]
+    if peers and result is not peers[0]:
+        turns = zip(peers[0]["seconds"], result["seconds"], strict=True)
+        values["faster"] = statistics.median(theirs / ours for theirs, ours in turns)
+        values["memory_share"] = _peak(result) / _peak(peers[0])
+    return values
+
+
+def _peak(result):
+    return result.get("device_peak_bytes", result["peak_bytes"])
+
+
+def _cells(row):
+    def shown(name, form, factor=1.0):
+        return form.format(row[name] * factor) if row.get(name) is not None else "-"
+
+    return [
+        row["task"],
+        row["side"],
+        shown("median_s", "{:.3f}"),
+        shown("faster", "{:.2f}"),
+        f"{_peak(row) / 1e9:.2f}",
+        shown("memory_share", "{:.2f}"),
+        shown("temporary_bytes", "{:.2f}", 1e-9),
+        shown("compile_s", "{:.1f}"),
+    ]
+
+
+def _line(cells):
+    return "| " + " | ".join(cells) + " |"
+
+
+def _cpu():
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

@@ -1,0 +1,86 @@
+"""One process of a comparison: a side of a case, with its own memory, its own threads and nothing else.
+
+    python -m benchmarks.worker SPECIFICATION
+
+The parent writes lines to its input and reads lines of JSON from its output. SPECIFICATION is JSON: `do` is "weights"
+(write random weights), "outputs" (write what the sides must agree on) or a task; `case`, `module`, `overrides`,
+`keep_memory`, `threads`, `batch` and `folder` say the rest. For a task, each line "run" is answered with the seconds of
+one run, "stop" with the process's facts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import os
+import resource
+import sys
+import time
+from pathlib import Path
+
+# Outputs are compared on few images: float64 takes twice the memory.
+COMPARED_IMAGES = 2
+WEIGHTS = "weights.npz"
+
+
+def main(specification: str) -> None:
+    given = json.loads(specification)
+    if given["threads"] and hasattr(os, "sched_setaffinity"):
+        # Both sides' thread pools are as large as the cores they may use.
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: given["threads"]])
+    # Whatever the libraries print must not mix with the answers.
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+
+    def answer(**values):
+        print(json.dumps(values), file=answers, flush=True)
+
+    import numpy as np
+
+    from benchmarks.cases import CASES, GPU_CASES, QUICK_CASES
+    from spiking_mlp_jax.memory import keep_freed_memory
+
+    case = {**CASES, **GPU_CASES, **QUICK_CASES}[given["case"]]
+    if given["keep_memory"]:
+        keep_freed_memory()
+    config = dataclasses.replace(case.config, **given["overrides"])
+    folder = Path(given["folder"])
+    side = importlib.import_module(f"benchmarks.{given['module']}")
+    if given["module"] == "theirs" and given["threads"]:
+        importlib.import_module("torch").set_num_threads(given["threads"])
+    if given["do"] == "weights":
+        np.savez(folder / WEIGHTS, allow_pickle=False, **side.initial_state(config, seed=0))
+        return answer(done=True)
+
+    def read():
+        with np.load(folder / WEIGHTS, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+
+    random = np.random.default_rng(0)
+    batch = given["batch"] or case.batch
+    shape = (batch, config.image_size, config.image_size, config.in_channels)
+    images, labels = random.normal(size=shape), random.integers(0, config.num_classes, batch)
+    if given["do"] == "outputs":
+        # Float64 on both sides, or equal networks would differ where a potential is near the threshold.
+        config = dataclasses.replace(config, dtype="float32")
+        values = side.outputs(config, read, images[:COMPARED_IMAGES], labels[:COMPARED_IMAGES])
+        np.savez(folder / f"{given['module']}.npz", allow_pickle=False, **values)
+        return answer(done=True)
+    run, facts = getattr(side, {"train": "training", "inference": "inference"}[given["do"]])(
+        config, read, images, labels
+    )
+    run()  # warm-up
+    answer(ready=True, **facts)
+    for line in sys.stdin:
+        if line.strip() == "stop":
+            break
+        start = time.perf_counter()
+        run()
+        answer(seconds=time.perf_counter() - start)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    answer(peak_bytes=peak * (1 if sys.platform == "darwin" else 1024), **side.device_facts())
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
