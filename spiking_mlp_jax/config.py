@@ -8,6 +8,7 @@ import math
 import numbers
 from typing import Any
 
+from spiking_mlp_jax.dynamics import BACKENDS
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.surrogate import SURROGATES
 
@@ -27,7 +28,10 @@ CHOICES = {
     "surrogate": tuple(SURROGATES),
     "remat": ("none", "block"),
     "dtype": ("float32", "bfloat16"),
+    "neuron_backend": BACKENDS,
 }
+# Fields that came after the first files were written: one without them stands for their defaults.
+ADDED = ("neuron_backend",)
 MINIMA = {
     "image_size": 1,
     "in_channels": 1,
@@ -77,6 +81,11 @@ class ModelConfig:
             block. True and False stand for these, as in older files.
         dtype: "float32" or "bfloat16", in which spikes travel and maps of them compute; parameters, stem, norms,
             potentials and head stay float32.
+        neuron_backend: what runs a neuron's steps: "xla", "pallas" (a kernel on NVIDIA's GPUs and on TPUs; on a CPU
+            it is interpreted, slowly, for tests) or "auto", which takes the kernel on these where time_steps is
+            above 8: there XLA's scan would write each step's state to memory, while for few steps XLA fuses the
+            unrolled loop with its neighbours. That is a judgement from the compiled programs and not from a GPU's
+            clock. Potentials in float64, and more steps than a block's memory holds on a TPU, go to XLA always.
 
     Raises:
         InputError: a value that no network can have; the sentence names the field.
@@ -103,6 +112,7 @@ class ModelConfig:
     surrogate_alpha: float = 4.0
     remat: str = "none"
     dtype: str = "float32"
+    neuron_backend: str = "auto"
 
     def __post_init__(self):
         for name, least in MINIMA.items():

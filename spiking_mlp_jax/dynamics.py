@@ -10,7 +10,7 @@ One step, with input x, potential v before the step and h after charging:
              v = h - v_threshold s                    soft reset (v_reset is 0 in the charge)
 
 The gradient is written out, so that nothing but x has to be kept for it: h is computed again. The network's plain
-path (`forward`, `backward`) and its kernel (`pallas_neuron.py`) share these steps.
+path (`forward`, `backward`) and its kernel (`pallas_neuron.py`) share these steps; `dispatch.py` chooses.
 
 References: Gerstner et al., "Neuronal dynamics", chapter 1; the discrete form is SpikingJelly's.
 """
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 # Above this many steps the loop is compiled once instead of being unrolled: compile time over a little speed.
 MAX_UNROLLED_STEPS = 8
 
+BACKENDS = ("auto", "xla", "pallas")
+
 
 @dataclasses.dataclass(frozen=True)
 class Mode:
@@ -43,6 +45,7 @@ class Mode:
         detach_reset: whether no gradient flows through the spike in the reset.
         surrogate: spike function of h - v_threshold.
         learned: whether the constants take part in the gradient.
+        backend: one of BACKENDS, see `ModelConfig.neuron_backend`; read by `dispatch.py` only.
     """
 
     leaky: bool
@@ -51,6 +54,7 @@ class Mode:
     detach_reset: bool
     surrogate: SpikeFunction
     learned: bool = False
+    backend: str = "xla"
 
 
 class Constants(NamedTuple):

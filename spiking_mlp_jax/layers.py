@@ -41,6 +41,7 @@ class Neuron(nnx.Module):
             surrogate=SURROGATES[c.surrogate](c.surrogate_alpha),
             time_axis=1,
             time_steps=c.time_steps,
+            backend=c.neuron_backend,
         )
         if c.neuron == "if":
             spikes, _ = neuron.integrate_and_fire(x, **common)
@@ -60,6 +61,7 @@ class Neuron(nnx.Module):
             detach_reset=c.detach_reset,
             surrogate=SURROGATES[c.surrogate](c.surrogate_alpha),
             learned=self.w is not None,
+            backend=c.neuron_backend,
         )
         tau = c.tau if self.w is None else 1 / jax.nn.sigmoid(self.w[...])
         return mode, Constants(*(jnp.asarray(value, dtype) for value in (tau, c.v_threshold, c.v_reset or 0.0)))

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import jax
 import jax.numpy as jnp
 
-from spiking_mlp_jax import dynamics
-from spiking_mlp_jax.dynamics import Constants, Mode
+from spiking_mlp_jax import dispatch
+from spiking_mlp_jax.dynamics import BACKENDS, Constants, Mode
 from spiking_mlp_jax.surrogate import SpikeFunction, sigmoid
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ def lif(
     v_init: Float[Array, "*shape"] | float | None = None,
     time_axis: int = 0,
     time_steps: int | None = None,
+    backend: str = "auto",
 ) -> tuple[Float[Array, "T *shape"], Float[Array, "*shape"]]:
     """Leaky integrate-and-fire neurons.
 
@@ -51,6 +52,7 @@ def lif(
             when None it is `v_reset`, or 0 with a soft reset.
         time_axis: where time is in x.
         time_steps: T; only needed when x's time axis has length 1 and stands for T equal steps.
+        backend: "auto", "xla" or "pallas", as in `ModelConfig.neuron_backend`.
 
     Returns:
         spikes: exactly 0 or 1, [T, *shape] in x's dtype.
@@ -58,11 +60,11 @@ def lif(
 
     Raises:
         ValueError: tau < 1, a threshold that is not above v_reset, no time steps or another number than
-            `time_steps`, or x not floating.
+            `time_steps`, x not floating, or an unknown backend.
     """
     if isinstance(tau, int | float) and not tau >= 1:
         raise ValueError(f"tau must be at least 1 step, but it is {tau}")
-    mode = Mode(True, decay_input, v_reset is not None, detach_reset, surrogate)
+    mode = Mode(True, decay_input, v_reset is not None, detach_reset, surrogate, backend=backend)
     return _checked_run(mode, (tau, v_threshold, v_reset), x, v_init, time_axis, time_steps)
 
 
@@ -76,9 +78,10 @@ def integrate_and_fire(
     v_init: Float[Array, "*shape"] | float | None = None,
     time_axis: int = 0,
     time_steps: int | None = None,
+    backend: str = "auto",
 ) -> tuple[Float[Array, "T *shape"], Float[Array, "*shape"]]:
     """IF neurons, which do not leak: h = v + x. Arguments, results and errors as in `lif`."""
-    mode = Mode(False, False, v_reset is not None, detach_reset, surrogate)
+    mode = Mode(False, False, v_reset is not None, detach_reset, surrogate, backend=backend)
     return _checked_run(mode, (1.0, v_threshold, v_reset), x, v_init, time_axis, time_steps)
 
 
@@ -120,7 +123,7 @@ def run(mode: Mode, k: Constants, x: Array, v: Array, axis: int, steps: int) -> 
     Returns:
         (spikes, 0 or 1 in x's dtype; potential after the last step).
     """
-    fired, v = dynamics.forward(mode, k, _wide(x, v, axis, steps), v, axis)
+    fired, v = dispatch.forward(mode, k, _wide(x, v, axis, steps), v, axis)
     return fired.astype(x.dtype), v
 
 
@@ -131,7 +134,7 @@ def _run_forward(mode, k, x, v, axis, steps):
 def _run_backward(mode, axis, steps, kept, cotangents):
     k, x, v = kept
     ds, dv = cotangents
-    dx, dv, dk = dynamics.backward(mode, k, _wide(x, v, axis, steps), v, axis, ds.astype(v.dtype), dv)
+    dx, dv, dk = dispatch.backward(mode, k, _wide(x, v, axis, steps), v, axis, ds.astype(v.dtype), dv)
     if x.shape[axis] != steps:
         dx = jnp.sum(dx, axis, keepdims=True)
     return jax.tree.map(jnp.zeros_like, k) if dk is None else dk, dx.astype(x.dtype), dv
@@ -152,6 +155,8 @@ def _wide(x, v, axis, steps):
 def _checked_run(mode, constants, x, v_init, time_axis, time_steps):
     x = jnp.asarray(x)
     _, v_threshold, v_reset = constants
+    if mode.backend not in BACKENDS:
+        raise ValueError(f'a neuron\'s backend is "auto", "xla" or "pallas", but it is {mode.backend!r}')
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(f"a neuron's input must be floating, but it is {x.dtype}")
     if x.ndim == 0 or x.shape[time_axis] < 1:

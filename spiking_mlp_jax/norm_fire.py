@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
-from spiking_mlp_jax import dynamics
+from spiking_mlp_jax import dispatch
 from spiking_mlp_jax.dynamics import Constants, Mode
 from spiking_mlp_jax.norm import affine, batch_norm_backward, moments
 
@@ -51,7 +51,7 @@ def normalize_and_fire(
         through which no gradient flows.
     """
     _, mean, var, potential = _potential(axis, gain, k, z, shift, scale, bias, skip)
-    fired, _ = dynamics.forward(mode, k, potential, _rest(k, potential), TIME_AXIS)
+    fired, _ = dispatch.forward(mode, k, potential, _rest(k, potential), TIME_AXIS)
     return fired.astype(z.dtype), potential, mean, var
 
 
@@ -83,7 +83,7 @@ def _backward(mode, axis, gain, kept, cotangents):
     wide, mean, var, potential = _potential(axis, gain, *inputs, statistics=statistics)
     rest = _rest(k, potential)
     ds = dspikes.astype(wide.dtype)
-    dp, drest, dk = dynamics.backward(mode, k, potential, rest, TIME_AXIS, ds, jnp.zeros_like(rest))
+    dp, drest, dk = dispatch.backward(mode, k, potential, rest, TIME_AXIS, ds, jnp.zeros_like(rest))
     dp = jax.lax.optimization_barrier(dp + dpotential)
     dwide, dscale, dbias = batch_norm_backward(dp, wide - mean, var, scale, gain)
     dk = jax.tree.map(jnp.zeros_like, k) if dk is None else dk._replace(v_reset=dk.v_reset + jnp.sum(drest))

@@ -98,8 +98,9 @@ def dspike(alpha: float = 2.0) -> SpikeFunction:
 
     def derivative(u):
         inside = jnp.abs(u) <= 0.5
-        # Clipped before cosh: it overflows far outside the window, where its value is not used.
-        return jnp.where(inside, height / jnp.cosh(alpha * jnp.clip(u, -0.5, 0.5)) ** 2, 0).astype(u.dtype)
+        # Clipped first: exp overflows far outside the window, where its value is not used. Kernels have no cosh.
+        e = jnp.exp(alpha * jnp.clip(u, -0.5, 0.5))
+        return jnp.where(inside, height / ((e + 1 / e) / 2) ** 2, 0).astype(u.dtype)
 
     return spike_function(derivative)
 

@@ -22,7 +22,7 @@ from flax import nnx
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_bytes
 
-from spiking_mlp_jax.config import ModelConfig, nearest
+from spiking_mlp_jax.config import ADDED, ModelConfig, nearest
 from spiking_mlp_jax.data.augment import check_resize
 from spiking_mlp_jax.data.normalize import check_statistics
 from spiking_mlp_jax.errors import InputError
@@ -214,7 +214,7 @@ def _model_config(fields, file) -> ModelConfig:
         if name not in known:
             raise InputError(f'{file} has the unknown model field "{name}": {nearest(name, known)}')
     for name in known:
-        if name not in fields:
+        if name not in fields and name not in ADDED:
             raise InputError(f'{file} lacks the model field "{name}": copy it again')
     try:
         return ModelConfig(**fields)

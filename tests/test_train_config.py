@@ -14,6 +14,7 @@ from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.train.config import (
     MODEL_FIELDS,
     default_config,
+    in_todays_words,
     load_config,
     model_config,
     read_arguments,
@@ -40,6 +41,14 @@ def test_shipped_configs_are_valid(path):
     config = load_config(path)
     validate(config, 8)
     assert to_dict(config)["dim"] == model_config(config).dim
+
+
+@pytest.mark.parametrize(("older", "remat"), [(False, "none"), (True, "block"), ("block", "block")])
+def test_older_configurations_in_todays_words(older, remat):
+    today = to_dict(default_config())
+    saved = {name: value for name, value in today.items() if name != "neuron_backend"}
+    assert in_todays_words({**saved, "remat": older}) == {**today, "remat": remat}
+    assert in_todays_words({**today, "neuron_backend": "xla"})["neuron_backend"] == "xla"
 
 
 def test_imagenet_variants_are_the_papers():

@@ -203,6 +203,22 @@ def test_another_configuration_is_refused_by_name(shared, whole):
     assert (workdir / "config.json").read_text() == before
 
 
+@pytest.mark.parametrize("remat", [False, "none"])
+def test_an_older_workdir_resumes(shared, whole, tmp_path, remat):
+    workdir, _ = whole
+    shutil.copytree(workdir / "checkpoints", tmp_path / "checkpoints")
+    run = tmp_path / "checkpoints" / "12" / "run" / "metadata"
+    saved = json.loads(run.read_text())
+    del saved["config"]["neuron_backend"]
+    saved["config"]["remat"] = remat
+    run.write_text(json.dumps(saved))
+    assert restored(make_config(shared), tmp_path).state.step == LAST
+    with pytest.raises(InputError, match=r'remat \("none" there, "block" now\)'):
+        restored(make_config(shared, remat="block"), tmp_path)
+    with pytest.raises(InputError, match=r'neuron_backend \("auto" there, "xla" now\)'):
+        restored(make_config(shared, neuron_backend="xla"), tmp_path)
+
+
 def test_a_damaged_checkpoint_is_named(shared, whole, tmp_path):
     workdir, _ = whole
     shutil.copytree(workdir / "checkpoints", tmp_path / "checkpoints")

@@ -10,6 +10,7 @@ from random_model import meta_for, random_model, set_value, variables
 from safetensors.numpy import load_file, save_file
 
 from spiking_mlp_jax import ModelConfig, weights
+from spiking_mlp_jax.config import ADDED
 from spiking_mlp_jax.errors import InputError
 
 KINDS = [
@@ -86,6 +87,16 @@ def test_loaded_network_computes_the_same_in_evaluation_mode(saved):
     np.testing.assert_array_equal(logits, np.asarray(model(images)))
     # In training mode the first image's result would depend on the second.
     np.testing.assert_array_equal(np.asarray(loaded(np.concatenate([images[:1], images[:1]])))[:, 0], logits[:, 0])
+
+
+def test_an_older_file_lacks_fields_that_came_later(copy):
+    edit_config(copy, lambda d: [d["model"].pop(name) for name in ADDED] and None)
+    loaded, _ = weights.load(copy)
+    assert loaded.config.neuron_backend == "auto"
+    # Any other field has to be there: no default is taken silently for what a network was trained with.
+    edit_config(copy, lambda d: d["model"].pop("remat") and None)
+    with pytest.raises(InputError, match='lacks the model field "remat"'):
+        weights.load(copy)
 
 
 def test_files_are_as_documented(saved):

@@ -12,6 +12,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from spiking_mlp_jax.errors import InputError
+from spiking_mlp_jax.train.config import in_todays_words
 from spiking_mlp_jax.train.state import TrainState
 
 # These fields change what is shown and kept, not what is computed: a run may be resumed with other values.
@@ -117,11 +118,12 @@ class Checkpoints:
         self._manager.close()
 
     def _check_config(self, saved: dict[str, Any]) -> None:
-        names = sorted({*self.config, *saved} - {*FREE_FIELDS})
+        saved, config = in_todays_words(saved), in_todays_words(self.config)
+        names = sorted({*config, *saved} - {*FREE_FIELDS})
         different = [
-            f"{name} ({_shown(saved, name)} there, {_shown(self.config, name)} now)"
+            f"{name} ({_shown(saved, name)} there, {_shown(config, name)} now)"
             for name in names
-            if self.config.get(name) != saved.get(name)
+            if config.get(name) != saved.get(name)
         ]
         if different:
             raise InputError(

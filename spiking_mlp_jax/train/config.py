@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from ml_collections import config_dict
 
-from spiking_mlp_jax.config import ModelConfig, nearest
+from spiking_mlp_jax.config import ADDED, ModelConfig, nearest
 from spiking_mlp_jax.data.augment import RESIZE_MODES, check_resize
 from spiking_mlp_jax.data.normalize import check_statistics
 from spiking_mlp_jax.errors import InputError
@@ -136,6 +136,18 @@ def model_config(config: Config) -> ModelConfig:
 def to_dict(config: Config) -> dict:
     """The configuration as plain JSON types (tuples become lists)."""
     return json.loads(json.dumps(config.to_dict()))
+
+
+def in_todays_words(saved: dict[str, Any]) -> dict[str, Any]:
+    """A configuration that an older version may have saved, as `to_dict` would give it today.
+
+    Fields that have come since take their defaults, and `remat` is "none" or "block" where it was False or True.
+    """
+    defaults = dataclasses.asdict(ModelConfig())
+    found = {**{name: defaults[name] for name in ADDED}, **saved}
+    if isinstance(found.get("remat"), bool):
+        found["remat"] = "block" if found["remat"] else "none"
+    return found
 
 
 def validate(config: Config, device_count: int) -> None:
