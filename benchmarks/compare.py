@@ -63,7 +63,7 @@ class Worker:
             batch=settings.batch,
             folder=str(settings.folder),
         )
-        self.errors = tempfile.TemporaryFile(mode="w+")
+        self.errors = tempfile.TemporaryFile(mode="w+")  # noqa: SIM115  (closed by `close`)
         self.process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.worker", json.dumps(specification)],
             stdin=subprocess.PIPE,

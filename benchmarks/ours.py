@@ -103,12 +103,12 @@ def make_logits(config: ModelConfig, read: Read | None = None):
 def training(config: ModelConfig, read: Read, images: np.ndarray, labels: np.ndarray):
     """A function that takes one training step and waits for it, and what compiling it took."""
     step, carried = make_step(config, read)
-    images, labels = jnp.asarray(images, jnp.float32), jnp.asarray(labels)
-    compiled, facts = _compile(step, *carried, images, labels)
+    batch = jnp.asarray(images, jnp.float32), jnp.asarray(labels)
+    compiled, facts = _compile(step, *carried, *batch)
 
     def run():
         nonlocal carried
-        *carried, _ = jax.block_until_ready(compiled(*carried, images, labels))
+        *carried, _ = jax.block_until_ready(compiled(*carried, *batch))
 
     return run, facts
 
@@ -116,9 +116,9 @@ def training(config: ModelConfig, read: Read, images: np.ndarray, labels: np.nda
 def inference(config: ModelConfig, read: Read, images: np.ndarray, labels: np.ndarray):
     """A function that computes the logits of a batch in evaluation mode, and what compiling it took."""
     logits, variables = make_logits(config, read)
-    images = jnp.asarray(images, jnp.float32)
-    compiled, facts = _compile(logits, *variables, images)
-    return lambda: jax.block_until_ready(compiled(*variables, images)), facts
+    pixels = jnp.asarray(images, jnp.float32)
+    compiled, facts = _compile(logits, *variables, pixels)
+    return lambda: jax.block_until_ready(compiled(*variables, pixels)), facts
 
 
 def device_facts() -> dict[str, Any]:

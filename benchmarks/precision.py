@@ -14,6 +14,7 @@ import json
 import statistics
 import sys
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -47,7 +48,7 @@ def main() -> int:
     try:
         for seed in range(args.seeds):
             for dtype in DTYPES:
-                config = load_config(args.config)
+                config: Any = load_config(args.config)
                 config.update(seed=seed, dtype=dtype, max_steps=args.max_steps)
                 if args.data_dir:
                     config.data_dir = args.data_dir

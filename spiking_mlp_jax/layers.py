@@ -173,7 +173,7 @@ def bias_of(linear: nnx.Linear) -> Float[Array, "C"]:
 
 
 def compute_dtype(config: ModelConfig):
-    """The dtype of spikes and of maps of them; None, to follow the parameters (float64 where x64 is on), for "float32"."""
+    """The dtype of spikes and maps of them; None for "float32", to follow the parameters (float64 where x64 is on)."""
     return None if config.dtype == "float32" else jnp.dtype(config.dtype)
 
 

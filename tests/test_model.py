@@ -1,3 +1,5 @@
+import operator
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -95,11 +97,8 @@ def test_each_block_gets_its_own_variables():
     stacked["b"] = jnp.asarray([[1.0], [jnp.nan], [jnp.inf]])
     select, each = block_selector(stacked)
     for i in range(3):
-        jax.tree.map(
-            np.testing.assert_array_equal,
-            select(jax.tree.map(lambda x: x[i], each)),
-            jax.tree.map(lambda x: x[i], stacked),
-        )
+        turn, expected = (jax.tree.map(operator.itemgetter(i), tree) for tree in (each, stacked))
+        jax.tree.map(np.testing.assert_array_equal, select(turn), expected)
 
 
 def test_remat_keeps_only_bools_of_each_block():
