@@ -338,7 +338,7 @@ def _distributed(kernel: Callable[..., Any], target: str, steps_out: int, states
             outputs = jax.lax.map(lambda arrays: call(*arrays), tuple(inputs))
         else:
             merged = [x.reshape(-1, *x.shape[2:]) for x in inputs[1:]]
-            outputs = [x.reshape(size, -1, *x.shape[1:]) for x in call(inputs[0][0], *merged)]
-        return outputs, [True] * len(outputs)
+            outputs = jax.tree.map(lambda x: x.reshape(size, -1, *x.shape[1:]), call(inputs[0][0], *merged))
+        return outputs, jax.tree.map(lambda _: True, outputs)
 
     return call
