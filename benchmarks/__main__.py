@@ -46,7 +46,7 @@ def main() -> int:
         )
     if args.gpu and not compare.has_gpu():
         return _fail("JAX sees no GPU here: run without --gpu, or install JAX for the GPU (pip install 'jax[cuda12]')")
-    if Path(args.json).parent.is_dir() is False:
+    if not Path(args.json).parent.is_dir():
         return _fail(f"there is no folder {Path(args.json).parent} for {Path(args.json).name}: make it first")
     environment = {**os.environ, **(KEEP_MEMORY if args.allocator == "keep" else {})}
     if args.gpu:
@@ -56,27 +56,38 @@ def main() -> int:
     # A cached program would make the compile time meaningless.
     environment["JAX_ENABLE_COMPILATION_CACHE"] = "false"
     names = args.only or list(cases)
-    tasks = args.tasks or list(CPU_SIDES)
     results = report.Results(vars(args), args.json)
+    failures = []
     try:
         for number, name in enumerate(names, 1):
-            with tempfile.TemporaryDirectory() as folder:
-                settings = compare.Settings(Path(folder), args.threads, args.runs, args.batch, environment)
-                progress = compare.Progress(f"[{number}/{len(names)}] {name}")
-                compare.write_weights(name, settings, progress)
-                if not args.no_peer:
-                    results.compared[name] = compare.compare_outputs(name, settings, progress)
-                for task in tasks:
-                    sides = (GPU_SIDES if args.gpu else CPU_SIDES)[task]
-                    sides = [side for side in sides if side.module == "ours" or not args.no_peer]
-                    results.add(name, task, compare.take_turns(name, task, sides, settings, progress))
-    except compare.BenchmarkError as error:
-        return _fail(str(error))
+            progress = compare.Progress(f"[{number}/{len(names)}] {name}")
+            try:
+                _measure(name, cases[name], args, environment, results, progress)
+            except compare.BenchmarkError as error:
+                progress(f"error: {error}")
+                failures.append(str(error))
     except KeyboardInterrupt:
         return _fail(f"stopped; what was measured until now is in {args.json}", 130)
     finally:
         print(results.table({**CASES, **GPU_CASES, **QUICK_CASES}))
-    return 0
+    return _fail("; ".join(failures), 1) if failures else 0
+
+
+def _measure(name, case, args, environment, results, progress):
+    with tempfile.TemporaryDirectory() as folder:
+        settings = compare.Settings(Path(folder), args.threads, args.runs, args.batch, environment)
+        compare.write_weights(name, settings, progress)
+        if not args.no_peer:
+            results.compared[name] = compare.compare_outputs(name, settings, progress)
+        for task in args.tasks or list(CPU_SIDES):
+            sides = (GPU_SIDES if args.gpu else CPU_SIDES)[task]
+            sides = [side for side in sides if side.module == "ours" or not args.no_peer]
+            groups = [sides]
+            if case.in_pairs and not args.no_peer:
+                groups = [[sides[0], side] for side in sides[1:]]
+            for group in groups:
+                turns = compare.take_turns(name, task, group, settings, progress)
+                results.add(name, task, args.batch or case.batch, turns)
 
 
 def _parse():

@@ -10,11 +10,19 @@ from spiking_mlp_jax.config import ModelConfig
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A network and the number of images in a batch."""
+    """A network and the number of images in a batch.
+
+    Attributes:
+        title: for the table.
+        config: the network.
+        batch: images.
+        in_pairs: whether each side runs with the peer alone, because all at once do not fit into 24 GB.
+    """
 
     title: str
     config: ModelConfig
     batch: int
+    in_pairs: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +50,7 @@ CASES = {
     "spe_t": Case("MLP-SPE-T, 224 px, B=4, T=4", _spe("spe_t"), 4),
     "spe_t_T1": Case("MLP-SPE-T, 224 px, B=4, T=1", _spe("spe_t", 1), 4),
     "spe_t_T2": Case("MLP-SPE-T, 224 px, B=4, T=2", _spe("spe_t", 2), 4),
-    "spe_t_T8": Case("MLP-SPE-T, 224 px, B=4, T=8", _spe("spe_t", 8), 4),
+    "spe_t_T8": Case("MLP-SPE-T, 224 px, B=4, T=8", _spe("spe_t", 8), 4, in_pairs=True),
     "spe_s": Case("MLP-SPE-S, 224 px, B=4, T=4", _spe("spe_s"), 4),
     "fashion_mnist": Case(
         "Fashion-MNIST net: dim 24, depths 1,2, 28 px, patch 2, B=128, T=4",

@@ -11,7 +11,17 @@ from typing import Any
 
 from benchmarks.cases import PEER, Case
 
-COLUMNS = ("task", "side", "s per batch", "ratio", "peak memory, GB", "ratio", "temporaries, GB", "compile, s")
+COLUMNS = (
+    "task",
+    "side",
+    "s per batch",
+    "images/s",
+    "times as fast",
+    "peak memory, GB",
+    "share of it",
+    "temporaries, GB",
+    "compile, s",
+)
 
 
 class Results:
@@ -23,9 +33,9 @@ class Results:
         self.arguments, self.compared = arguments, {}
         self.rows: list[dict[str, Any]] = []
 
-    def add(self, case: str, task: str, results: list[dict[str, Any]]) -> None:
+    def add(self, case: str, task: str, batch: int, results: list[dict[str, Any]]) -> None:
         """Takes the results of one task's sides and writes the file."""
-        self.rows += [{"case": case, "task": task, **result, **summary(result, results)} for result in results]
+        self.rows += [{"case": case, "task": task, **result, **summary(result, results, batch)} for result in results]
         document = {
             "machine": self.machine,
             "arguments": self.arguments,
@@ -43,10 +53,10 @@ class Results:
             title = cases[case].title
             if self.arguments.get("batch"):
                 title += f", but B={self.arguments['batch']}"
-            lines += [f"**{title}**" + self._agreement(case), "", _line(COLUMNS), _line(["---"] * len(COLUMNS))]
+            lines += [f"**{title}**" + self._agreement(case), "", line(COLUMNS), line(["---"] * len(COLUMNS))]
             for row in self.rows:
                 if row["case"] == case:
-                    lines.append(_line(_cells(row)))
+                    lines.append(line(_cells(row)))
             lines.append("")
         return "\n".join(lines)
 
@@ -56,9 +66,10 @@ class Results:
         return f" (float64 outputs and gradients agree within {self.compared[case]:.0e})"
 
 
-def summary(result: dict[str, Any], results: list[dict[str, Any]]) -> dict[str, Any]:
-    """Median seconds; how many times faster than the peer, median over turns; share of the peer's peak memory."""
-    values: dict[str, Any] = {"median_s": statistics.median(result["seconds"])}
+def summary(result: dict[str, Any], results: list[dict[str, Any]], batch: int) -> dict[str, Any]:
+    """Median seconds and images a second; times as fast as the peer, median over turns; share of its peak memory."""
+    median = statistics.median(result["seconds"])
+    values: dict[str, Any] = {"median_s": median, "images_per_s": batch / median}
     peers = [other for other in results if other["side"] == PEER.title]
     if peers and result is not peers[0]:
         turns = zip(peers[0]["seconds"], result["seconds"], strict=True)
@@ -79,6 +90,7 @@ def _cells(row):
         row["task"],
         row["side"],
         shown("median_s", "{:.3f}"),
+        shown("images_per_s", "{:.1f}"),
         shown("faster", "{:.2f}"),
         f"{_peak(row) / 1e9:.2f}",
         shown("memory_share", "{:.2f}"),
@@ -87,7 +99,8 @@ def _cells(row):
     ]
 
 
-def _line(cells):
+def line(cells) -> str:
+    """A row of a markdown table."""
     return "| " + " | ".join(cells) + " |"
 
 

@@ -101,6 +101,23 @@ def whole(shared, tmp_path_factory):
     return workdir, watch.seen
 
 
+def test_each_step_is_compiled_once(shared, tmp_path):
+    compiled = []
+
+    def count(event, duration, **details):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(details["fun_name"])
+
+    jax.monitoring.register_event_duration_secs_listener(count)
+    try:
+        # A batch size of its own, so that no other test has compiled it.
+        loop.train(make_config(shared, batch_size=8), tmp_path)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(count)
+    for step in ("train_step", "eval_step"):
+        assert sum(step in name for name in compiled) == 1, compiled
+
+
 def restored(config, workdir):
     """The newest checkpoint, on one device."""
     _, abstract = abstract_state(model_config(config), make_optimizer(config, 6))

@@ -1,0 +1,61 @@
+"""Temporaries of a training step against depth and time steps, kept and recomputed.
+
+    python -m benchmarks.memory                # MLP-SPE-T, 224 px, B=4; about eight minutes on two cores
+    python -m benchmarks.memory --dtype bfloat16 --batch 8
+
+Programs are compiled and not run: temporaries are what the compiler reserves beside arguments and results, and peak is
+these together. Depth x 2 means twice the blocks in every stage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+
+import jax
+import jax.numpy as jnp
+
+from benchmarks import ours
+from benchmarks.report import line
+from spiking_mlp_jax.config import CHOICES, VARIANTS, ModelConfig
+
+DEPTHS, TIME_STEPS = (1, 2, 4), (1, 2, 4, 8)
+
+
+def sizes(config: ModelConfig, batch: int) -> tuple[float, float]:
+    """GB of temporaries of a training step, and of these with weights, optimiser state and images."""
+    step, state = ours.make_step(config)
+    images = jax.ShapeDtypeStruct((batch, config.image_size, config.image_size, config.in_channels), jnp.float32)
+    compiled = step.lower(*state, images, jax.ShapeDtypeStruct((batch,), jnp.int32)).compile()
+    memory = compiled.memory_analysis()
+    if memory is None:
+        raise NotImplementedError(f"the compiler of {jax.default_backend()} does not tell what memory it plans")
+    return memory.temp_size_in_bytes / 1e9, (memory.temp_size_in_bytes + memory.argument_size_in_bytes) / 1e9
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.memory", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--variant", choices=VARIANTS, default="mlp_spe_t")
+    parser.add_argument("--image-size", type=int, default=224)
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--dtype", choices=CHOICES["dtype"], default="float32")
+    args = parser.parse_args()
+    base = ModelConfig.variant(args.variant, image_size=args.image_size, dtype=args.dtype)
+    networks = {f"T={steps}": dataclasses.replace(base, time_steps=steps) for steps in TIME_STEPS}
+    for factor in DEPTHS:
+        depths = tuple(factor * depth for depth in base.depths)
+        networks[f"T={base.time_steps}, depth x {factor}"] = dataclasses.replace(base, depths=depths)
+    print(f"{args.variant}, {args.image_size} px, B={args.batch}, {args.dtype}, {jax.devices()[0].device_kind}\n")
+    print(line(["", *(f"{kind}, GB, remat={remat}" for remat in CHOICES["remat"] for kind in ("temporaries", "peak"))]))
+    print(line(["---"] * (1 + 2 * len(CHOICES["remat"]))))
+    for name, config in networks.items():
+        cells = [size for r in CHOICES["remat"] for size in sizes(dataclasses.replace(config, remat=r), args.batch)]
+        print(line([name, *(f"{size:.2f}" for size in cells)]), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

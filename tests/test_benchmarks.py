@@ -1,0 +1,152 @@
+"""The comparison with SpikingJelly, where neither PyTorch nor SpikingJelly is needed."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from benchmarks import __main__ as command
+from benchmarks import compare, ours, report
+from benchmarks.cases import CASES, CPU_SIDES, GPU_CASES, GPU_SIDES, PEER, QUICK_CASES
+from spiking_mlp_jax.config import ModelConfig
+from spiking_mlp_jax.train.config import load_config, model_config
+
+ROOT = Path(__file__).parent.parent
+
+
+def run(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["benchmarks", *arguments])
+    return command.main()
+
+
+def test_quick_run_of_this_package_alone(monkeypatch, tmp_path, capsys):
+    monkeypatch.delenv("XLA_FLAGS")
+    monkeypatch.chdir(tmp_path)
+    assert run(monkeypatch, "--quick", "--no-peer", "--runs", "2", "--tasks", "inference", "--json", "out.json") == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"\| inference \| ours \| \d+\.\d{3} \|", printed) and "not compared with a peer" in printed
+    document = json.loads((tmp_path / "out.json").read_text())
+    (row,) = document["rows"]
+    assert row["case"] == "quick" and len(row["seconds"]) == 2 and min(row["seconds"]) > 0
+    assert row["peak_bytes"] > 1e8 and row["compile_s"] > 0 and row["jax"] == jax.__version__
+    assert [path.name for path in tmp_path.iterdir()] == ["out.json"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--only", "spe_x"], 'no case "spe_x": the known ones are spe_t'),
+        (["--no-peer", "--json", "nowhere/out.json"], "no folder nowhere for out.json"),
+        (["--no-peer", "--gpu"], "JAX sees no GPU here"),
+    ],
+)
+def test_mistakes_are_answered_with_one_sentence(arguments, message, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert run(monkeypatch, *arguments) == 2
+    said = capsys.readouterr().err
+    assert message in said and said.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["--runs", "0"], "--runs must be at least 1"), (["--threads", "100000"], "at most"), (["--taks", "x"], "--taks")],
+)
+def test_wrong_options(arguments, message, monkeypatch, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        run(monkeypatch, *arguments)
+    assert message in capsys.readouterr().err
+
+
+def test_without_the_peer_it_says_what_to_install(monkeypatch, capsys):
+    monkeypatch.setattr(command.importlib.util, "find_spec", lambda name: None)
+    assert run(monkeypatch, "--quick") == 2
+    assert "torch is not installed" in capsys.readouterr().err
+
+
+def test_a_side_that_fails_is_named_and_ends_with_status_1(monkeypatch, tmp_path, capsys):
+    def broken(name, settings, progress):
+        raise compare.BenchmarkError("ours (quick, weights) ended with status 1: no memory")
+
+    monkeypatch.setattr(compare, "write_weights", broken)
+    assert run(monkeypatch, "--quick", "--no-peer", "--json", str(tmp_path / "out.json")) == 1
+    assert "ended with status 1: no memory" in capsys.readouterr().err
+
+
+def test_a_dying_process_is_reported(tmp_path):
+    settings = compare.Settings(tmp_path, 0, 1, 0, {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "no_such_platform"})
+    with pytest.raises(compare.BenchmarkError, match=r"ours \(quick, inference\) ended with status 1: .*"):
+        compare.take_turns("quick", "inference", [CPU_SIDES["inference"][1]], settings, lambda what: None)
+
+
+def test_nothing_is_timed_when_outputs_differ():
+    arrays = {"training": np.ones((2, 3)), "gradient.bias": np.zeros(3)}
+    same = {"training": np.ones((2, 3)) + 1e-12, "gradient.bias": np.full(3, 1e-15)}
+    assert 0 < compare.largest_difference(arrays, same) < 1e-11
+    for name, wrong in (("training", 1e-6), ("gradient.bias", 1e-6), ("training", np.nan)):
+        with pytest.raises(compare.BenchmarkError, match=rf"in {name}: nothing was timed"):
+            compare.largest_difference({**arrays, name: arrays[name] + wrong}, arrays)
+    with pytest.raises(compare.BenchmarkError, match=r"only one side has gradient.bias"):
+        compare.largest_difference({"training": arrays["training"]}, arrays)
+
+
+def test_summary_pairs_the_turns():
+    peer = {"side": PEER.title, "seconds": [2.0, 8.0, 4.0], "peak_bytes": 8e9}
+    side = {"side": "ours", "seconds": [1.0, 2.0, 4.0], "peak_bytes": 2e9}
+    assert report.summary(side, [peer, side], 4) == dict(median_s=2.0, images_per_s=2.0, faster=2.0, memory_share=0.25)
+    assert "faster" not in report.summary(peer, [peer, side], 4)
+
+
+def test_outputs_hold_every_gradient(x64):
+    config = ModelConfig(image_size=8, in_channels=1, num_classes=3, patch_size=2, dim=6, depths=(1, 1), time_steps=2)
+    state = ours.initial_state(config, 0)
+    images = np.random.default_rng(0).normal(size=(2, 8, 8, 1))
+    values = ours.outputs(config, lambda: state, images, np.array([0, 2]))
+    gradients = {name.removeprefix("gradient.") for name in values if name.startswith("gradient.")}
+    assert gradients == {name for name in state if not name.endswith(ours.NOT_TRAINED)}
+    assert values["training"].dtype == np.float64 and values["training"].shape == (2, 2, 3)
+    assert not np.allclose(values["training"], values["evaluation"])
+
+
+def test_small_networks_are_those_of_the_configs():
+    config = model_config(load_config(str(ROOT / "configs" / "cifar10.py")))
+    assert CASES["cifar10"].config == config and CASES["cifar10"].batch == 128
+    for case in {**CASES, **GPU_CASES, **QUICK_CASES}.values():
+        assert f"T={case.config.time_steps}" in case.title or "as above" in case.title
+        assert f"B={case.batch}" in case.title or "as above" in case.title
+    for sides in (*CPU_SIDES.values(), *GPU_SIDES.values()):
+        assert sides[0] is PEER and all(side.module == "ours" for side in sides[1:])
+
+
+def test_our_side_needs_only_jax_flax_optax_and_numpy():
+    """So that it runs where nothing can be installed; what these four bring along themselves is allowed."""
+    code = """
+import importlib.metadata, re, sys
+def closure(names):
+    found, todo = set(), list(names)
+    while todo:
+        name = re.sub(r"[-_.]+", "-", todo.pop()).lower()
+        if name in found: continue
+        try: requires = importlib.metadata.requires(name) or []
+        except importlib.metadata.PackageNotFoundError: continue
+        found.add(name)
+        todo += [re.match(r"[\\w.-]+", r)[0] for r in requires if "extra ==" not in r]
+    return found
+import jax, flax.nnx, optax, numpy
+before = set(sys.modules)
+from benchmarks import __main__, compare, counts, memory, ours, report, worker
+from spiking_mlp_jax import SpikingMLP, pallas_neuron
+allowed = closure(["jax", "jaxlib", "flax", "optax", "numpy"])
+packages = importlib.metadata.packages_distributions()
+for name in sorted({m.split(".")[0] for m in set(sys.modules) - before}):
+    for distribution in packages.get(name, []):
+        plain = re.sub(r"[-_.]+", "-", distribution).lower()
+        if plain not in allowed | {"spiking-mlp-jax"}: print(name)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == ""

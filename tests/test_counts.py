@@ -1,0 +1,22 @@
+"""No slower anywhere: counts that do not depend on the machine, against the recorded ones."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+ROOT = Path(__file__).parent.parent
+RECORD = json.loads((ROOT / "benchmarks" / "counts.json").read_text())
+
+
+@pytest.mark.skipif(jax.__version__ != RECORD["jax"], reason="counts are recorded for another version of JAX")
+def test_nothing_has_grown():
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.counts"], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
