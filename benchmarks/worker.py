@@ -39,11 +39,11 @@ def main(specification: str) -> None:
     import numpy as np
 
     from benchmarks.cases import CASES, GPU_CASES, QUICK_CASES
-    from spiking_mlp_jax.memory import keep_freed_memory
 
     case = {**CASES, **GPU_CASES, **QUICK_CASES}[given["case"]]
     if given["keep_memory"]:
-        keep_freed_memory()
+        # As the trainer does.
+        importlib.import_module("jax").config.update("jax_cpu_enable_async_dispatch", False)
     config = dataclasses.replace(case.config, **given["overrides"])
     folder = Path(given["folder"])
     side = importlib.import_module(f"benchmarks.{given['module']}")
@@ -70,6 +70,8 @@ def main(specification: str) -> None:
     run, facts = getattr(side, {"train": "training", "inference": "inference"}[given["do"]])(
         config, read, images, labels
     )
+    if given["keep_memory"]:
+        importlib.import_module("spiking_mlp_jax.memory").keep_freed_memory()
     run()  # warm-up
     answer(ready=True, **facts)
     for line in sys.stdin:

@@ -39,7 +39,7 @@ def get_config(arg="full"):
     config.time_steps = 4
 
     # Running
-    config.host_memory = "keep"  # a quarter more images a second on a CPU
+    config.host_memory = "keep"
 
     # Optimisation
     config.batch_size = 128

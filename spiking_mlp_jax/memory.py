@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 
 # Of malloc.h.
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _LARGEST = 2**31 - 1
 
 
@@ -26,20 +26,16 @@ def return_freed_memory() -> bool:
 def keep_freed_memory() -> bool:
     """Keeps freed memory for the next request, instead of asking the system for new pages each time.
 
-    A step's temporaries are hundreds of megabytes, freed at its end. On a CPU getting them anew, page by page, takes a
-    fifth of a small network's training step. Call it before JAX runs anything, because threads that already
-    have memory pools of their own keep them.
+    A step's temporaries are hundreds of megabytes, freed at its end; on a CPU getting them anew, page by page, takes a
+    quarter of a small network's training step. Only memory that the main thread asks for is kept, so JAX has to run
+    programs there (`jax_cpu_enable_async_dispatch` False, set before its first use). Call it after compiling, which
+    is slower with it.
 
     Returns:
         whether the C library can.
     """
     mallopt = _function("mallopt")
-    if mallopt is None:
-        return False
-    return all(
-        mallopt(option, value)
-        for option, value in ((_M_ARENA_MAX, 1), (_M_MMAP_THRESHOLD, _LARGEST), (_M_TRIM_THRESHOLD, _LARGEST))
-    )
+    return mallopt is not None and all(mallopt(option, _LARGEST) for option in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD))
 
 
 def _function(name: str):

@@ -73,13 +73,14 @@ def train(config: Config, workdir: str | os.PathLike[str]) -> Result:
     Raises:
         InputError: a configuration, data set or workdir that cannot be used.
     """
+    if getattr(config, "host_memory", None) == "keep":
+        # Before the devices are asked for: afterwards it is too late.
+        jax.config.update("jax_cpu_enable_async_dispatch", False)
     validate(config, jax.device_count())
     if config.dry_run:
         for line in dry_run.describe(config):
             print(line, flush=True)
         return Result(0, True, None)
-    if config.host_memory == "keep":
-        keep_freed_memory()
     use_compilation_cache(config.compilation_cache)
     with StopRequest() as stop:
         return _Run(config, Path(workdir)).run(stop)
@@ -217,6 +218,8 @@ class _Run:
             step += 1
             if step == first:
                 return_freed_memory()  # the compiler's
+                if config.host_memory == "keep":
+                    keep_freed_memory()
             # The metrics of a step are fetched while the next one runs.
             if pending is not None:
                 self._note(*pending)
