@@ -49,7 +49,7 @@ def _choose(mode: Mode, x: Array, axis: int, name: str, plain: Callable[..., Any
     if mode.backend == "xla" or few or x.dtype == jnp.float64:
         return plain
     # Imported where it is needed: Pallas takes a while to load.
-    from spiking_mlp_jax import pallas_neuron
+    from spiking_mlp_jax import distribute, pallas_neuron
 
     def kernel(target, interpret=False):
         if not pallas_neuron.fits(x.shape, axis, target):
@@ -57,7 +57,7 @@ def _choose(mode: Mode, x: Array, axis: int, name: str, plain: Callable[..., Any
         function = getattr(pallas_neuron, name)
         return lambda k, x, v, *ds: function(mode, k, x, v, axis, *ds, target=target, interpret=interpret)
 
-    branches = {"cuda": kernel("gpu"), "tpu": kernel("tpu")}
+    branches = {"cuda": kernel("gpu"), "tpu": distribute.alone(kernel("tpu"), plain)}
     if mode.backend == "pallas":
         branches["cpu"] = kernel("gpu", interpret=True)
     return lambda *inputs: jax.lax.platform_dependent(*inputs, default=plain, **branches)

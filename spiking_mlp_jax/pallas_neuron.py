@@ -15,17 +15,15 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
-from jax.experimental.custom_partitioning import custom_partitioning
 from jax.experimental.pallas import tpu as pltpu
 from jax.experimental.pallas import triton as plgpu
-from jax.sharding import NamedSharding, PartitionSpec
 
+from spiking_mlp_jax.distribute import distributed
 from spiking_mlp_jax.dynamics import Constants, Mode, step, step_backward
 
 if TYPE_CHECKING:
@@ -67,7 +65,7 @@ def forward(
     """
     flat = _Layout(x.shape, axis, target)
     kernel = functools.partial(_forward_call, mode, target, interpret)
-    fired, after = _distributed(kernel, target, 1, 1)(jnp.stack(k), flat.steps(x), flat.state(v))
+    fired, after = distributed(kernel, target, 1, 1)(jnp.stack(k), flat.steps(x), flat.state(v))
     return flat.steps_back(fired).astype(bool), flat.state_back(after)
 
 
@@ -94,7 +92,7 @@ def backward(
     """
     flat = _Layout(x.shape, axis, target)
     kernel = functools.partial(_backward_call, mode, target, interpret)
-    call = _distributed(kernel, target, 1, 4 if mode.learned else 1)
+    call = distributed(kernel, target, 1, 4 if mode.learned else 1)
     dx, dv, *dk = call(jnp.stack(k), flat.steps(x), flat.steps(ds), flat.state(v), flat.state(dv))
     # Each neuron's share, summed over its steps; the sum over the neurons is left to XLA.
     return flat.steps_back(dx), flat.state_back(dv), Constants(*map(jnp.sum, dk)) if dk else None
@@ -290,55 +288,3 @@ def _call(kernel, target, interpret, outputs, inputs):
     x = inputs[1]
     block = (_TpuBlock if target == "tpu" else _GpuBlock)(x.shape, interpret)
     return block.call(functools.partial(kernel, block), x.shape[0], lambda array: array.ndim < x.ndim, outputs, inputs)
-
-
-def _distributed(kernel: Callable[..., Any], target: str, steps_out: int, states_out: int) -> Callable[..., Any]:
-    """Makes a kernel call what XLA can split over devices and what jax.vmap can batch.
-
-    XLA knows nothing of a kernel's inside: without a rule a GPU would gather the whole batch on every device, and a
-    TPU refuses. Everything but time and the constants may be split.
-
-    Args:
-        kernel: function of (k [3], x, ..., v, ...) in the kernel's layout to a list of such arrays.
-        target: as in `forward`.
-        steps_out, states_out: how many of the outputs, the first, have a time axis, and how many have none.
-
-    Returns:
-        such a function.
-    """
-    rest = "i" if target == "gpu" else "r c"
-    names = {True: f"o t {rest}", False: f"o {rest}"}
-
-    def partition(mesh, inputs, outputs):
-        x = inputs[1]
-        spec = (*x.sharding.spec, *[None] * (len(x.shape) - len(x.sharding.spec)))
-        over = {len(spec): PartitionSpec(spec[0], None, *spec[2:]), len(spec) - 1: PartitionSpec(spec[0], *spec[2:])}
-        over[1] = PartitionSpec()
-        place = functools.partial(jax.tree.map, lambda array: NamedSharding(mesh, over[len(array.shape)]))
-        return mesh, kernel, place(outputs), place(inputs)
-
-    def split(*inputs):
-        rank = inputs[1].ndim
-        call = custom_partitioning(lambda *arrays: kernel(*arrays))
-        operands = ", ".join(["k", *(names[x.ndim == rank] for x in inputs[1:])])
-        results = ", ".join([names[True]] * steps_out + [names[False]] * states_out)
-        call.def_partition(
-            partition=partition, sharding_rule=f"{operands} -> {results}", need_replication_factors=("k", "t")
-        )
-        return call(*inputs)
-
-    call = jax.custom_batching.custom_vmap(split)
-
-    @call.def_vmap
-    def batched(size, is_batched, *inputs):
-        inputs = [
-            x if has else jnp.broadcast_to(x, (size, *x.shape)) for x, has in zip(inputs, is_batched, strict=True)
-        ]
-        if is_batched[0]:
-            outputs = jax.lax.map(lambda arrays: call(*arrays), tuple(inputs))
-        else:
-            merged = [x.reshape(-1, *x.shape[2:]) for x in inputs[1:]]
-            outputs = jax.tree.map(lambda x: x.reshape(size, -1, *x.shape[1:]), call(inputs[0][0], *merged))
-        return outputs, jax.tree.map(lambda _: True, outputs)
-
-    return call

@@ -18,6 +18,7 @@ from spiking_mlp_jax import SpikingMLP, dispatch, dynamics, pallas_neuron
 from spiking_mlp_jax.neuron import lif, plif, plif_weight
 from spiking_mlp_jax.norm_fire import normalize_and_fire
 from spiking_mlp_jax.surrogate import SURROGATES
+from spiking_mlp_jax.train.sharding import make_mesh
 
 TARGETS = ["gpu", "tpu"]
 # What each platform's compiler calls a kernel of its own.
@@ -164,17 +165,6 @@ def test_whole_network_with_the_kernel(neuron):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3 * max(1e-2, float(jnp.abs(b).max())))
 
 
-def test_a_batch_over_devices_is_not_gathered():
-    mode = dataclasses.replace(MODES[0], backend="pallas")
-    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-    x = jax.device_put(normal(0, 8, 4, 130).astype(jnp.float32), NamedSharding(mesh, PartitionSpec("data")))
-    forward = jax.jit(lambda k, x: dispatch.forward(mode, k, x, jnp.zeros_like(x[:, 0]), 1)[0])
-    compiled = forward.lower(constants32(mode), x).compile()
-    assert "all-gather" not in compiled.as_text()
-    plain = dynamics.forward(mode, constants32(mode), x, jnp.zeros_like(x[:, 0]), 1)[0]
-    np.testing.assert_array_equal(compiled(constants32(mode), x), plain)
-
-
 def test_vmap_over_neurons_and_over_constants():
     mode = dataclasses.replace(MODES[0], backend="pallas")
     x = normal(0, 3, 2, 9, 40, scale=2.0).astype(jnp.float32)
@@ -191,3 +181,61 @@ def test_vmap_over_neurons_and_over_constants():
             for backend in ("pallas", "xla")
         )
         np.testing.assert_array_equal(got, want)
+
+
+def near(ours, plain):
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(plain), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_a_program_of_several_tpus_takes_no_kernel():
+    mesh = make_mesh()
+    x = jax.ShapeDtypeStruct((8, 9, 130), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec("data")))
+    run = functools.partial(lif, time_axis=1)
+    assert CALLS["tpu"] not in lowered(run, "tpu", x)
+    # The tpu's compiler would be asked for a rule it does not know.
+    assert "CustomSPMDPartitioning" not in lowered(run, "tpu", x)
+    assert "CustomSPMDPartitioning" in lowered(run, "cuda", x)
+
+    each = jax.shard_map(
+        run, mesh=mesh, in_specs=PartitionSpec("data"), out_specs=PartitionSpec("data"), check_vma=False
+    )
+    assert CALLS["tpu"] in lowered(each, "tpu", x)
+
+
+def test_devices_share_a_kernel():
+    mesh = make_mesh()
+    x = jax.device_put(normal(0, 8, 9, 130, scale=2.0).astype(jnp.float32), NamedSharding(mesh, PartitionSpec("data")))
+    w = jnp.float32(0.3)
+
+    def loss(x, w, backend):
+        spikes, v = plif(x, w, time_axis=1, backend=backend)
+        return jnp.sum(spikes * jnp.sin(x)) + jnp.sum(v**2)
+
+    ours, plain = (jax.jit(jax.grad(functools.partial(loss, backend=b), (0, 1))) for b in ("pallas", "xla"))
+    near(ours(x, w), plain(x, w))
+    assert ours(x, w)[0].sharding.spec[0] == "data"
+    program = ours.lower(x, w).compile().as_text()
+    assert "all-gather" not in program and "all-to-all" not in program
+
+
+@pytest.mark.parametrize("shape", [(9, 140), (9, 20)])
+def test_batched_and_differentiated_twice(shape):
+    x = normal(0, 3, *shape, scale=2.0).astype(jnp.float32)
+    w = jnp.asarray([0.3, -0.2, 0.1], jnp.float32)
+
+    def loss(x, w, backend):
+        spikes, v = plif(x, w, backend=backend)
+        return jnp.sum(spikes * jnp.sin(x)) + jnp.sum(v**3)
+
+    for axes, weights in (((0, 0), w), ((0, None), w[0])):
+        ours, plain = (
+            jax.vmap(jax.grad(functools.partial(loss, backend=b), (0, 1)), axes)(x, weights) for b in ("pallas", "xla")
+        )
+        near(ours, plain)
+
+    def curvature(x, backend):
+        first = jax.grad(functools.partial(loss, backend=backend))
+        return jax.grad(lambda x: jnp.sum(first(x, w[0]) ** 2))(x)
+
+    near(curvature(x[0], "pallas"), curvature(x[0], "xla"))

@@ -1,0 +1,123 @@
+"""What JAX has to be told about a neuron's kernel: how it is split over devices, and how it is batched.
+
+XLA knows nothing of a kernel's inside. Without a rule GPUs would gather the whole batch on every device, and TPUs
+refuse the program.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.core import ShapedArray
+from jax.experimental.custom_partitioning import custom_partitioning
+from jax.extend.core import Primitive
+from jax.interpreters import batching, mlir
+from jax.sharding import NamedSharding, PartitionSpec
+
+
+def distributed(kernel: Callable[..., Any], target: str, steps_out: int, states_out: int) -> Callable[..., Any]:
+    """Makes a kernel call what XLA can split over devices and what jax.vmap can batch.
+
+    Everything but time and the constants may be split. On TPUs the rule is not heard, see `alone`.
+
+    Args:
+        kernel: function of (k [3], x, ..., v, ...) in the kernel's layout to a list of such arrays.
+        target: "gpu" or "tpu".
+        steps_out, states_out: how many of the outputs, the first, have a time axis, and how many have none.
+
+    Returns:
+        such a function, to a tuple.
+    """
+    rest = "i" if target == "gpu" else "r c"
+    names = {True: f"o t {rest}", False: f"o {rest}"}
+
+    def partition(mesh, inputs, outputs):
+        x = inputs[1]
+        spec = (*x.sharding.spec, *[None] * (len(x.shape) - len(x.sharding.spec)))
+        over = {len(spec): PartitionSpec(spec[0], None, *spec[2:]), len(spec) - 1: PartitionSpec(spec[0], *spec[2:])}
+        over[1] = PartitionSpec()
+        place = functools.partial(jax.tree.map, lambda array: NamedSharding(mesh, over[len(array.shape)]))
+        return mesh, kernel, place(outputs), place(inputs)
+
+    def split(*inputs):
+        rank = inputs[1].ndim
+        call = custom_partitioning(lambda *arrays: kernel(*arrays))
+        operands = ", ".join(["k", *(names[x.ndim == rank] for x in inputs[1:])])
+        results = ", ".join([names[True]] * steps_out + [names[False]] * states_out)
+        call.def_partition(
+            partition=partition, sharding_rule=f"{operands} -> {results}", need_replication_factors=("k", "t")
+        )
+        return tuple(call(*inputs))
+
+    call = jax.custom_batching.custom_vmap(split)
+
+    @call.def_vmap
+    def batched(size, is_batched, *inputs):
+        inputs = [
+            x if has else jnp.broadcast_to(x, (size, *x.shape)) for x, has in zip(inputs, is_batched, strict=True)
+        ]
+        if is_batched[0]:
+            outputs = jax.lax.map(lambda arrays: call(*arrays), tuple(inputs))
+        else:
+            merged = [x.reshape(-1, *x.shape[2:]) for x in inputs[1:]]
+            outputs = tuple(x.reshape(size, -1, *x.shape[1:]) for x in call(inputs[0][0], *merged))
+        return outputs, (True,) * len(outputs)
+
+    return call
+
+
+def alone(kernel: Callable[..., Any], plain: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that is the kernel in a program of one device, or inside shard_map, and the plain one elsewhere.
+
+    For TPUs, whose compiler takes no rule of how to split a kernel (jax-ml/jax issue 38196). How many devices share a
+    program is known when it is lowered, so this is a primitive of its own.
+
+    Args:
+        kernel, plain: functions of the same arrays, with results of the same shapes and dtypes.
+    """
+
+    def call(*inputs):
+        flat, tree = jax.tree.flatten(inputs)
+        results = jax.tree.structure(jax.eval_shape(plain, *inputs))
+
+        def of_leaves(function):
+            return lambda *leaves: jax.tree.leaves(function(*jax.tree.unflatten(tree, leaves)))
+
+        outputs = _alone.bind(*flat, kernel=of_leaves(kernel), plain=of_leaves(plain))
+        return jax.tree.unflatten(results, outputs)
+
+    return call
+
+
+_alone = Primitive("neuron_kernel_if_alone")
+_alone.multiple_results = True
+_alone.def_impl(lambda *inputs, kernel, plain: plain(*inputs))
+
+
+@_alone.def_abstract_eval
+def _alone_shapes(*inputs, kernel, plain):
+    outputs = jax.eval_shape(plain, *(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in inputs))
+    return [ShapedArray(x.shape, x.dtype) for x in outputs]
+
+
+def _alone_batched(inputs, axes, *, kernel, plain):
+    axes = tuple(axis if isinstance(axis, int) else None for axis in axes)
+    outputs = _alone.bind(*inputs, kernel=jax.vmap(kernel, axes), plain=jax.vmap(plain, axes))
+    return outputs, [0] * len(outputs)
+
+
+def _alone_lowered(context, *inputs, kernel, plain):
+    where = context.module_context.axis_context
+    if hasattr(where, "manual_axes"):
+        one = where.mesh.size == 1 or set(where.manual_axes) == set(where.mesh.axis_names)
+    else:
+        one = where.num_devices == 1
+    return mlir.lower_fun(kernel if one else plain, multiple_results=True)(context, *inputs)
+
+
+batching.primitive_batchers[_alone] = _alone_batched
+mlir.register_lowering(_alone, _alone_lowered)
