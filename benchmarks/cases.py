@@ -33,7 +33,7 @@ class Side:
         title: its name in the table.
         module: file of this folder that runs it, "ours" or "theirs".
         overrides: ModelConfig fields that differ from the case's.
-        keep_memory: whether it runs as the trainer does with host_memory="keep".
+        keep_memory: whether it runs as the trainer does on CPUs (host_memory "auto" is "keep" there).
     """
 
     title: str
@@ -92,9 +92,9 @@ PEER = Side("SpikingJelly", "theirs")
 CPU_SIDES = {
     "train": [
         PEER,
-        Side("ours", "ours"),
-        Side('ours, host_memory="keep"', "ours", keep_memory=True),
-        Side('ours, remat="block"', "ours", {"remat": "block"}),
+        Side("ours", "ours", keep_memory=True),
+        Side('ours, host_memory="default"', "ours"),
+        Side('ours, remat="block"', "ours", {"remat": "block"}, keep_memory=True),
     ],
     "inference": [PEER, Side("ours", "ours")],
 }

@@ -38,9 +38,6 @@ def get_config(arg="full"):
     config.depths = (1, 2)
     config.time_steps = 4
 
-    # Running
-    config.host_memory = "keep"
-
     # Optimisation
     config.batch_size = 128
     config.learning_rate = 0.1

@@ -73,8 +73,8 @@ def train(config: Config, workdir: str | os.PathLike[str]) -> Result:
     Raises:
         InputError: a configuration, data set or workdir that cannot be used.
     """
-    if getattr(config, "host_memory", None) == "keep":
-        # Before the devices are asked for: afterwards it is too late.
+    if getattr(config, "host_memory", None) in ("auto", "keep"):
+        # Before the devices are asked for: afterwards it is too late. It says nothing to accelerators.
         jax.config.update("jax_cpu_enable_async_dispatch", False)
     validate(config, jax.device_count())
     if config.dry_run:
@@ -218,7 +218,7 @@ class _Run:
             step += 1
             if step == first:
                 return_freed_memory()  # the compiler's
-                if config.host_memory == "keep":
+                if config.host_memory == "keep" or (config.host_memory == "auto" and jax.default_backend() == "cpu"):
                     keep_freed_memory()
             # The metrics of a step are fetched while the next one runs.
             if pending is not None:
