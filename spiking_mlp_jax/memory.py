@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import ctypes
 
-# Of malloc.h.
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_LARGEST = 2**31 - 1
+# Options of malloc.h, and what switches each off: never give the heap's top back, never map a request by itself. (A
+# raised M_MMAP_THRESHOLD would not do: it is an int, and temporaries are more than 2 GB.)
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+_NEVER_TRIM, _NEVER_MAP = -1, 0
 
 
 def return_freed_memory() -> bool:
@@ -35,7 +36,7 @@ def keep_freed_memory() -> bool:
         whether the C library can.
     """
     mallopt = _function("mallopt")
-    return mallopt is not None and all(mallopt(option, _LARGEST) for option in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD))
+    return mallopt is not None and bool(mallopt(_M_TRIM_THRESHOLD, _NEVER_TRIM) and mallopt(_M_MMAP_MAX, _NEVER_MAP))
 
 
 def _function(name: str):

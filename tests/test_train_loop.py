@@ -64,6 +64,7 @@ def make_config(shared, **fields):
         eval_batch_size=16,
         epochs=2,
         log_every=4,
+        host_memory="default",  # it would hold for all tests after this one
         compilation_cache=str(shared / "cache"),
     )
     config.update(fields)

@@ -119,7 +119,7 @@ def default_config() -> config_dict.ConfigDict:
     config.keep = 2  # newest checkpoints that are kept besides the best
     config.max_steps = 0  # stop after this step; 0: train all epochs
     config.dry_run = False  # print sizes and costs, then stop
-    # "keep": freed memory stays with the process, for faster steps on CPUs (glibc); "auto": that on CPUs, else "default".
+    # "keep": freed memory stays with the process (faster steps on CPUs); "auto": "keep" on CPUs, else "default"
     config.host_memory = "auto"
     config.compilation_cache = "auto"  # folder of compiled programs; "auto": in the user's cache, "off": none
     return config
