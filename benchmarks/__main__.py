@@ -1,6 +1,6 @@
 """This package against the same network built from SpikingJelly's layers, and each with its own peak memory.
 
-    python -m benchmarks                              # everything on the CPU, about half an hour on two cores
+    python -m benchmarks                              # everything on the CPU, about 45 minutes on two cores
     python -m benchmarks --only spe_t fashion_mnist   # some cases, see --list
     python -m benchmarks --gpu                        # mixed precision on a GPU
 
@@ -19,7 +19,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks import compare, report
+from benchmarks import compare, report, worker
 from benchmarks.cases import CASES, CPU_SIDES, GPU_CASES, GPU_SIDES, QUICK_CASES
 
 # The C library then keeps freed memory for the next step; as it is, each step asks the system for it again.
@@ -34,7 +34,7 @@ def main() -> int:
     args = _parse()
     cases = QUICK_CASES if args.quick else GPU_CASES if args.gpu else CASES
     if args.list:
-        print("\n".join(f"{name:<16}{case.title}" for name, case in cases.items()))
+        print("\n".join(f"{name:<20}{case.title}" for name, case in cases.items()))
         return 0
     unknown = [name for name in args.only or () if name not in cases]
     if unknown:
@@ -44,8 +44,12 @@ def main() -> int:
         return _fail(
             f"{missing[0]} is not installed: benchmarks/README.md says how, or --no-peer measures this package alone"
         )
-    if args.gpu and not compare.has_gpu():
+    if args.gpu and not compare.jax_has_gpu():
         return _fail("JAX sees no GPU here: run without --gpu, or install JAX for the GPU (pip install 'jax[cuda12]')")
+    if args.gpu and not args.no_peer and not compare.torch_has_gpu():
+        return _fail("PyTorch sees no GPU here: install its CUDA build, or --no-peer measures this package alone")
+    if Path(args.json).is_dir():
+        return _fail(f"--json {args.json} is a folder: name a file")
     if not Path(args.json).parent.is_dir():
         return _fail(f"there is no folder {Path(args.json).parent} for {Path(args.json).name}: make it first")
     environment = {**os.environ, **(KEEP_MEMORY if args.allocator == "keep" else {})}
@@ -67,7 +71,8 @@ def main() -> int:
                 progress(f"error: {error}")
                 failures.append(str(error))
     except KeyboardInterrupt:
-        return _fail(f"stopped; what was measured until now is in {args.json}", 130)
+        kept = f"what was measured until now is in {args.json}" if results.rows else "nothing was measured"
+        return _fail(f"stopped; {kept}", 130)
     finally:
         print(results.table({**CASES, **GPU_CASES, **QUICK_CASES}))
     return _fail("; ".join(failures), 1) if failures else 0
@@ -78,16 +83,21 @@ def _measure(name, case, args, environment, results, progress):
         settings = compare.Settings(Path(folder), args.threads, args.runs, args.batch, environment)
         compare.write_weights(name, settings, progress)
         if not args.no_peer:
-            results.compared[name] = compare.compare_outputs(name, settings, progress)
+            ours = [side for side in _sides(args, "train") if side.module == "ours"]
+            results.compared[name] = compare.compare_outputs(name, ours, settings, progress)
         for task in args.tasks or list(CPU_SIDES):
-            sides = (GPU_SIDES if args.gpu else CPU_SIDES)[task]
-            sides = [side for side in sides if side.module == "ours" or not args.no_peer]
+            sides = _sides(args, task)
             groups = [sides]
-            if case.in_pairs and not args.no_peer:
-                groups = [[sides[0], side] for side in sides[1:]]
+            if case.in_pairs:
+                groups = [[side] for side in sides] if args.no_peer else [[sides[0], side] for side in sides[1:]]
             for group in groups:
                 turns = compare.take_turns(name, task, group, settings, progress)
                 results.add(name, task, args.batch or case.batch, turns)
+
+
+def _sides(args, task):
+    sides = (GPU_SIDES if args.gpu else CPU_SIDES)[task]
+    return [side for side in sides if side.module == "ours" or not args.no_peer]
 
 
 def _parse():
@@ -114,8 +124,9 @@ def _parse():
     for name, least in (("runs", 1), ("threads", 0), ("batch", 0)):
         if getattr(args, name) < least:
             parser.error(f"--{name} must be at least {least}, but it is {getattr(args, name)}")
-    if args.threads > (os.cpu_count() or 1):
-        parser.error(f"--threads must be at most {os.cpu_count()}, the cores here, but it is {args.threads}")
+    cores = worker.cores()
+    if args.threads > cores:
+        parser.error(f"--threads must be at most {cores}, the cores this process may use, but it is {args.threads}")
     if args.quick and args.gpu:
         parser.error("--quick and --gpu exclude each other")
     return args

@@ -34,12 +34,14 @@ class Side:
         module: file of this folder that runs it, "ours" or "theirs".
         overrides: ModelConfig fields that differ from the case's.
         keep_memory: whether it runs as the trainer does on CPUs (host_memory "auto" is "keep" there).
+        environment: variables that are set for it.
     """
 
     title: str
     module: str
     overrides: dict[str, Any] = dataclasses.field(default_factory=dict)
     keep_memory: bool = False
+    environment: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 def _spe(name: str, time_steps: int = 4, **fields) -> ModelConfig:
@@ -88,7 +90,12 @@ QUICK_CASES = {
         8,
     )
 }
+# On a GPU SpikingJelly takes the kernel it thinks best; these two ask for one.
 PEER = Side("SpikingJelly", "theirs")
+PEER_KERNELS = [
+    Side(f"SpikingJelly, {title} neurons", "theirs", environment={"SJ_LIF_CUDA_IMPLEMENTATION": name})
+    for title, name in (("CUDA", "cuda"), ("Triton", "triton"))
+]
 CPU_SIDES = {
     "train": [
         PEER,
@@ -101,12 +108,14 @@ CPU_SIDES = {
 GPU_SIDES = {
     "train": [
         PEER,
+        *PEER_KERNELS,
         Side("ours, XLA neurons", "ours", {"neuron_backend": "xla"}),
         Side("ours, Pallas neurons", "ours", {"neuron_backend": "pallas"}),
         Side('ours, XLA, remat="block"', "ours", {"neuron_backend": "xla", "remat": "block"}),
     ],
     "inference": [
         PEER,
+        *PEER_KERNELS,
         Side("ours, XLA neurons", "ours", {"neuron_backend": "xla"}),
         Side("ours, Pallas neurons", "ours", {"neuron_backend": "pallas"}),
     ],

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.cases import Side
-from benchmarks.worker import WEIGHTS
+from benchmarks.cases import PEER, Side
+from benchmarks.worker import OUTPUTS, WEIGHTS
 
 TOLERANCE = 1e-8
 ROUNDING = 1e-11  # what is zero in exact arithmetic stays below this
@@ -70,7 +70,7 @@ class Worker:
             stdout=subprocess.PIPE,
             stderr=self.errors,
             text=True,
-            env=settings.environment,
+            env={**settings.environment, **side.environment},
             cwd=ROOT,
         )
 
@@ -107,9 +107,17 @@ class Worker:
         self.errors.close()
 
 
-def has_gpu() -> bool:
+def jax_has_gpu() -> bool:
     """Whether JAX finds a GPU; asked in another process, so that this one does not hold it."""
-    question = "import jax, sys; sys.exit(jax.default_backend() != 'gpu')"
+    return _true("import jax, sys; sys.exit(jax.default_backend() != 'gpu')")
+
+
+def torch_has_gpu() -> bool:
+    """Whether PyTorch finds a GPU, likewise."""
+    return _true("import sys, torch; sys.exit(not torch.cuda.is_available())")
+
+
+def _true(question):
     return subprocess.run([sys.executable, "-c", question], capture_output=True).returncode == 0
 
 
@@ -120,8 +128,11 @@ def write_weights(case: str, settings: Settings, progress: Progress) -> None:
     assert (settings.folder / WEIGHTS).is_file()
 
 
-def compare_outputs(case: str, settings: Settings, progress: Progress) -> float:
-    """Logits, loss and gradients of both sides in float64.
+def compare_outputs(case: str, sides: list[Side], settings: Settings, progress: Progress) -> float:
+    """Logits, loss and gradients of our sides in float64, each against the peer's.
+
+    Sides that differ in nothing but the handling of memory or the backend of their neurons are compared once: kernels
+    have no float64, and XLA runs the neurons there.
 
     Returns:
         the largest difference, relative to each array's largest entry.
@@ -129,13 +140,20 @@ def compare_outputs(case: str, settings: Settings, progress: Progress) -> float:
     Raises:
         BenchmarkError: they are not the same network.
     """
-    arrays = []
-    for side in (Side("ours", "ours"), Side("SpikingJelly", "theirs")):
+
+    def outputs(side):
         progress(f"outputs of {side.title} in float64")
         _finish(case, "outputs", side, settings)
-        with np.load(settings.folder / f"{side.module}.npz", allow_pickle=False) as file:
-            arrays.append({name: file[name] for name in file.files})
-    worst = largest_difference(*arrays)
+        with np.load(settings.folder / OUTPUTS, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+
+    expected, worst, seen = outputs(PEER), 0.0, []
+    for side in sides:
+        overrides = {**side.overrides, "neuron_backend": "xla"}
+        if overrides not in seen:
+            seen.append(overrides)
+            values = outputs(dataclasses.replace(side, overrides=overrides, keep_memory=False))
+            worst = max(worst, largest_difference(values, expected))
     progress(f"outputs agree within {worst:.0e}")
     return worst
 

@@ -3,8 +3,8 @@
     python -m benchmarks.counts            # prints the counts beside the recorded ones; status 1 where one has grown
     python -m benchmarks.counts --record   # records them, in benchmarks/counts.json
 
-"flops" and "bytes" are of the program as JAX writes it, "compiled_bytes" and "temporaries" of what XLA's CPU compiler
-makes of it, for AVX2. A record holds for one version of JAX.
+"flops" and "bytes" are of the program as JAX writes it; "compiled_flops", "compiled_bytes" and "temporaries" of what
+XLA's CPU compiler makes of it, for AVX2. A record holds for one version of JAX.
 """
 
 from __future__ import annotations
@@ -55,6 +55,7 @@ def count(case: str, task: str, overrides: dict) -> dict[str, float]:
     return {
         "flops": written["flops"],
         "bytes": written["bytes accessed"],
+        "compiled_flops": made["flops"],
         "compiled_bytes": made["bytes accessed"],
         "temporaries": memory.temp_size_in_bytes,
     }
@@ -75,7 +76,7 @@ def main() -> int:
         counts[name] = count(*program)
         for kind, value in counts[name].items():
             before = recorded["programs"].get(name, {}).get(kind)
-            change = "new" if not before else f"{100 * (value / before - 1):+.1f} %"
+            change = "new" if before is None else f"{100 * (value / before - 1):+.1f} %"
             worse = before is not None and value > before * (1 + TOLERANCE)
             grown += worse
             print(f"{name:<28}{kind:<16}{value / 1e9:10.3f} G  {change}{'  GROWN' if worse else ''}", flush=True)
@@ -84,7 +85,10 @@ def main() -> int:
         temporary.write_text(json.dumps({"jax": jax.__version__, "programs": counts}, indent=1) + "\n")
         temporary.replace(RECORD)
         return 0
-    return 1 if grown else 0
+    missing = sorted(recorded["programs"].keys() ^ counts.keys())
+    if missing:
+        print(f"error: {', '.join(missing)} is not in both the record and the programs", file=sys.stderr)
+    return 1 if grown or missing else 0
 
 
 if __name__ == "__main__":

@@ -42,17 +42,23 @@ def main() -> int:
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--dtype", choices=CHOICES["dtype"], default="float32")
+    parser.add_argument("--remat", nargs="+", choices=CHOICES["remat"], default=list(CHOICES["remat"]))
     args = parser.parse_args()
-    base = ModelConfig.variant(args.variant, image_size=args.image_size, dtype=args.dtype)
+    if args.batch < 1:
+        parser.error(f"--batch must be at least 1, but it is {args.batch}")
+    try:
+        base = ModelConfig.variant(args.variant, image_size=args.image_size, dtype=args.dtype)
+    except ValueError as error:
+        parser.error(str(error))
     networks = {f"T={steps}": dataclasses.replace(base, time_steps=steps) for steps in TIME_STEPS}
     for factor in DEPTHS:
         depths = tuple(factor * depth for depth in base.depths)
         networks[f"T={base.time_steps}, depth x {factor}"] = dataclasses.replace(base, depths=depths)
     print(f"{args.variant}, {args.image_size} px, B={args.batch}, {args.dtype}, {jax.devices()[0].device_kind}\n")
-    print(line(["", *(f"{kind}, GB, remat={remat}" for remat in CHOICES["remat"] for kind in ("temporaries", "peak"))]))
-    print(line(["---"] * (1 + 2 * len(CHOICES["remat"]))))
+    print(line(["", *(f"{kind}, GB, remat={remat}" for remat in args.remat for kind in ("temporaries", "peak"))]))
+    print(line(["---"] * (1 + 2 * len(args.remat))))
     for name, config in networks.items():
-        cells = [size for r in CHOICES["remat"] for size in sizes(dataclasses.replace(config, remat=r), args.batch)]
+        cells = [size for r in args.remat for size in sizes(dataclasses.replace(config, remat=r), args.batch)]
         print(line([name, *(f"{size:.2f}" for size in cells)]), flush=True)
     return 0
 

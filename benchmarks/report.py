@@ -48,7 +48,10 @@ class Results:
 
     def table(self, cases: dict[str, Case]) -> str:
         """Everything measured as markdown, a table for each case."""
-        lines = [f"{self.machine['cpu']}, {self.machine['cores']} cores, allocator {self.arguments['allocator']}", ""]
+        # A GPU's name where there is one: a CPU tells JAX no more than "cpu".
+        devices = {row["device"]: None for row in self.rows if "device" in row and row.get("platform") != "cpu"}
+        machine = ", ".join([*devices, self.machine["cpu"]])
+        lines = [f"{machine}, {self.machine['cores']} cores, allocator {self.arguments['allocator']}", ""]
         for case in dict.fromkeys(row["case"] for row in self.rows):
             title = cases[case].title
             if self.arguments.get("batch"):
@@ -74,7 +77,9 @@ def summary(result: dict[str, Any], results: list[dict[str, Any]], batch: int) -
     if peers and result is not peers[0]:
         turns = zip(peers[0]["seconds"], result["seconds"], strict=True)
         values["faster"] = statistics.median(theirs / ours for theirs, ours in turns)
-        values["memory_share"] = _peak(result) / _peak(peers[0])
+        # A GPU's memory and a process's are not the same thing.
+        if ("device_peak_bytes" in result) == ("device_peak_bytes" in peers[0]):
+            values["memory_share"] = _peak(result) / _peak(peers[0])
     return values
 
 

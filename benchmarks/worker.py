@@ -21,7 +21,12 @@ from pathlib import Path
 
 # Outputs are compared on few images: float64 takes twice the memory.
 COMPARED_IMAGES = 2
-WEIGHTS = "weights.npz"
+WEIGHTS, OUTPUTS = "weights.npz", "outputs.npz"
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def main(specification: str) -> None:
@@ -47,8 +52,10 @@ def main(specification: str) -> None:
     config = dataclasses.replace(case.config, **given["overrides"])
     folder = Path(given["folder"])
     side = importlib.import_module(f"benchmarks.{given['module']}")
-    if given["module"] == "theirs" and given["threads"]:
-        importlib.import_module("torch").set_num_threads(given["threads"])
+    # As many as JAX takes, whatever OMP_NUM_THREADS says.
+    threads = given["threads"] or cores()
+    if given["module"] == "theirs":
+        importlib.import_module("torch").set_num_threads(threads)
     if given["do"] == "weights":
         np.savez(folder / WEIGHTS, allow_pickle=False, **side.initial_state(config, seed=0))
         return answer(done=True)
@@ -65,7 +72,7 @@ def main(specification: str) -> None:
         # Float64 on both sides, or equal networks would differ where a potential is near the threshold.
         config = dataclasses.replace(config, dtype="float32")
         values = side.outputs(config, read, images[:COMPARED_IMAGES], labels[:COMPARED_IMAGES])
-        np.savez(folder / f"{given['module']}.npz", allow_pickle=False, **values)
+        np.savez(folder / OUTPUTS, allow_pickle=False, **values)
         return answer(done=True)
     run, facts = getattr(side, {"train": "training", "inference": "inference"}[given["do"]])(
         config, read, images, labels
@@ -81,7 +88,7 @@ def main(specification: str) -> None:
         run()
         answer(seconds=time.perf_counter() - start)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    answer(peak_bytes=peak * (1 if sys.platform == "darwin" else 1024), **side.device_facts())
+    answer(peak_bytes=peak * (1 if sys.platform == "darwin" else 1024), threads=threads, **side.device_facts())
 
 
 if __name__ == "__main__":

@@ -74,6 +74,7 @@ def fire(
     *,
     bias: Float[Array, "C"] | None = None,
     feature_bias: Float[Array, "F"] | None = None,
+    feature_axis: int = -1,
     skip: Float[Array, "B T *shape"] | None = None,
 ) -> tuple[Float[Array, "B T *shape"], Float[Array, "B T *shape"]]:
     """Spikes and potential of neurons whose input is skip + norm(z + bias + feature_bias).
@@ -83,7 +84,8 @@ def fire(
         neuron: the neurons.
         z: what a linear map gives, without its bias.
         bias: of that map, over the last axis of z.
-        feature_bias: likewise, but over the norm's features; needs a BatchNorm.
+        feature_bias: likewise, but over feature_axis, which is a BatchNorm's own axis.
+        feature_axis: see there.
         skip: added to the normalised values; its time axis may have length 1.
 
     Returns:
@@ -100,15 +102,16 @@ def fire(
             mean = mean.reshape(-1) + feature_bias
         norm.update_running_averages(mean, var, z.size // z.shape[axis])
         return spikes, potential
+    # In training a bias is never rounded to a short dtype, and so it is not here.
+    wide = z.astype(potential_dtype(z.dtype))
     if bias is not None:
-        z = z + bias.astype(z.dtype)
+        wide = wide + bias
     if feature_bias is not None:
-        assert isinstance(norm, BatchNorm)
-        z = z + feature_bias.reshape(feature_shape(z, norm.axis)).astype(z.dtype)
-    potential = norm(z)
+        wide = wide + feature_bias.reshape(feature_shape(z, feature_axis))
+    potential = norm(wide)
     if skip is not None:
         potential = skip + potential
-    return neuron(potential), potential
+    return neuron(potential).astype(z.dtype), potential
 
 
 def product(a: Float[Array, "..."], b: Float[Array, "..."], dimension_numbers) -> Float[Array, "..."]:

@@ -12,7 +12,7 @@ from flax import nnx
 
 from spiking_mlp_jax.config import ModelConfig
 from spiking_mlp_jax.layers import Neuron, Record, batch_norm, bias_of, fire, linear, product, spike_dense
-from spiking_mlp_jax.norm import BatchNorm, LayerNorm, feature_shape, uniform_fan_in
+from spiking_mlp_jax.norm import LayerNorm, uniform_fan_in
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
@@ -41,12 +41,7 @@ class AxisMixing(nnx.Module):
     def __call__(self, x: Float[Array, "B T H W C"], record: Record) -> Float[Array, "B T H W C"]:
         """Spikes for spikes."""
         z: Array = mix_axis(x, self.kernel[...].astype(x.dtype), self.axis)  # pyright: ignore[reportAssignmentType]
-        bias = self.bias[...]
-        if isinstance(self.norm, BatchNorm):
-            spikes, potential = fire(self.norm, self.neuron, z, feature_bias=bias)
-        else:
-            z = z + bias.reshape(feature_shape(z, self.axis)).astype(z.dtype)
-            spikes, potential = fire(self.norm, self.neuron, z)
+        spikes, potential = fire(self.norm, self.neuron, z, feature_bias=self.bias[...], feature_axis=self.axis)
         record("potential", potential)
         record("spikes", spikes)
         return spikes

@@ -43,6 +43,7 @@ def test_quick_run_of_this_package_alone(monkeypatch, tmp_path, capsys):
         (["--only", "spe_x"], 'no case "spe_x": the known ones are spe_t'),
         (["--no-peer", "--json", "nowhere/out.json"], "no folder nowhere for out.json"),
         (["--no-peer", "--gpu"], "JAX sees no GPU here"),
+        (["--no-peer", "--json", "."], "--json . is a folder"),
     ],
 )
 def test_mistakes_are_answered_with_one_sentence(arguments, message, monkeypatch, tmp_path, capsys):
@@ -96,10 +97,61 @@ def test_nothing_is_timed_when_outputs_differ():
 
 
 def test_summary_pairs_the_turns():
-    peer = {"side": PEER.title, "seconds": [2.0, 8.0, 4.0], "peak_bytes": 8e9}
-    side = {"side": "ours", "seconds": [1.0, 2.0, 4.0], "peak_bytes": 2e9}
-    assert report.summary(side, [peer, side], 4) == dict(median_s=2.0, images_per_s=2.0, faster=2.0, memory_share=0.25)
+    peer = {"side": PEER.title, "seconds": [2.0, 9.0, 4.0], "peak_bytes": 8e9}
+    side = {"side": "ours", "seconds": [1.0, 3.0, 4.0], "peak_bytes": 2e9}
+    # The ratio of the medians would be 4 / 3.
+    assert report.summary(side, [peer, side], 6) == dict(median_s=3.0, images_per_s=2.0, faster=2.0, memory_share=0.25)
     assert "faster" not in report.summary(peer, [peer, side], 4)
+
+
+def test_memory_of_unlike_kinds_is_not_compared():
+    peer = {"side": PEER.title, "seconds": [2.0], "peak_bytes": 8e9}
+    side = {"side": "ours", "seconds": [1.0], "peak_bytes": 2e9, "device_peak_bytes": 1e9}
+    assert "memory_share" not in report.summary(side, [peer, side], 1)
+    both = {**peer, "device_peak_bytes": 4e9}
+    assert report.summary(side, [both, side], 1)["memory_share"] == 0.25
+
+
+def test_every_distinct_side_is_compared_and_a_wrong_one_stops_the_timing(monkeypatch, tmp_path, capsys):
+    asked, timed = [], []
+
+    def finish(case, do, side, settings):
+        asked.append(side.overrides)
+        wrong = side.overrides.get("remat") == "block"
+        np.savez(settings.folder / compare.OUTPUTS, loss=np.float64(2.0 if wrong else 1.0))
+
+    monkeypatch.setattr(compare, "_finish", finish)
+    monkeypatch.setattr(compare, "write_weights", lambda *arguments: None)
+    monkeypatch.setattr(compare, "take_turns", lambda *arguments: timed.append(arguments))
+    monkeypatch.setattr(command.importlib.util, "find_spec", lambda name: name)
+    assert run(monkeypatch, "--quick", "--json", str(tmp_path / "out.json")) == 1
+    assert "the sides differ by 1.0e+00 in loss" in capsys.readouterr().err
+    assert asked == [{}, {"neuron_backend": "xla"}, {"neuron_backend": "xla", "remat": "block"}] and not timed
+
+
+def test_a_gpu_that_only_one_side_sees_is_refused(monkeypatch, capsys):
+    monkeypatch.setattr(command.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(compare, "jax_has_gpu", lambda: True)
+    monkeypatch.setattr(compare, "torch_has_gpu", lambda: False)
+    assert run(monkeypatch, "--gpu") == 2
+    assert "PyTorch sees no GPU here" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("no_peer", "groups"), [(True, [1, 1, 1]), (False, [2, 2, 2])])
+def test_large_networks_run_with_few_at_a_time(no_peer, groups, monkeypatch, tmp_path):
+    alive = []
+
+    def take_turns(name, task, sides, settings, progress):
+        alive.append(len(sides))
+        return [{"side": side.title, "seconds": [1.0], "peak_bytes": 1e9} for side in sides]
+
+    monkeypatch.setattr(compare, "take_turns", take_turns)
+    monkeypatch.setattr(compare, "write_weights", lambda *arguments: None)
+    monkeypatch.setattr(compare, "compare_outputs", lambda *arguments: 0.0)
+    monkeypatch.setattr(command.importlib.util, "find_spec", lambda name: name)
+    options = ["--only", "spe_t_T8", "--tasks", "train", "--json", str(tmp_path / "out.json")]
+    assert run(monkeypatch, *options, *(["--no-peer"] if no_peer else [])) == 0
+    assert alive == groups
 
 
 def test_outputs_hold_every_gradient(x64):
@@ -120,7 +172,8 @@ def test_small_networks_are_those_of_the_configs():
         assert f"T={case.config.time_steps}" in case.title or "as above" in case.title
         assert f"B={case.batch}" in case.title or "as above" in case.title
     for sides in (*CPU_SIDES.values(), *GPU_SIDES.values()):
-        assert sides[0] is PEER and all(side.module == "ours" for side in sides[1:])
+        assert sides[0] is PEER and sides[-1].module == "ours"
+        assert len({side.title for side in sides}) == len(sides)
 
 
 def test_our_side_needs_only_jax_flax_optax_and_numpy():
