@@ -102,6 +102,25 @@ def whole(shared, tmp_path_factory):
     return workdir, watch.seen
 
 
+def test_keeping_memory_changes_no_result(shared, tmp_path):
+    """In processes of their own: what is kept is kept for good."""
+    code = """
+import json, sys
+from spiking_mlp_jax.train import loop
+from spiking_mlp_jax.train.config import default_config
+config = default_config()
+config.update(json.loads(sys.argv[1]))
+assert loop.train(config, sys.argv[2]).finished
+"""
+    lines = {}
+    for choice in ("default", "auto"):
+        config = make_config(shared, host_memory=choice, epochs=1).to_json(default=list)
+        subprocess.run([sys.executable, "-c", code, config, str(tmp_path / choice)], check=True, capture_output=True)
+        rows = map(json.loads, (tmp_path / choice / "metrics.jsonl").read_text().splitlines())
+        lines[choice] = [{name: row[name] for name in row if not name.endswith(SPEEDS)} for row in rows]
+    assert lines["auto"] == lines["default"] and any("loss" in name for row in lines["auto"] for name in row)
+
+
 def test_each_step_is_compiled_once(shared, tmp_path):
     compiled = []
 
