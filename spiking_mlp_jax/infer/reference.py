@@ -121,10 +121,12 @@ class _Run:
 
     def accumulate(self, name, spikes):
         """The sum of the kernel's rows where there is a spike, [T or 1, B, ..., out]."""
-        kernel = self.net.arrays[f"{name}.kernel"].astype(np.int64)
-        return np.stack(
-            [spikes[min(t, len(spikes) - 1)] @ kernel[min(t, len(kernel) - 1)] for t in self.turns(spikes, kernel)]
-        )
+        # NumPy multiplies matrices of float64 far faster than of integers, and these sums are exact in it.
+        kernel = self.net.arrays[f"{name}.kernel"].astype(np.float64)
+        spikes = spikes.astype(np.float64)
+        turns = range(1 if len(spikes) == len(kernel) == 1 else self.steps)
+        sums = [spikes[min(t, len(spikes) - 1)] @ kernel[min(t, len(kernel) - 1)] for t in turns]
+        return np.stack(sums).astype(np.int64)
 
     def scaled(self, name, acc, place: Format):
         # Eight bit planes need more than 16 bits: the stem's sum has 32 until it is shifted.
@@ -140,9 +142,6 @@ class _Run:
     def per_token(self, name):
         """An array [S, N] against [T, B, N, C]."""
         return self.net.arrays[name][: self.steps].astype(np.int64)[:, None, :, None]
-
-    def turns(self, spikes, kernel):
-        return range(1 if len(spikes) == len(kernel) == 1 else self.steps)
 
     def fire(self, x, place: Format, threshold=None, reset=None, below=None):
         """Spikes for potentials [T or 1, ...]."""
