@@ -31,6 +31,7 @@ class Neuron(nnx.Module):
         self.config = config
         self.w = nnx.Param(jnp.asarray(neuron.plif_weight(config.tau), float)) if config.neuron == "plif" else None
 
+    @jax.named_scope("neuron")
     def __call__(self, x: Float[Array, "B T *shape"]) -> Float[Array, "B T *shape"]:
         """Spikes, 0 or 1, for the potentials x; a time axis of length 1 stands for T equal steps."""
         c = self.config

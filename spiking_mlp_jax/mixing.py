@@ -106,12 +106,16 @@ class TokenBlock(nnx.Module):
         """What the norm is applied to, for spikes."""
         identity = x
         if self.identity_norm is not None and self.identity_neuron is not None:
-            identity, potential = fire(self.identity_norm, self.identity_neuron, x)
+            with jax.named_scope("identity"):
+                identity, potential = fire(self.identity_norm, self.identity_neuron, x)
             record("token.identity.potential", potential)
             record("token.identity.spikes", identity)
-        a = self.height(x, lambda name, value: record(f"token.height.{name}", value))
-        b = self.width(x, lambda name, value: record(f"token.width.{name}", value))
-        return spike_dense(jnp.concatenate([identity, a, b], -1), self.fuse.kernel[...].astype(x.dtype))
+        with jax.named_scope("height"):
+            a = self.height(x, lambda name, value: record(f"token.height.{name}", value))
+        with jax.named_scope("width"):
+            b = self.width(x, lambda name, value: record(f"token.width.{name}", value))
+        with jax.named_scope("fuse"):
+            return spike_dense(jnp.concatenate([identity, a, b], -1), self.fuse.kernel[...].astype(x.dtype))
 
 
 class ChannelBlock(nnx.Module):
@@ -140,11 +144,13 @@ class ChannelBlock(nnx.Module):
     def __call__(self, x: Float[Array, "B T H W C"], record: Record) -> Float[Array, "B T H W C"]:
         """What the last norm is applied to but the bias, [B, T, H * W, C], for spikes."""
         b, t, h, w, c = x.shape
-        z = spike_dense(x.reshape(b, t, h * w, c), self.expand.kernel[...].astype(x.dtype))
-        spikes, potential = fire(self.hidden_norm, self.neuron, z, bias=bias_of(self.expand))
+        with jax.named_scope("hidden"):
+            z = spike_dense(x.reshape(b, t, h * w, c), self.expand.kernel[...].astype(x.dtype))
+            spikes, potential = fire(self.hidden_norm, self.neuron, z, bias=bias_of(self.expand))
         record("channel.hidden.potential", potential.reshape(b, t, h, w, -1))
         record("channel.hidden.spikes", spikes.reshape(b, t, h, w, -1))
-        return spike_dense(spikes, self.project.kernel[...].astype(x.dtype))
+        with jax.named_scope("project"):
+            return spike_dense(spikes, self.project.kernel[...].astype(x.dtype))
 
 
 class Block(nnx.Module):
@@ -169,13 +175,15 @@ class Block(nnx.Module):
             h: the stage's potential; its time axis may have length 1, for T equal steps.
             record: called with the name and value of each intermediate.
         """
-        spikes, potential = fire(self.token.norm, self.token_neuron, self.token(x, record), skip=h)
+        with jax.named_scope("token"):
+            spikes, potential = fire(self.token.norm, self.token_neuron, self.token(x, record), skip=h)
         record("token.potential", potential)
         record("token.spikes", spikes)
-        z = self.channel(spikes, record)
-        bias = bias_of(self.channel.project)
-        skip = potential.reshape(z.shape)
-        spikes, potential = fire(self.channel.norm, self.channel_neuron, z, bias=bias, skip=skip)
+        with jax.named_scope("channel"):
+            z = self.channel(spikes, record)
+            bias = bias_of(self.channel.project)
+            skip = potential.reshape(z.shape)
+            spikes, potential = fire(self.channel.norm, self.channel_neuron, z, bias=bias, skip=skip)
         record("channel.potential", potential.reshape(x.shape))
         spikes = spikes.reshape(x.shape)
         record("channel.spikes", spikes)

@@ -57,9 +57,11 @@ class Stage(nnx.Module):
 
     def __call__(self, x: Float[Array, "B T H W C"], record: _Recorder) -> Float[Array, "B T H2 W2 C2"]:
         """Spikes for the spikes of the stage before, or for images with a time axis of length 1."""
-        h = self.encode(x, record)
-        record("encode.potential", h)
-        x = self.neuron(h)
+        # Scopes are named as the intermediates are: `infer.audit` and profilers read them.
+        with jax.named_scope("encode"):
+            h = self.encode(x, record)
+            record("encode.potential", h)
+            x = self.neuron(h)
         record("encode.spikes", x)
         graphdef, params, stats = nnx.split(self.blocks, nnx.Param, nnx.BatchStat)
 
@@ -69,7 +71,8 @@ class Stage(nnx.Module):
             block = nnx.merge(graphdef, params, stats, copy=True)
             seen: dict[str, Array] = {}
             # The scan stacks whatever is recorded, so the index is put into the names after it.
-            x = block(x, h, lambda name, value: record(f"block*.{name}", value, seen))
+            with jax.named_scope("block*"):
+                x = block(x, h, lambda name, value: record(f"block*.{name}", value, seen))
             order[:] = seen
             return x, nnx.state(block, nnx.BatchStat), seen
 
@@ -205,9 +208,11 @@ class SpikingMLP(nnx.Module):
         x = x.astype(jnp.promote_types(x.dtype, self.head.kernel.dtype))
         recorder = _Recorder(observe)
         for i, stage in enumerate(self.stages):
-            x = stage(x, recorder.within(f"stage{i}."))
-        features = jnp.mean(self.norm(x), (2, 3))
-        logits = jnp.swapaxes(self.head(features), 0, 1)
+            with jax.named_scope(f"stage{i}"):
+                x = stage(x, recorder.within(f"stage{i}."))
+        with jax.named_scope("head"):
+            features = jnp.mean(self.norm(x), (2, 3))
+            logits = jnp.swapaxes(self.head(features), 0, 1)
         return logits if observe is None else (logits, recorder.seen)
 
 

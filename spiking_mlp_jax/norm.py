@@ -53,6 +53,7 @@ class BatchNorm(nnx.Module):
         self.var = nnx.BatchStat(jnp.ones(features, float))
         self.num_batches = nnx.BatchStat(jnp.zeros((), jnp.int32))
 
+    @jax.named_scope("norm")
     def __call__(self, x: Float[Array, "B T *shape"], repeats: int = 1) -> Float[Array, "B T *shape"]:
         """Normalises x, and in training mode updates the running averages.
 
@@ -106,6 +107,7 @@ class LayerNorm(nnx.Module):
         self.scale = nnx.Param(jnp.ones(shape, float))
         self.bias = nnx.Param(jnp.zeros(shape, float))
 
+    @jax.named_scope("norm")
     def __call__(self, x: Float[Array, "B T *shape"]) -> Float[Array, "B T *shape"]:
         """Normalises x, any shape that has the axes."""
         axes = [axis % x.ndim for axis in self.axes]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 
@@ -64,13 +65,16 @@ class SpikingPatchEncoding(nnx.Module):
         # One convolution for the three nodes: they read the same input.
         kernels = jnp.concatenate([cell.kernel[...] for cell in self.cells], -1)
         parts = jnp.split(convolve(x, kernels, 2, 1), 3, -1)
-        spikes, node1 = fire(self.cell_norms[0], self.neurons[0], parts[0])
+        with jax.named_scope("node1"):
+            spikes, node1 = fire(self.cell_norms[0], self.neurons[0], parts[0])
         record("encode.node1.potential", node1)
         record("encode.node1.spikes", spikes)
-        spikes, node2 = fire(
-            self.edge_norms[0], self.neurons[1], self.edges[0](spikes), skip=self.cell_norms[1](parts[1])
-        )
+        with jax.named_scope("node2"):
+            spikes, node2 = fire(
+                self.edge_norms[0], self.neurons[1], self.edges[0](spikes), skip=self.cell_norms[1](parts[1])
+            )
         record("encode.node2.potential", node2)
         record("encode.node2.spikes", spikes)
-        node3 = self.cell_norms[2](parts[2]) + node1 + self.edge_norms[1](self.edges[1](spikes))
+        with jax.named_scope("node3"):
+            node3 = self.cell_norms[2](parts[2]) + node1 + self.edge_norms[1](self.edges[1](spikes))
         return jnp.concatenate([node1, node2, node3], -1)
