@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 
 import chex
 import jax
@@ -22,6 +24,7 @@ from spiking_mlp_jax.train.optimizer import make_optimizer
 from spiking_mlp_jax.train.state import abstract_state
 
 LAST = 12  # steps: 2 epochs of 6
+SPEEDS = ("images_per_second",)  # what differs between equal runs
 
 
 def write_idx(path, array):
@@ -114,7 +117,7 @@ assert loop.train(config, sys.argv[2]).finished
 """
     lines = {}
     for choice in ("default", "auto"):
-        config = make_config(shared, host_memory=choice, epochs=1).to_json(default=list)
+        config = json.dumps(to_dict(make_config(shared, host_memory=choice, epochs=1)))
         subprocess.run([sys.executable, "-c", code, config, str(tmp_path / choice)], check=True, capture_output=True)
         rows = map(json.loads, (tmp_path / choice / "metrics.jsonl").read_text().splitlines())
         lines[choice] = [{name: row[name] for name in row if not name.endswith(SPEEDS)} for row in rows]
