@@ -46,7 +46,8 @@ def test_shipped_configs_are_valid(path):
 @pytest.mark.parametrize(("older", "remat"), [(False, "none"), (True, "block"), ("block", "block")])
 def test_older_configurations_in_todays_words(older, remat):
     today = to_dict(default_config())
-    saved = {name: value for name, value in today.items() if name != "neuron_backend"}
+    later = ("neuron_backend", "activity_weight", "activity_measure", "init_weights")
+    saved = {name: value for name, value in today.items() if name not in later}
     assert in_todays_words({**saved, "remat": older}) == {**today, "remat": remat}
     assert in_todays_words({**today, "neuron_backend": "xla"})["neuron_backend"] == "xla"
 
@@ -71,6 +72,9 @@ def test_imagenet_variants_are_the_papers():
         ("optimizer", "sdg", '"sgd"'),
         ("schedule", "cosin", '"cosine"'),
         ("loss", "cross_entropi", '"cross_entropy"'),
+        ("activity_weight", -0.1, "activity_weight must be at least 0"),
+        ("activity_weight", float("inf"), "finite"),
+        ("activity_measure", "synop", '"synops"'),
         ("warmup_method", "lin", '"linear"'),
         ("resize_mode", "padd", '"pad"'),
         ("neuron", "liff", '"lif"'),

@@ -4,11 +4,14 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 
 import chex
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 from jax.experimental.compilation_cache import compilation_cache
 
 from spiking_mlp_jax import weights
@@ -22,6 +25,7 @@ from spiking_mlp_jax.train.optimizer import make_optimizer
 from spiking_mlp_jax.train.state import abstract_state
 
 LAST = 12  # steps: 2 epochs of 6
+SPEEDS = ("images_per_second",)  # what differs between equal runs
 
 
 def write_idx(path, array):
@@ -114,7 +118,7 @@ assert loop.train(config, sys.argv[2]).finished
 """
     lines = {}
     for choice in ("default", "auto"):
-        config = make_config(shared, host_memory=choice, epochs=1).to_json(default=list)
+        config = json.dumps(to_dict(make_config(shared, host_memory=choice, epochs=1)))
         subprocess.run([sys.executable, "-c", code, config, str(tmp_path / choice)], check=True, capture_output=True)
         rows = map(json.loads, (tmp_path / choice / "metrics.jsonl").read_text().splitlines())
         lines[choice] = [{name: row[name] for name in row if not name.endswith(SPEEDS)} for row in rows]
@@ -206,6 +210,62 @@ def test_an_interrupted_run_continues_bit_for_bit(shared, whole, watch, tmp_path
     assert lines(tmp_path) == lines(workdir)
 
 
+def test_a_penalised_run_from_given_weights_continues_bit_for_bit(shared, whole, watch, monkeypatch, tmp_path, capsys):
+    """Both options at once; the weights are gone when the run goes on, because its checkpoint goes before them."""
+    shutil.copytree(whole[0] / "weights", tmp_path / "weights")
+    config = make_config(
+        shared,
+        init_weights=str(tmp_path / "weights"),
+        activity_weight=0.5,
+        activity_measure="synops",
+        tau=1.5,
+        epochs=1,
+    )
+    first_states = []
+    make_train_step = loop.make_train_step
+
+    def watched(*arguments):
+        step = make_train_step(*arguments)
+
+        def run(state, batch):
+            first_states.append(jax.device_get(state))
+            return step(state, batch)
+
+        return run
+
+    monkeypatch.setattr(loop, "make_train_step", watched)
+    assert loop.train(config, tmp_path / "one").finished
+    assert f"starting from the weights of {tmp_path / 'weights'}" in capsys.readouterr().out
+    _, params, stats = nnx.split(weights.load(tmp_path / "weights")[0], nnx.Param, nnx.BatchStat)
+    assert first_states[0].step == 0
+    chex.assert_trees_all_equal((first_states[0].params, first_states[0].stats), (params, stats))
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(first_states[0].opt_state))
+    train_lines = [line for line in lines(tmp_path / "one") if line["split"] == "train"]
+    assert all(0 < line["activity"] < 1 for line in train_lines)
+    assert f"activity {train_lines[-1]['activity']:.4f}" in (tmp_path / "one" / "log.txt").read_text()
+    watch.seen.clear()
+    watch.signal_at = 3
+    assert loop.train(config, tmp_path / "two").step == 3
+    shutil.rmtree(tmp_path / "weights")
+    assert loop.train(config, tmp_path / "two").finished
+    first, second = restored(config, tmp_path / "one"), restored(config, tmp_path / "two")
+    chex.assert_trees_all_equal(first.state, second.state)
+    assert first.data == second.data and first.progress == second.progress
+    assert lines(tmp_path / "one") == lines(tmp_path / "two")
+
+
+def test_a_window_of_fewer_metrics_is_continued(shared, tmp_path):
+    config = make_config(shared, activity_weight=0.5, max_steps=2, log_every=4, epochs=1, checkpoint_every=1)
+    loop.train(config, tmp_path)
+    (run,) = (tmp_path / "checkpoints" / "2").glob("run/metadata")
+    saved = json.loads(run.read_text())
+    del saved["progress"]["window"]["activity"]
+    run.write_text(json.dumps(saved))
+    config.max_steps = 3
+    assert loop.train(config, tmp_path).step == 3
+    assert lines(tmp_path)[-2]["activity"] > 0
+
+
 def test_the_newest_and_the_best_are_kept(shared, tmp_path, monkeypatch):
     accuracies = iter([0.9, 0.5, 0.7])
 
@@ -246,7 +306,8 @@ def test_an_older_workdir_resumes(shared, whole, tmp_path, remat):
     shutil.copytree(workdir / "checkpoints", tmp_path / "checkpoints")
     run = tmp_path / "checkpoints" / "12" / "run" / "metadata"
     saved = json.loads(run.read_text())
-    del saved["config"]["neuron_backend"]
+    for name in ("neuron_backend", "activity_weight", "activity_measure", "init_weights"):
+        del saved["config"][name]
     saved["config"]["remat"] = remat
     run.write_text(json.dumps(saved))
     assert restored(make_config(shared), tmp_path).state.step == LAST
@@ -254,6 +315,8 @@ def test_an_older_workdir_resumes(shared, whole, tmp_path, remat):
         restored(make_config(shared, remat="block"), tmp_path)
     with pytest.raises(InputError, match=r'neuron_backend \("auto" there, "xla" now\)'):
         restored(make_config(shared, neuron_backend="xla"), tmp_path)
+    with pytest.raises(InputError, match=r"activity_weight \(0.0 there, 0.5 now\)"):
+        restored(make_config(shared, activity_weight=0.5), tmp_path)
 
 
 def test_a_damaged_checkpoint_is_named(shared, whole, tmp_path):

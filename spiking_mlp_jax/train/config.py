@@ -24,6 +24,7 @@ CHOICES = {
     "schedule": ("cosine", "step", "exponential", "constant"),
     "warmup_method": ("linear", "constant"),
     "loss": ("cross_entropy", "tet", "mse"),
+    "activity_measure": ("rates", "synops"),
     "resize_mode": RESIZE_MODES,
     "host_memory": ("auto", "default", "keep"),
 }
@@ -42,6 +43,7 @@ MINIMA = {
     "warmup_factor": (0.0, True),
     "tet_lambda": (0.0, True),
     "label_smoothing": (0.0, True),
+    "activity_weight": (0.0, True),
     "clip_norm": (0.0, True),
     "crop_padding": (0, True),
     "eval_resize": (0, True),
@@ -51,6 +53,8 @@ MINIMA = {
     "keep": (1, True),
     "max_steps": (0, True),
 }
+# Fields of training that came after the first runs: a run saved without them had their defaults.
+ADDED_TO_TRAINING = ("activity_weight", "activity_measure", "init_weights")
 # Largest value of each field that has one, and whether that value itself is allowed.
 MAXIMA = {
     "momentum": (1.0, False),
@@ -98,9 +102,12 @@ def default_config() -> config_dict.ConfigDict:
     config.eval_batch_size = 256
     config.epochs = 10
     config.seed = 0  # of the initial weights, the order of the images and their augmentation
+    config.init_weights = ""  # where the initial weights come from: workdir, weights folder or shipped name; "": seed
     config.loss = "cross_entropy"  # or "tet", "mse"
     config.tet_lambda = 0.05
     config.label_smoothing = 0.0
+    config.activity_weight = 0.0  # adds this times the measure of all layers' firing to the loss; 0: measures nothing
+    config.activity_measure = "rates"  # mean of the layers' rates; or "synops", share of dense synaptic operations
     config.optimizer = "sgd"  # or "adam", "adamw"
     config.learning_rate = 0.1
     config.momentum = 0.9
@@ -144,8 +151,8 @@ def in_todays_words(saved: dict[str, Any]) -> dict[str, Any]:
 
     Fields that have come since take their defaults, and `remat` is "none" or "block" where it was False or True.
     """
-    defaults = dataclasses.asdict(ModelConfig())
-    found = {**{name: defaults[name] for name in ADDED}, **saved}
+    defaults = json.loads(default_config().to_json())
+    found = {**{name: defaults[name] for name in (*ADDED, *ADDED_TO_TRAINING)}, **saved}
     if isinstance(found.get("remat"), bool):
         found["remat"] = "block" if found["remat"] else "none"
     return found

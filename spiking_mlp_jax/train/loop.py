@@ -28,11 +28,11 @@ from spiking_mlp_jax.train.checkpoint import Checkpoints
 from spiking_mlp_jax.train.config import Config, model_config, to_dict, validate
 from spiking_mlp_jax.train.evaluate import Evaluation, evaluate
 from spiking_mlp_jax.train.interrupt import StopRequest
-from spiking_mlp_jax.train.loss import make_loss
+from spiking_mlp_jax.train.loss import make_activity, make_loss
 from spiking_mlp_jax.train.metrics import Display, Metrics, Speedometer, to_json, write_text
 from spiking_mlp_jax.train.optimizer import make_optimizer, make_schedule
 from spiking_mlp_jax.train.sharding import make_mesh, put_batch, replicated
-from spiking_mlp_jax.train.state import TrainState, abstract_state, init_state
+from spiking_mlp_jax.train.state import TrainState, abstract_state, init_state, load_state
 from spiking_mlp_jax.train.step import make_eval_step, make_train_step
 
 PACKAGES = (
@@ -132,7 +132,13 @@ class _Run:
         self.schedule = make_schedule(config, self.epoch_steps)
         self.graphdef, self.abstract = abstract_state(self.model, self.optimizer)
         self.train_step = make_train_step(
-            self.graphdef, self.optimizer, make_loss(config), config.mean, config.std, self.mesh
+            self.graphdef,
+            self.optimizer,
+            make_loss(config),
+            config.mean,
+            config.std,
+            self.mesh,
+            make_activity(config),
         )
         self.eval_step = make_eval_step(self.graphdef, config.mean, config.std, self.mesh)
         self.batches: Any = train_batches(
@@ -156,6 +162,8 @@ class _Run:
         self.best: float | None = None
         # Sums since the last line of metrics: they are saved, so that a resumed run writes the same lines.
         self.window: dict[str, float] = {"steps": 0, "loss": 0.0, "accuracy": 0.0, "grad_norm": 0.0}
+        if config.activity_weight:
+            self.window["activity"] = 0.0
 
     def run(self, stop: StopRequest) -> Result:
         try:
@@ -191,11 +199,14 @@ class _Run:
     def _start(self) -> tuple[TrainState, int]:
         # Where a run starts, in this order:
         # 1. at the newest checkpoint of its workdir, whose configuration has to be the same;
-        # 2. at weights drawn from the seed.
+        # 2. at the weights that init_weights names, with a new optimiser and at step 0;
+        # 3. at weights drawn from the seed.
         shardings = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(self.mesh)), self.abstract
         )
         restored = self.checkpoints.restore(shardings)
+        if restored is None and self.config.init_weights:
+            return load_state(self.model, self.optimizer, self.config.init_weights, self.mesh), 0
         if restored is None:
             return init_state(self.model, self.optimizer, self.config.seed, self.mesh), 0
         if restored.progress["epoch_steps"] != self.epoch_steps:
@@ -204,7 +215,9 @@ class _Run:
                 f"data has {self.epoch_steps}: give the same data, or another workdir"
             )
         self.batches.set_state(restored.data)
-        self.best, self.window = restored.progress["best"], restored.progress["window"]
+        self.best = restored.progress["best"]
+        # An older version may have summed fewer metrics.
+        self.window |= restored.progress["window"]
         return restored.state, int(restored.state.step)
 
     def _train(self, state: TrainState, step: int, stop: StopRequest) -> tuple[TrainState, int]:
@@ -251,6 +264,7 @@ class _Run:
         epoch = f"epoch {-(-step // self.epoch_steps)}/{self.config.epochs}"
         means = {name: self.window[name] / self.window["steps"] for name in values}
         status = f"loss {means['loss']:.4f}  accuracy {100 * means['accuracy']:.1f} %"
+        status += f"  activity {means['activity']:.4f}" if "activity" in means else ""
         status += "" if speed is None else f"  {speed:.0f} images/s"
         self.display.step(step, epoch, status)
         if step % self.config.log_every and step != self.last:
@@ -320,7 +334,8 @@ class _Run:
 
     def _greeting(self, state: TrainState, step: int) -> str:
         count = sum(x.size for x in jax.tree.leaves(state.params))
-        start = f"resuming at step {step}" if step else "starting"
+        origin = f" from the weights of {self.config.init_weights}" if self.config.init_weights else ""
+        start = f"resuming at step {step}" if step else f"starting{origin}"
         device = jax.devices()[0]
         return (
             f"{start}: {count:,} parameters, {len(self.source):,} training and {len(self.eval_source):,} "

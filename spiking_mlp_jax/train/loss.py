@@ -1,15 +1,18 @@
-"""Losses of a spiking classifier: functions of the logits of every time step."""
+"""Losses of a spiking classifier: functions of the logits of every time step, and of how much its layers fire."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from spiking_mlp_jax.train.config import Config
+from spiking_mlp_jax.neuron import potential_dtype
+from spiking_mlp_jax.synapses import fan_out, neurons
+from spiking_mlp_jax.train.config import Config, model_config
 
 Labels = Int[Array, " B"] | Float[Array, "B K"]
 Loss = Callable[[jax.Array, jax.Array], jax.Array]
@@ -93,6 +96,46 @@ def make_loss(config: Config) -> Loss:
         "tet": lambda logits, labels: tet(logits, labels, weight=weight, smoothing=smoothing),
         "mse": lambda logits, labels: mse(logits, labels, smoothing=smoothing),
     }[config.loss]
+
+
+class Activity(NamedTuple):
+    """How firing is penalised.
+
+    Attributes:
+        weight: by which the measure is multiplied in the loss.
+        shares: each layer's share of the measure, by name; they sum to 1.
+    """
+
+    weight: float
+    shares: dict[str, float]
+
+    def measure(self, rates: Mapping[str, Float[Array, ""]]) -> Float[Array, ""]:
+        """The weighted mean of the layers' firing rates, between 0 and 1."""
+        return sum((self.shares[name] * rates[name] for name in self.shares), jnp.zeros(()))
+
+
+def make_activity(config: Config) -> Activity | None:
+    """The penalty a configuration names, None where its weight is 0.
+
+    "rates" gives all layers of spikes equal shares. "synops" gives each the share that its neurons have in the synaptic
+    operations of a network in which all fire (neurons * fan_out, see `spiking_mlp_jax.synapses`): its measure is
+    the share of those that is left.
+    """
+    if not config.activity_weight:
+        return None
+    model = model_config(config)
+    counts, fans = neurons(model), fan_out(model)
+    loads = {name: fans[name] * counts[name] if config.activity_measure == "synops" else 1.0 for name in counts}
+    total = sum(loads.values())
+    return Activity(config.activity_weight, {name: load / total for name, load in loads.items()})
+
+
+def mean_rate(name: str, value: Float[Array, "..."]) -> Float[Array, ""] | None:
+    """Mean firing rate of a layer of spikes, summed in float32 or wider; None for what is no spikes.
+
+    To be given to `SpikingMLP.__call__` as `observe`: gradients flow through the neurons' surrogate.
+    """
+    return value.mean(dtype=potential_dtype(value.dtype)) if name.endswith(".spikes") else None
 
 
 def _wide(logits):

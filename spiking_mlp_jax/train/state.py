@@ -1,7 +1,8 @@
-"""What training carries from step to step."""
+"""What training carries from step to step, and what it starts with."""
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import flax.struct
@@ -11,7 +12,9 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
+from spiking_mlp_jax import weights
 from spiking_mlp_jax.config import ModelConfig
+from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.model import SpikingMLP
 from spiking_mlp_jax.train.sharding import replicated
 
@@ -59,6 +62,53 @@ def init_state(model: ModelConfig, optimizer: optax.GradientTransformation, seed
     _, abstract = abstract_state(model, optimizer)
     shardings = jax.tree.map(lambda _: replicated(mesh), abstract)
     return jax.jit(lambda: _fresh(model, optimizer, seed), out_shardings=shardings)()
+
+
+def load_state(model: ModelConfig, optimizer: optax.GradientTransformation, where: str, mesh: Mesh) -> TrainState:
+    """A state at step 0 with the parameters and running averages of saved weights.
+
+    Args:
+        model: the network; what changes no variable's shape, such as tau or time_steps (but with TEBN), may differ
+            from that of the weights.
+        optimizer: the optimiser, which starts anew.
+        where: a workdir, a weights folder or the name of a shipped network, as `weights.find` takes it.
+        mesh: the devices.
+
+    Raises:
+        InputError: there are no such weights, they are damaged, or they are another architecture's; the sentence
+            names the fields.
+    """
+    folder = weights.find(where)
+    saved, _ = weights.read_config(folder)
+    shapes = _shapes(model)
+    if _shapes(saved) != shapes:
+        raise InputError(
+            f"the weights in {folder}, which init_weights names, do not fit: they differ in "
+            f"{', '.join(_shaping(model, saved, shapes))}; take the same values or other weights"
+        )
+    _, params, stats = nnx.split(weights.load(folder)[0], nnx.Param, nnx.BatchStat)
+    state = TrainState(jnp.zeros((), jnp.int32), params, stats, optimizer.init(params))
+    # Copies: the training step takes the memory of what it is given.
+    return jax.device_put(state, replicated(mesh), may_alias=False)
+
+
+def _shapes(model):
+    network = nnx.eval_shape(lambda: SpikingMLP(model, rngs=nnx.Rngs(0)))
+    return {path: variable.shape for path, variable in nnx.to_flat_state(nnx.state(network))}
+
+
+def _shaping(model, saved, shapes):
+    """The fields that differ and, of these, change shapes by themselves, in words."""
+    for field in dataclasses.fields(model):
+        there, now = getattr(saved, field.name), getattr(model, field.name)
+        if there == now:
+            continue
+        try:
+            changed = _shapes(dataclasses.replace(model, **{field.name: there})) != shapes
+        except InputError:
+            changed = True  # with this field alone there is no such network
+        if changed:
+            yield f"{field.name} ({there} there, {now} now)"
 
 
 def _fresh(model, optimizer, seed):

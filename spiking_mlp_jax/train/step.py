@@ -14,7 +14,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from spiking_mlp_jax.data.normalize import normalize
-from spiking_mlp_jax.train.loss import Loss, class_scores, image_cross_entropy
+from spiking_mlp_jax.train.loss import Activity, Loss, class_scores, image_cross_entropy, mean_rate
 from spiking_mlp_jax.train.sharding import replicated
 from spiking_mlp_jax.train.state import TrainState
 
@@ -28,6 +28,7 @@ def make_train_step(
     mean: Sequence[float],
     std: Sequence[float],
     mesh: Mesh,
+    activity: Activity | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """Builds the training step.
 
@@ -38,11 +39,13 @@ def make_train_step(
         mean: of the pixels in [0, 1], per channel.
         std: likewise.
         mesh: the devices.
+        activity: penalty on firing that is added to the loss, or None.
 
     Returns:
         a compiled function (state, {"image": uint8 [B, H, W, C], "label"}) -> (state, {"loss", "accuracy",
-        "grad_norm"}), scalars of this batch. It takes the old state's memory. Batches of another shape or
-        type raise AssertionError instead of compiling again.
+        "grad_norm"}), scalars of this batch; with a penalty, "loss" contains it, and "activity" is its measure
+        without the weight. It takes the old state's memory. Batches of another shape or type raise AssertionError
+        instead of compiling again.
     """
 
     def train_step(state: TrainState, batch: Batch):
@@ -52,16 +55,23 @@ def make_train_step(
         def loss_of(params):
             model = nnx.merge(graphdef, params, state.stats, copy=True)
             model.train()
-            logits = model(images)
-            return loss(logits, labels), (logits, nnx.state(model, nnx.BatchStat))
+            if activity is None:
+                logits, measured = model(images), {}
+                value = loss(logits, labels)
+            else:
+                logits, rates = model(images, observe=mean_rate)
+                measured = {"activity": activity.measure(rates)}
+                value = loss(logits, labels) + activity.weight * measured["activity"]
+            return value, (logits, measured, nnx.state(model, nnx.BatchStat))
 
-        (value, (logits, stats)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+        (value, (logits, measured, stats)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         hard = labels if labels.ndim == 1 else labels.argmax(-1)
         metrics = {
             "loss": value,
             "accuracy": (class_scores(logits).argmax(-1) == hard).mean(),
             "grad_norm": jnp.sqrt(sum(jnp.sum(jnp.square(grad)) for grad in jax.tree.leaves(grads))),
+            **measured,
         }
         params = optax.apply_updates(state.params, updates)
         return TrainState(state.step + 1, params, stats, opt_state), metrics

@@ -1,0 +1,187 @@
+"""Accuracy against activity: the same training with ever heavier penalties on firing (`activity_weight`).
+
+    python -m benchmarks.activity runs/activity                                   # the demo network, both measures
+    python -m benchmarks.activity runs/activity --rates 0.1 1 --synops            # other weights of the penalty
+
+Each run is an ordinary workdir, FOLDER/<measure>_<weight>_<seed> (weight 0: dense_<seed>): an interrupted command goes
+on where it was, a finished run is only read. Accuracy and firing rates are those of the last weights on all test
+images, so nothing is chosen on the test set. Prints a Markdown table; activity.json and activity.png go into FOLDER.
+
+Synaptic operations of an image are spikes times the synapses that each reaches (`spiking_mlp_jax.synapses`), over all
+time steps. "engine images/s" is for whoever times a net's deployed form: it is kept when the file is written again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import statistics
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from spiking_mlp_jax.config import ModelConfig
+from spiking_mlp_jax.errors import InputError
+from spiking_mlp_jax.probe.activity import in_network_order
+from spiking_mlp_jax.probe.plots import BLUE, GREY, ORANGE, write
+from spiking_mlp_jax.synapses import dense_operations, fan_out, neurons
+from spiking_mlp_jax.train.config import load_config, model_config
+from spiking_mlp_jax.train.loop import train
+from spiking_mlp_jax.train.metrics import to_json, write_text
+
+ENGINE = "engine_images_per_s"
+COLORS = {"rates": BLUE, "synops": ORANGE}
+COLUMNS = (
+    "penalty | weight | seed | accuracy, % | mean rate, % | synaptic operations, million | of dense, % | "
+    "engine, images/s"
+)
+
+
+def synaptic_operations(config: ModelConfig, rates: dict[str, float]) -> float:
+    """Synaptic operations of an image, over all time steps, at the given firing rates by layer."""
+    counts, fans = neurons(config), fan_out(config)
+    return config.time_steps * sum(rates[name] * counts[name] * fans[name] for name in counts)
+
+
+def measured(config: Any, workdir: Path) -> dict[str, Any]:
+    """The row of a finished run."""
+    model = model_config(config)
+    evaluation = json.loads((workdir / "evaluation.json").read_text())
+    rates = in_network_order(evaluation["firing_rates"], model)
+    operations = synaptic_operations(model, rates)
+    return {
+        "activity_measure": config.activity_measure,
+        "activity_weight": config.activity_weight,
+        "seed": config.seed,
+        "step": evaluation["step"],
+        "accuracy": evaluation["accuracy"],
+        "mean_rate": statistics.mean(rates.values()),
+        "firing_rates": rates,
+        "synaptic_operations": operations,
+        "share_of_dense": operations / dense_operations(model),
+        ENGINE: None,
+    }
+
+
+def same_run(row: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two rows are of the same weights."""
+    return all(row[name] == other.get(name) for name in row if name != ENGINE)
+
+
+def table(rows: Iterable[dict[str, Any]]) -> list[str]:
+    """Lines of Markdown."""
+    lines = [f"| {COLUMNS} |", "|---" + "|---:" * COLUMNS.count("|") + "|"]
+    for row in rows:
+        speed = "" if row[ENGINE] is None else f"{row[ENGINE]:.0f}"
+        cells = [
+            row["activity_measure"] if row["activity_weight"] else "none",
+            f"{row['activity_weight']:g}",
+            str(row["seed"]),
+            f"{100 * row['accuracy']:.2f}",
+            f"{100 * row['mean_rate']:.2f}",
+            f"{row['synaptic_operations'] / 1e6:.3f}",
+            f"{100 * row['share_of_dense']:.2f}",
+            speed,
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def curve(rows: list[dict[str, Any]], title: str) -> Figure:
+    """Accuracy over synaptic operations, a line for each measure and the run without a penalty in both."""
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for measure, color in COLORS.items():
+        line = [row for row in rows if not row["activity_weight"] or row["activity_measure"] == measure]
+        line.sort(key=lambda row: row["synaptic_operations"])
+        if all(not row["activity_weight"] for row in line):
+            continue
+        at = [row["synaptic_operations"] / 1e6 for row in line], [100 * row["accuracy"] for row in line]
+        axes.plot(*at, "o-" if measure == "rates" else "s-", color=color, label=f'activity_measure="{measure}"')
+        for x, y, row in zip(*at, line, strict=True):
+            if row["activity_weight"]:
+                axes.annotate(f"{row['activity_weight']:g}", (x, y), (4, -11), textcoords="offset points", color=color)
+    for row in rows:
+        if not row["activity_weight"]:
+            at = row["synaptic_operations"] / 1e6, 100 * row["accuracy"]
+            axes.plot(*at, "D", color=GREY)
+            axes.annotate("no penalty", at, (-4, 7), textcoords="offset points", color=GREY, ha="right")
+    axes.set_xlabel("synaptic operations of an image, millions")
+    axes.set_ylabel("test accuracy, %")
+    axes.set_title(title)
+    axes.grid(alpha=0.3)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(loc="lower right", frameon=False)
+    return figure
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.activity", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path, help="where the runs are kept")
+    parser.add_argument("--config", default="configs/fashion_mnist.py:demo")
+    parser.add_argument("--data-dir", help="as in train.py's --config.data_dir")
+    parser.add_argument("--rates", type=float, nargs="*", default=[0.1, 0.3, 1.0, 3.0], metavar="WEIGHT")
+    parser.add_argument("--synops", type=float, nargs="*", default=[0.3, 1.0, 3.0, 10.0], metavar="WEIGHT")
+    parser.add_argument("--seeds", type=int, default=1, help="runs of each setting")
+    parser.add_argument("--max-steps", type=int, default=0, help="stop each run after so many steps; 0: train all")
+    parser.add_argument("--json", type=Path, help="write the rows here as well, such as docs/runs/activity.json")
+    parser.add_argument("--plot", type=Path, help="and the plot here")
+    args = parser.parse_args()
+    if args.seeds < 1:
+        parser.error(f"--seeds must be at least 1, but it is {args.seeds}")
+    if min([*args.rates, *args.synops], default=1) <= 0:
+        parser.error("weights must be above 0: the run without a penalty is always there")
+    settings = [("rates", 0.0), *(("rates", w) for w in args.rates), *(("synops", w) for w in args.synops)]
+    rows, model = [], None
+    try:
+        for seed in range(args.seeds):
+            for measure, weight in settings:
+                config: Any = load_config(args.config)
+                config.update(seed=seed, activity_measure=measure, activity_weight=weight, max_steps=args.max_steps)
+                if args.data_dir:
+                    config.data_dir = args.data_dir
+                model = model_config(config)
+                workdir = args.folder / (f"{measure}_{weight:g}_{seed}" if weight else f"dense_{seed}")
+                print(f"{workdir}:", file=sys.stderr, flush=True)
+                with contextlib.redirect_stdout(sys.stderr):
+                    finished = train(config, workdir).finished
+                if not finished:
+                    print("stopped: the same command goes on from here", file=sys.stderr)
+                    return 130
+                rows.append(measured(config, workdir))
+    except InputError as error:
+        print("error:", error, file=sys.stderr)
+        return 2
+    assert model is not None, "there is always the run without a penalty"
+    files = [path for path in (args.folder / "activity.json", args.json) if path is not None]
+    for path in files:
+        # What was timed of the very same weights stays.
+        known = json.loads(path.read_text())["rows"] if path.exists() else []
+        for row in rows:
+            timed = [other[ENGINE] for other in known if other.get(ENGINE) is not None and same_run(row, other)]
+            row[ENGINE] = timed[0] if timed else row[ENGINE]
+    document = {
+        "config": args.config,
+        "dense_synaptic_operations": dense_operations(model),
+        "neurons": neurons(model),
+        "fan_out": fan_out(model),
+        "rows": rows,
+    }
+    for path in files:
+        write_text(path, to_json(document, indent=1) + "\n")
+    figure = curve(rows, f"{args.config}, seed{'s' * (args.seeds > 1)} {', '.join(map(str, range(args.seeds)))}")
+    for path in (args.folder / "activity.png", args.plot):
+        if path is not None:
+            write(figure, path)
+    print("\n".join(table(rows)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,82 @@
+"""The curve of accuracy against activity, from runs that are made up here."""
+
+import json
+import sys
+
+import pytest
+
+from benchmarks import activity
+from spiking_mlp_jax.errors import InputError
+from spiking_mlp_jax.synapses import dense_operations, neurons
+from spiking_mlp_jax.train.config import load_config, model_config
+from spiking_mlp_jax.train.loop import Result
+
+DEMO = "configs/fashion_mnist.py:demo"
+
+
+def run(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["activity", *map(str, arguments)])
+    return activity.main()
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """Runs that fire less the heavier their penalty is, by the folders they are asked for in."""
+    asked = []
+
+    def train(config, workdir):
+        print("progress")
+        asked.append(workdir.name)
+        rate = 0.1 / (1 + config.activity_weight)
+        rates = dict.fromkeys(sorted(neurons(model_config(config))), rate)
+        workdir.mkdir(parents=True, exist_ok=True)
+        document = {"step": 936, "accuracy": 0.8 + rate, "firing_rates": rates}
+        (workdir / "evaluation.json").write_text(json.dumps(document))
+        return Result(936, True, 0.9)
+
+    monkeypatch.setattr(activity, "train", train)
+    return asked
+
+
+def test_the_curve_of_a_few_runs(trained, monkeypatch, tmp_path, capsys):
+    out = tmp_path / "out.json"
+    arguments = [tmp_path / "runs", "--rates", 1, "--synops", 3, "--json", out, "--plot", tmp_path / "out.png"]
+    assert run(monkeypatch, *arguments) == 0
+    assert trained == ["dense_0", "rates_1_0", "synops_3_0"]
+    printed = capsys.readouterr()
+    lines = printed.out.splitlines()
+    assert len(lines) == 5 and "progress" in printed.err
+    assert lines[2].startswith("| none | 0 | 0 | 90.00 | 10.00 |") and lines[2].endswith("| 10.00 |  |")
+    assert lines[3].startswith("| rates | 1 | 0 | 85.00 | 5.00 |")
+    document = json.loads(out.read_text())
+    assert out.read_text() == (tmp_path / "runs" / "activity.json").read_text()
+    dense = dense_operations(model_config(load_config(DEMO)))
+    assert document["dense_synaptic_operations"] == dense
+    rows = document["rows"]
+    assert rows[2]["synaptic_operations"] == pytest.approx(dense * 0.025) and rows[2]["engine_images_per_s"] is None
+    assert list(rows[0]["firing_rates"]) == list(document["fan_out"]) == list(neurons(model_config(load_config(DEMO))))
+    for file in (tmp_path / "out.png", tmp_path / "runs" / "activity.png"):
+        assert file.read_bytes().startswith(b"\x89PNG")
+    # A speed that was filled in stays as long as the weights it belongs to.
+    rows[1]["engine_images_per_s"] = 1234.0
+    rows[2] |= {"engine_images_per_s": 99.0, "accuracy": 0.1}
+    out.write_text(json.dumps(document))
+    assert run(monkeypatch, *arguments) == 0
+    assert [row["engine_images_per_s"] for row in json.loads(out.read_text())["rows"]] == [None, 1234.0, None]
+    assert capsys.readouterr().out.splitlines()[3].endswith("| 1234 |")
+
+
+def test_an_interrupted_curve_and_a_mistake_say_so(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(activity, "train", lambda config, workdir: Result(5, False, None))
+    assert run(monkeypatch, tmp_path) == 130
+    assert "the same command goes on" in capsys.readouterr().err
+
+    def refuse(config, workdir):
+        raise InputError("no such data")
+
+    monkeypatch.setattr(activity, "train", refuse)
+    assert run(monkeypatch, tmp_path) == 2
+    assert "error: no such data" in capsys.readouterr().err
+    for wrong in (["--seeds", 0], ["--rates", 0]):
+        with pytest.raises(SystemExit, match="2"):
+            run(monkeypatch, tmp_path, *wrong)
