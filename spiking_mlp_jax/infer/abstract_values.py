@@ -141,10 +141,10 @@ def of_array(array: Any) -> Value:
     kind = kind_of(dtype)
     if kind is None:
         return top(dtype)
-    if not isinstance(array, np.ndarray | np.generic | jax.Array):
+    if not isinstance(array, np.ndarray | np.generic | jax.Array | int | float):
         return top(dtype)  # a reference to memory that changes
     try:
-        a = np.asarray(array)
+        a = np.asarray(array, dtype)
     except (RuntimeError, TypeError):  # on other processes' devices; itself traced
         return top(dtype)
     if not a.size:
