@@ -95,7 +95,8 @@ def quantize(
 
 
 _COPIED = (
-    "image_size in_channels num_classes patch_size dim depths expansion encoding time_steps neuron decay_input".split()
+    *("image_size", "in_channels", "num_classes", "patch_size", "dim", "depths", "expansion", "encoding"),
+    *("time_steps", "neuron", "decay_input"),
 )
 
 
@@ -183,13 +184,14 @@ def round_weights(kernel: np.ndarray, inputs: _Inputs, bits: int) -> tuple[np.nd
     fan_in = kernel.shape[1]
     # The mean is the bias's to correct.
     centred = inputs.moments - np.outer(inputs.mean.mean(0), inputs.mean.mean(0))
-    damping = 0.01 * max(np.trace(centred) / fan_in, 1e-9)
+    # Inputs that were silent count a little too: other images may use them.
+    centred += 0.01 * max(np.trace(centred) / fan_in, 1e-9) * np.eye(fan_in)
     # Rows of the upper factor of the inverse: how a weight's error is shared among the later ones.
-    spread = np.linalg.cholesky(np.linalg.inv(centred + damping * np.eye(fan_in))).T
+    spread = np.linalg.cholesky(np.linalg.inv(centred)).T
     found = []
     for each in kernel.astype(np.float64):
-        # All zero, or next to it: any scale will do.
-        exponent = np.floor(np.log2(most / np.maximum(np.abs(each).max(0), 2.0**-24)))
+        # All zero, or next to it: any scale will do. Weights that are on a grid already may miss it by their rounding.
+        exponent = np.floor(np.log2(most / np.maximum(np.abs(each).max(0), 2.0**-24)) + 1e-5)
         options = []
         for shift in (exponent, exponent + 1):
             q = _round_in_turn(each * 2.0**shift, spread, most)

@@ -44,6 +44,7 @@ MINIMA = {
     "tet_lambda": (0.0, True),
     "label_smoothing": (0.0, True),
     "activity_weight": (0.0, True),
+    "weight_bits": (0, True),
     "clip_norm": (0.0, True),
     "crop_padding": (0, True),
     "eval_resize": (0, True),
@@ -54,7 +55,7 @@ MINIMA = {
     "max_steps": (0, True),
 }
 # Fields of training that came after the first runs: a run saved without them had their defaults.
-ADDED_TO_TRAINING = ("activity_weight", "activity_measure", "init_weights")
+ADDED_TO_TRAINING = ("activity_weight", "activity_measure", "init_weights", "weight_bits")
 # Largest value of each field that has one, and whether that value itself is allowed.
 MAXIMA = {
     "momentum": (1.0, False),
@@ -62,6 +63,7 @@ MAXIMA = {
     "warmup_factor": (1.0, True),
     "tet_lambda": (1.0, True),
     "label_smoothing": (1.0, False),
+    "weight_bits": (8, True),
     "seed": (2**31 - 1, True),
 }
 
@@ -108,6 +110,7 @@ def default_config() -> config_dict.ConfigDict:
     config.label_smoothing = 0.0
     config.activity_weight = 0.0  # adds this times the measure of all layers' firing to the loss; 0: measures nothing
     config.activity_measure = "rates"  # mean of the layers' rates; or "synops", share of dense synaptic operations
+    config.weight_bits = 0  # train with weights rounded as an integer network's of 2 to 8 bits; 0: not rounded
     config.optimizer = "sgd"  # or "adam", "adamw"
     config.learning_rate = 0.1
     config.momentum = 0.9
@@ -195,6 +198,12 @@ def validate(config: Config, device_count: int) -> None:
             raise InputError(
                 f"{name} {values[name]} is not divisible by the {device_count} devices that share it: take {near}"
             )
+    if config.weight_bits == 1:
+        raise InputError("weight_bits must be 0 (not rounded) or 2 to 8, but it is 1")
+    if config.weight_bits and config.norm == "layer":
+        raise InputError(
+            'weight_bits rounds as an integer network does, but norm="layer" cannot become one: take "batch"'
+        )
     if config.warmup_epochs >= config.epochs:
         raise InputError(f"warmup_epochs {config.warmup_epochs} must be below epochs, which is {config.epochs}")
     if config.crop_padding >= model.image_size:

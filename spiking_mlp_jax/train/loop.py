@@ -31,6 +31,7 @@ from spiking_mlp_jax.train.interrupt import StopRequest
 from spiking_mlp_jax.train.loss import make_activity, make_loss
 from spiking_mlp_jax.train.metrics import Display, Metrics, Speedometer, to_json, write_text
 from spiking_mlp_jax.train.optimizer import make_optimizer, make_schedule
+from spiking_mlp_jax.train.quantized import make_quantized
 from spiking_mlp_jax.train.sharding import make_mesh, put_batch, replicated
 from spiking_mlp_jax.train.state import TrainState, abstract_state, init_state, load_state
 from spiking_mlp_jax.train.step import make_eval_step, make_train_step
@@ -131,6 +132,7 @@ class _Run:
         self.optimizer = make_optimizer(config, self.epoch_steps)
         self.schedule = make_schedule(config, self.epoch_steps)
         self.graphdef, self.abstract = abstract_state(self.model, self.optimizer)
+        self.quantized = make_quantized(config, self.model)
         self.train_step = make_train_step(
             self.graphdef,
             self.optimizer,
@@ -139,6 +141,7 @@ class _Run:
             config.std,
             self.mesh,
             make_activity(config),
+            self.quantized,
         )
         self.eval_step = make_eval_step(self.graphdef, config.mean, config.std, self.mesh)
         self.batches: Any = train_batches(
@@ -318,14 +321,18 @@ class _Run:
             process_count=jax.process_count(),
             workers=self.config.workers,
         )
-        return evaluate(self.eval_step, state.params, state.stats, batches, self.mesh)
+        return evaluate(self.eval_step, self._weights(state), state.stats, batches, self.mesh)
+
+    def _weights(self, state: TrainState) -> Any:
+        """The parameters that the network computes with: rounded ones if it is trained so."""
+        return state.params if self.quantized is None else self.quantized(state.params, state.stats)
 
     def _save(self, state: TrainState, accuracy: float | None = None) -> None:
         progress = {"epoch_steps": self.epoch_steps, "best": self.best, "window": self.window}
         self.checkpoints.save(state, self.batches.get_state(), progress, accuracy)
 
     def _save_weights(self, state: TrainState, step: int, result: Evaluation) -> None:
-        model = nnx.merge(self.graphdef, state.params, state.stats, copy=True)
+        model = nnx.merge(self.graphdef, self._weights(state), state.stats, copy=True)
         data = {name: self.config[name] for name in ("dataset", "resize_mode", "eval_resize")}
         data |= {"mean": list(self.config.mean), "std": list(self.config.std)}
         data["class_names"] = list(self.source.class_names)

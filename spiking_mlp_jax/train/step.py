@@ -29,6 +29,7 @@ def make_train_step(
     std: Sequence[float],
     mesh: Mesh,
     activity: Activity | None = None,
+    quantized: Callable[[Any, Any], Any] | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """Builds the training step.
 
@@ -40,6 +41,7 @@ def make_train_step(
         std: likewise.
         mesh: the devices.
         activity: penalty on firing that is added to the loss, or None.
+        quantized: function of params and stats to the params that the network computes with, or None.
 
     Returns:
         a compiled function (state, {"image": uint8 [B, H, W, C], "label"}) -> (state, {"loss", "accuracy",
@@ -53,6 +55,8 @@ def make_train_step(
         labels = batch["label"]
 
         def loss_of(params):
+            if quantized is not None:
+                params = quantized(params, state.stats)
             model = nnx.merge(graphdef, params, state.stats, copy=True)
             model.train()
             if activity is None:

@@ -1,0 +1,115 @@
+"""Training with rounded weights: the same grid as `infer.quantize`, straight-through gradients, through the loop."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from random_model import random_model, variables
+
+from spiking_mlp_jax import weights
+from spiking_mlp_jax.errors import InputError
+from spiking_mlp_jax.infer.fold import fold
+from spiking_mlp_jax.infer.quantize import quantize
+from spiking_mlp_jax.train.config import default_config, validate
+from spiking_mlp_jax.train.loop import train
+from spiking_mlp_jax.train.quantized import quantize_weights
+
+CASES = [("spe", "channel", "batch"), ("plain", "token", "tdbn"), ("spe", "token", "batch")]
+
+
+def rounded_model(encoding, features, norm, bits):
+    model = random_model(seed=1, encoding=encoding, norm_features=features, norm=norm, v_threshold=0.8)
+    graphdef, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
+    return model, nnx.merge(graphdef, quantize_weights(params, stats, model.config, bits), stats)
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("case", CASES)
+def test_quantising_the_rounded_network_loses_nothing(case, bits, x64):
+    """The folded kernels of a network trained so are integers times a power of two: the integer network's own."""
+    model, rounded = rounded_model(*case, bits)
+    folded = fold(rounded)
+    net = quantize(folded, np.random.default_rng(0).integers(0, 256, (8, 16, 16, 1), dtype=np.uint8), bits)
+    places = {"height", "width", "fuse", "cells", "edge1", "edge2", "expand", "project", "head", "encode"}
+    found = 0
+    for name, entries in folded.arrays.items():
+        if name.split(".")[-1] not in places or "kernel" not in entries:
+            continue
+        kernel = np.asarray(entries["kernel"], np.float64)
+        if name == "stage0.encode":
+            kernel = kernel / 255
+        if name == "head":
+            kernel = kernel * model.config.stage_side(model.config.stages - 1) ** 2
+        shift = np.log2(np.abs(kernel).max(1) / np.abs(net.arrays[f"{name}.kernel"]).max(1))
+        if name not in ("stage0.encode",):
+            np.testing.assert_allclose(shift, np.rint(shift), atol=1e-9, err_msg=name)
+        lost = kernel - net.arrays[f"{name}.kernel"] * 2.0 ** shift[:, None]
+        np.testing.assert_allclose(lost, 0, atol=1e-9 * np.abs(kernel).max(), err_msg=name)
+        found += 1
+    assert found > 8
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_only_kernels_change_and_by_half_a_unit(case):
+    model, rounded = rounded_model(*case, 8)
+    before, after = variables(model), variables(rounded)
+    changed = {name for name in before if not np.array_equal(before[name][...], after[name][...])}
+    assert changed and all(name.endswith("kernel") for name in changed)
+    for name in changed - {"head.kernel"}:  # whose inputs have factors of their own
+        a, b = (np.asarray(v[name][...]) for v in (before, after))
+        assert np.abs(a - b).max() <= np.abs(a).max() / 100
+
+
+def test_gradient_passes_through():
+    model = random_model(seed=1)
+    _, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
+
+    def total(params):
+        return sum(jnp.sum(jnp.sin(x)) for x in jax.tree.leaves(quantize_weights(params, stats, model.config, 4)))
+
+    rounded = quantize_weights(params, stats, model.config, 4)
+    jax.tree.map(
+        lambda g, x: np.testing.assert_allclose(g, jnp.cos(x), rtol=1e-5, atol=1e-6), jax.grad(total)(params), rounded
+    )
+
+
+def small(**fields):
+    config = default_config()
+    config.update(
+        dict(
+            image_size=28,
+            in_channels=1,
+            num_classes=10,
+            patch_size=7,
+            dim=6,
+            depths=(1, 1),
+            mean=(0.286,),
+            std=(0.353,),
+            time_steps=2,
+            batch_size=64,
+            max_steps=4,
+            log_every=2,
+            compilation_cache="off",
+            **fields,
+        )
+    )
+    return config
+
+
+def test_the_loop_trains_evaluates_and_saves_rounded_weights(tmp_path):
+    assert train(small(weight_bits=3), tmp_path).finished
+    model, _ = weights.load(tmp_path / "weights")
+    graphdef, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
+    again = nnx.merge(graphdef, quantize_weights(params, stats, model.config, 3), stats)
+    for name, value in variables(model).items():
+        np.testing.assert_allclose(variables(again)[name][...], value[...], rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [(dict(weight_bits=1), "2 to 8"), (dict(weight_bits=9), "at most 8"), (dict(weight_bits=8, norm="layer"), "layer")],
+)
+def test_impossible_bits(fields, words):
+    with pytest.raises(InputError, match=words):
+        validate(small(**fields), 1)
