@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 from flax import nnx
 from random_model import random_model, variables
+from test_train_loop import make_config, shared  # noqa: F401  (a fixture)
 
 from spiking_mlp_jax import weights
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.infer.fold import fold
 from spiking_mlp_jax.infer.quantize import quantize
-from spiking_mlp_jax.train.config import default_config, validate
+from spiking_mlp_jax.train.config import validate
 from spiking_mlp_jax.train.loop import train
 from spiking_mlp_jax.train.quantized import quantize_weights
 
@@ -74,31 +75,8 @@ def test_gradient_passes_through():
     )
 
 
-def small(**fields):
-    config = default_config()
-    config.update(
-        dict(
-            image_size=28,
-            in_channels=1,
-            num_classes=10,
-            patch_size=7,
-            dim=6,
-            depths=(1, 1),
-            mean=(0.286,),
-            std=(0.353,),
-            time_steps=2,
-            batch_size=64,
-            max_steps=4,
-            log_every=2,
-            compilation_cache="off",
-            **fields,
-        )
-    )
-    return config
-
-
-def test_the_loop_trains_evaluates_and_saves_rounded_weights(tmp_path):
-    assert train(small(weight_bits=3), tmp_path).finished
+def test_the_loop_trains_evaluates_and_saves_rounded_weights(shared, tmp_path):  # noqa: F811
+    assert train(make_config(shared, weight_bits=3, epochs=1), tmp_path).finished
     model, _ = weights.load(tmp_path / "weights")
     graphdef, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
     again = nnx.merge(graphdef, quantize_weights(params, stats, model.config, 3), stats)
@@ -110,6 +88,6 @@ def test_the_loop_trains_evaluates_and_saves_rounded_weights(tmp_path):
     ("fields", "words"),
     [(dict(weight_bits=1), "2 to 8"), (dict(weight_bits=9), "at most 8"), (dict(weight_bits=8, norm="layer"), "layer")],
 )
-def test_impossible_bits(fields, words):
+def test_impossible_bits(shared, fields, words):  # noqa: F811
     with pytest.raises(InputError, match=words):
-        validate(small(**fields), 1)
+        validate(make_config(shared, **fields), 1)
