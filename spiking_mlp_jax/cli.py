@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import numpy as np
 
-from spiking_mlp_jax import __version__
+from spiking_mlp_jax import __version__, cli_deploy
+from spiking_mlp_jax.cli_deploy import NETWORK, WHERE
 from spiking_mlp_jax.errors import InputError
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from spiking_mlp_jax.model import SpikingMLP
 
 PREDICT_BATCH = 32
-WHERE = "a training run's workdir, a weights folder, or the name of a network that comes with the package"
 Item = TypeVar("Item")
 
 
@@ -41,16 +41,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: the command line without the program's name; None takes the process's.
 
     Returns:
-        The exit status: 0, 2 for bad input (one line on stderr says what is wrong), 130 after Ctrl-C, 141
-        when the reader of the output went away.
+        The exit status: 0, 1 when `audit` finds multiplications, 2 for bad input (one line on stderr says what is
+        wrong), 130 after Ctrl-C, 141 when the reader of the output went away.
     """
     # Class and file names can hold what the terminal's encoding cannot.
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    status = 0
     try:
         try:
-            _run(arguments)
+            status = _run(arguments)
         finally:
             sys.stdout.flush()
     except InputError as error:
@@ -63,22 +64,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Python flushes stdout once more at exit, which must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    return 0
+    return status
 
 
-def _run(arguments: Sequence[str] | None) -> None:
+def _run(arguments: Sequence[str] | None) -> int:
     parser = _parser()
     chosen = parser.parse_args(arguments)
     if chosen.command is None:
         parser.print_help()
-    else:
-        chosen.run(chosen)
+        return 0
+    return chosen.run(chosen) or 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="spiking-mlp",
-        description="Uses trained spiking MLPs: classifies images, measures accuracy, draws plots.",
+        description="Uses trained spiking MLPs: classifies images, measures accuracy, draws plots, compiles them to "
+        "integer networks without multiplications.",
         epilog='"python train.py --help" trains them. "spiking-mlp COMMAND --help" explains a command.',
     )
     parser.add_argument("--version", action="version", version=f"spiking-mlp-jax {__version__}")
@@ -91,14 +93,16 @@ def _parser() -> argparse.ArgumentParser:
         "Prints the best classes of each image with their scores. A score is the softmax of the logits "
         "averaged over the time steps. Images of any size, grey or colour, are brought to the network's "
         "size as its test images were.",
-        "spiking-mlp predict fashion_mnist shoe.png\n  spiking-mlp predict runs/demo *.jpg --top 3 --json",
+        "spiking-mlp predict fashion_mnist shoe.png\n  spiking-mlp predict runs/demo *.jpg --top 3 --json\n"
+        "  spiking-mlp predict fashion.smlp shoe.png --margin 3",
         "A network knows only what it was trained on: a picture in Fashion-MNIST shows one garment, light on "
         "black, that fills the frame. Photos that look otherwise are classified badly.",
     )
-    predict.add_argument("weights", metavar="WORKDIR_OR_WEIGHTS", help=WHERE)
+    predict.add_argument("weights", metavar="NETWORK", help=f"{WHERE}; or {NETWORK}, which needs no JAX")
     predict.add_argument("images", metavar="IMAGE", nargs="+", help="image file, such as JPEG or PNG")
     predict.add_argument("--top", type=_positive, default=5, metavar="N", help="how many classes to print (default: 5)")
     predict.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+    _compiled_options(predict)
     predict.set_defaults(run=_predict)
 
     evaluate = _command(
@@ -107,11 +111,12 @@ def _parser() -> argparse.ArgumentParser:
         "measure accuracy and firing rates on a test set",
         "Prints the accuracy over all test images, the accuracy of each class, and each layer's mean "
         "firing rate: the share of its neurons that spike in a time step. Silent (< 0.1 %) and saturated "
-        "(> 95 %) layers are marked.",
+        "(> 95 %) layers are marked. Of a compiled network, accuracy and speed.",
         "spiking-mlp evaluate fashion_mnist\n  spiking-mlp evaluate runs/demo --limit 1000\n"
+        "  spiking-mlp evaluate fashion.smlp --against fashion_mnist\n"
         "  spiking-mlp evaluate runs/flowers/weights --dataset folder --data-dir flowers",
     )
-    evaluate.add_argument("weights", metavar="WORKDIR_OR_WEIGHTS", help=WHERE)
+    evaluate.add_argument("weights", metavar="NETWORK", help=f"{WHERE}; or {NETWORK}")
     evaluate.add_argument(
         "--dataset",
         metavar="NAME",
@@ -127,6 +132,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("--limit", type=_positive, metavar="N", help="only the first N test images")
     evaluate.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+    evaluate.add_argument(
+        "--against", metavar="WEIGHTS", help="compiled network: also in how many predictions it agrees with these"
+    )
+    _compiled_options(evaluate)
     evaluate.set_defaults(run=_evaluate)
 
     plot = _command(
@@ -139,7 +148,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     plot.add_argument("workdir", metavar="WORKDIR", help="folder of a training run")
     plot.set_defaults(run=_plot)
+    cli_deploy.add_commands(commands, _command, _positive)
     return parser
+
+
+def _compiled_options(parser) -> None:
+    group = parser.add_argument_group("compiled networks")
+    group.add_argument("--steps", type=_positive, metavar="N", help="time steps to run (default: all)")
+    group.add_argument(
+        "--margin", type=_margin, metavar="M", help="stop an image as soon as its best class's mean logit leads by M"
+    )
 
 
 def _command(commands, name, summary, description, examples, note="") -> argparse.ArgumentParser:
@@ -162,42 +180,84 @@ def _positive(text: str) -> int:
     return value
 
 
+def _margin(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not value >= 0:
+        raise argparse.ArgumentTypeError(f'"{text}" is not a number of at least 0')
+    return value
+
+
 def _predict(chosen: argparse.Namespace) -> None:
     # A mistyped name is answered before anything slow is imported.
     for name in chosen.images:
         if not os.path.exists(name):
             raise InputError(f"there is no image {name}: give the path of an image file")
+    from spiking_mlp_jax.data.augment import fit_image
     from spiking_mlp_jax.data.image import read_image
-    from spiking_mlp_jax.data.pipeline import fit_image
-    from spiking_mlp_jax.train.loop import use_compilation_cache
 
-    use_compilation_cache("auto")
-    folder, model, meta = _load(chosen.weights)
-    data, config = meta["data"], model.config
-    fitted = [
-        fit_image(read_image(name), config.image_size, config.in_channels, data["resize_mode"], data["eval_resize"])
-        for name in chosen.images
-    ]
-    scores = _scores(model, np.stack(fitted), data["mean"], data["std"])
-    if not np.all(np.isfinite(scores)):
-        raise InputError(f"the network in {folder} gives scores that are no numbers: train it again with a lower rate")
-    meaning = f"softmax of the logits averaged over {config.time_steps} time step{'s' * (config.time_steps > 1)}"
+    def fitted(config, data):
+        fitting = config.image_size, config.in_channels, data["resize_mode"], data["eval_resize"]
+        return np.stack([fit_image(read_image(name), *fitting) for name in chosen.images])
+
+    taken = None
+    if cli_deploy.is_compiled(chosen.weights):
+        where, engine = chosen.weights, cli_deploy.open_engine(chosen.weights)
+        config, data = engine.description, engine.description.data
+        logits, taken = cli_deploy.mean_logits(engine, fitted(config, data), _steps(chosen, config), chosen.margin)
+        scores = np.exp(logits - logits.max(1, keepdims=True))
+        scores /= scores.sum(1, keepdims=True)
+    else:
+        _refuse_compiled_options(chosen)
+        from spiking_mlp_jax.train.loop import use_compilation_cache
+
+        use_compilation_cache("auto")
+        where, model, meta = _load(chosen.weights)
+        config, data = model.config, meta["data"]
+        scores = class_scores(model, fitted(config, data), data["mean"], data["std"])
+        if not np.all(np.isfinite(scores)):
+            raise InputError(
+                f"the network in {where} gives scores that are no numbers: train it again with a lower rate"
+            )
+    steps = getattr(chosen, "steps", None) or config.time_steps
+    meaning = f"softmax of the logits averaged over {steps} time step{'s' * (steps > 1)}"
+    if chosen.margin is not None:
+        meaning = "softmax of the logits averaged over the time steps that each image took"
     found = []
-    for name, score in zip(chosen.images, scores, strict=True):
+    for i, (name, score) in enumerate(zip(chosen.images, scores, strict=True)):
         best = np.argsort(-score, kind="stable")[: chosen.top].tolist()
         classes = [{"class": data["class_names"][c], "label": c, "score": float(score[c])} for c in best]
-        found.append({"image": name, "classes": classes})
+        steps = {} if chosen.margin is None or taken is None else {"steps": int(taken[i])}
+        found.append({"image": name, "classes": classes, **steps})
     if chosen.json:
-        print(json.dumps({"weights": str(folder), "score": meaning, "images": found}, indent=1))
+        print(json.dumps({"weights": str(where), "score": meaning, "images": found}, indent=1))
         return
     print(f"scores: {meaning}")
     for entry in found:
-        print(entry["image"])
+        print(entry["image"] + (f"  ({entry['steps']} of {config.time_steps} steps)" if "steps" in entry else ""))
         for place in entry["classes"]:
             print(f"  {100 * place['score']:6.2f} %  {place['class']}")
 
 
+def _steps(chosen, config) -> int | None:
+    if chosen.steps is not None and chosen.steps > config.time_steps:
+        raise InputError(f"--steps {chosen.steps} is more than the {config.time_steps} the network was trained for")
+    return chosen.steps
+
+
+def _refuse_compiled_options(chosen: argparse.Namespace) -> None:
+    for name in ("steps", "margin", "against"):
+        if getattr(chosen, name, None) is not None:
+            raise InputError(f"--{name} goes with {NETWORK}, and {chosen.weights} is none")
+
+
 def _evaluate(chosen: argparse.Namespace) -> None:
+    if cli_deploy.is_compiled(chosen.weights):
+        return cli_deploy.evaluate(chosen, _steps)
+    _refuse_compiled_options(chosen)
+    from spiking_mlp_jax import weights
     from spiking_mlp_jax.data.pipeline import eval_batches
     from spiking_mlp_jax.data.sources import open_source
     from spiking_mlp_jax.probe.activity import SPIKES, in_network_order
@@ -210,7 +270,7 @@ def _evaluate(chosen: argparse.Namespace) -> None:
     data, config = meta["data"], model.config
     dataset, data_dir = chosen.dataset or data["dataset"], chosen.data_dir
     if chosen.dataset is None and data_dir is None:
-        data_dir = _data_dir(folder)
+        data_dir = weights.data_dir(folder)
     source = open_source(dataset, "test", data_dir)
     if len(source.class_names) != config.num_classes:
         raise InputError(
@@ -276,36 +336,26 @@ def _load(where: str) -> tuple[Path, SpikingMLP, dict[str, Any]]:
     return folder, model, meta
 
 
-def _scores(model: SpikingMLP, images: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
+def class_scores(model: SpikingMLP, images: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
     """Softmax of the time-mean logits [N, K] of uint8 images [N, H, W, C]."""
     import jax
     from flax import nnx
 
     from spiking_mlp_jax.data.normalize import normalize
-    from spiking_mlp_jax.train.loss import class_scores
+    from spiking_mlp_jax.train.loss import class_scores as mean_logits
 
     graphdef, variables = nnx.split(model)
 
     @jax.jit
     def run(variables, images):
         logits: Any = nnx.merge(graphdef, variables, copy=True)(normalize(images, mean, std))
-        return jax.nn.softmax(class_scores(logits))
+        return jax.nn.softmax(mean_logits(logits))
 
     # Chunks of one size, so that there is one compilation and a bounded need of memory.
     size = min(len(images), PREDICT_BATCH)
     padded = np.concatenate([images, np.zeros((-len(images) % size, *images.shape[1:]), images.dtype)])
     parts = [np.asarray(run(variables, padded[i : i + size])) for i in range(0, len(padded), size)]
     return np.concatenate(parts)[: len(images)]
-
-
-def _data_dir(folder: Path) -> str | None:
-    # Weights do not say where their data lie, because they travel; a workdir's configuration does.
-    try:
-        config = json.loads((folder.parent / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    found = config.get("data_dir") if isinstance(config, dict) else None
-    return found if isinstance(found, str) else None
 
 
 class _First:

@@ -11,6 +11,7 @@ arXiv 2306.12465.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, overload
@@ -28,9 +29,17 @@ from spiking_mlp_jax.patch import PlainDownsampling, SpikingPatchEncoding, Stem
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
-__all__ = ["ModelConfig", "Observe", "SpikingMLP", "Stage", "intermediate_names"]
+__all__ = ["ModelConfig", "Observe", "Pixels", "SpikingMLP", "Stage", "intermediate_names"]
 
 Observe = Callable[[str, jax.Array], Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Pixels:
+    """How pixels in [0, 1] become a network's inputs: (pixel - mean) / std, channel by channel."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
 
 class Stage(nnx.Module):
@@ -161,11 +170,13 @@ class SpikingMLP(nnx.Module):
         rngs: random keys for the parameters, `nnx.Rngs(seed)`.
 
     `.train()` normalises with batch statistics and updates the running ones, `.eval()` uses the running ones; a
-    new model is in training mode. Parameters are `nnx.Param`, running statistics `nnx.BatchStat`.
+    new model is in training mode. Parameters are `nnx.Param`, running statistics `nnx.BatchStat`. `.pixels` says how
+    its inputs were normalised, where that is known; `weights.load` sets it, the network itself does not use it.
     """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         self.config = config
+        self.pixels: Pixels | None = None
         self.stages = nnx.List([Stage(config, i, rngs=rngs) for i in range(config.stages)])
         channels = config.stage_dim(config.stages - 1)
         self.norm = batch_norm(config, channels)

@@ -26,7 +26,7 @@ from spiking_mlp_jax.config import ADDED, ModelConfig, nearest
 from spiking_mlp_jax.data.augment import check_resize
 from spiking_mlp_jax.data.normalize import check_statistics
 from spiking_mlp_jax.errors import InputError
-from spiking_mlp_jax.model import SpikingMLP
+from spiking_mlp_jax.model import Pixels, SpikingMLP
 
 FORMAT = 1
 TENSORS = "weights.safetensors"
@@ -119,6 +119,8 @@ def load(path: str | os.PathLike[str]) -> tuple[SpikingMLP, dict[str, Any]]:
     for name, tensor in _read_tensors(file, variables).items():
         variables[name].set_value(jnp.asarray(tensor, variables[name].dtype))
     model.eval()
+    if "data" in meta:
+        model.pixels = Pixels(tuple(meta["data"]["mean"]), tuple(meta["data"]["std"]))
     return model, meta
 
 
@@ -198,6 +200,19 @@ def find(where: str | os.PathLike[str]) -> Path:
     names = pretrained_names()
     known = f"; of the shipped networks, {nearest(str(where), names)}" if names else ""
     raise InputError(f"there is no folder {folder}{known}")
+
+
+def data_dir(folder: Path) -> str | None:
+    """Where the data lie that a workdir's weights were trained on; None where that is not known.
+
+    Weights do not say it, because they travel; the configuration of the workdir around them does.
+    """
+    try:
+        config = json.loads((folder.parent / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    found = config.get("data_dir") if isinstance(config, dict) else None
+    return found if isinstance(found, str) else None
 
 
 def _variables(model) -> dict[str, nnx.Variable]:

@@ -72,7 +72,7 @@ def test_every_neuron_and_geometry(fields, x64):
     assert_folds(with_scales(model, np.random.default_rng(1)), **fields)
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(
     seed=st.integers(0, 2**31),
     case=st.sampled_from([("spe", "token", "batch"), ("plain", "token", "tebn"), ("spe", "channel", "tdbn")]),

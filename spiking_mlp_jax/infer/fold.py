@@ -29,7 +29,9 @@ import numpy as np
 from flax import nnx
 
 from spiking_mlp_jax.config import ModelConfig
+from spiking_mlp_jax.data.normalize import check_statistics
 from spiking_mlp_jax.errors import InputError
+from spiking_mlp_jax.model import Pixels
 from spiking_mlp_jax.norm import EPSILON, BatchNorm
 
 if TYPE_CHECKING:
@@ -94,7 +96,8 @@ def fold(model: SpikingMLP, mean: tuple[float, ...] | None = None, std: tuple[fl
             neurons    tau, for each layer of neurons, with neuron="plif"
 
     Raises:
-        InputError: the network has LayerNorms, which depend on what they normalise and so cannot be folded.
+        InputError: the network has LayerNorms, which depend on what they normalise and so cannot be folded; mean and
+            std do not fit its channels.
     """
     c = model.config
     if c.norm == "layer":
@@ -106,24 +109,27 @@ def fold(model: SpikingMLP, mean: tuple[float, ...] | None = None, std: tuple[fl
     for i, stage in enumerate(model.stages):
         _fold_encoding(arrays, f"stage{i}.encode", stage.encode, c)
         _fold_tau(arrays, f"stage{i}.encode", stage.neuron)
-        graphdef, variables = nnx.split(stage.blocks)
+        # On the host first: slices of device arrays would each be compiled.
+        graphdef, variables = jax.device_get(nnx.split(stage.blocks))
         for j in range(c.depths[i]):
             block = nnx.merge(graphdef, jax.tree.map(lambda x, j=j: x[j], variables))
             _fold_block(arrays, f"stage{i}.block{j}", block, c)
+    pixels = model.pixels or Pixels((0.0,) * c.in_channels, (1.0,) * c.in_channels)
+    mean, std = pixels.mean if mean is None else tuple(mean), pixels.std if std is None else tuple(std)
+    check_statistics(mean, std, c.in_channels)
     kernel, bias = _array(model.head.kernel), _array(model.head.bias)
     factor, offset = _affine(model.norm)
     tokens = c.stage_side(c.stages - 1) ** 2
     arrays["head"] = {"kernel": factor[:, :, None] * kernel / tokens, "bias": offset @ kernel + bias}
     dtype = jnp.promote_types(model.head.kernel.dtype, jnp.float32)
-    pixels = getattr(model, "pixels", None)
     return FoldedNet(
         {
             layer: {name: jnp.asarray(x, None if x.dtype == bool else dtype) for name, x in entries.items()}
             for layer, entries in arrays.items()
         },
         c,
-        tuple(mean if mean is not None else pixels.mean if pixels else (0.0,) * c.in_channels),
-        tuple(std if std is not None else pixels.std if pixels else (1.0,) * c.in_channels),
+        mean,
+        std,
     )
 
 

@@ -233,7 +233,8 @@ def signed_digits(scale: np.ndarray, error: float) -> tuple[np.ndarray, np.ndarr
             exponent = np.where(open_, np.floor(np.log2(np.abs(rest) * 4 / 3)), 0)
         sign = np.where(open_, np.sign(rest), 0)
         rest = rest - sign * 2.0**exponent
-        exponents.append(exponent), signs.append(sign)
+        exponents.append(exponent)
+        signs.append(sign)
     if not exponents:
         exponents, signs = [np.zeros_like(rest)], [np.zeros_like(rest)]
     return np.stack(exponents, -1).astype(np.int64), np.stack(signs, -1).astype(np.int64)

@@ -30,7 +30,7 @@ def run(net: IntegerNet, images: np.ndarray, steps: int | None = None) -> np.nda
     return _Run(net, c.time_steps if steps is None else steps).logits(images)
 
 
-def shift(x: np.ndarray, by: np.ndarray) -> np.ndarray:
+def shift(x: np.ndarray, by: np.ndarray | int) -> np.ndarray:
     """x * 2^by, halves rounded up; int64."""
     by = np.asarray(by, np.int64)
     left, right = np.maximum(by, 0), np.maximum(-by, 0)
