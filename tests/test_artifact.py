@@ -124,9 +124,10 @@ import sys
 for name in ("jax", "jaxlib", "flax", "PIL", "safetensors"):
     sys.modules[name] = None
 import numpy as np
-from spiking_mlp_jax.infer import artifact, reference
+from spiking_mlp_jax.infer import artifact, export_c, reference
 net = artifact.load(sys.argv[1] + "/a")
 artifact.save(net, sys.argv[1] + "/b")
+export_c.export_c(net, sys.argv[1] + "/b.c")
 np.save(sys.argv[1] + "/logits.npy", reference.run(net, np.load(sys.argv[1] + "/images.npy")))
 """
     subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True)
