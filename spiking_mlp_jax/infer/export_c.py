@@ -26,7 +26,7 @@ _TOP = (1 << 31) - 1
 
 
 class Memory(NamedTuple):
-    """Bytes that the exported program needs, beside its code and a stack of a few hundred bytes."""
+    """Bytes that the exported program needs, beside its code and half a kilobyte of stack."""
 
     constants: int
     ram: int
