@@ -22,7 +22,7 @@ import math
 import os
 import reprlib
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -74,20 +74,29 @@ def save(net: IntegerNet, path: str | os.PathLike[str]) -> None:
     Raises:
         InputError: the network would not pass `load`, or the file cannot be written.
     """
-    path = Path(path)
     prefix, header, parts = _encode(net)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    write_whole(path, [prefix, header, *parts])
+
+
+def write_whole(path: str | os.PathLike[str], parts: Iterable[bytes]) -> None:
+    """Writes a file under a temporary name and renames it, so that a reader never sees half of it.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    path = Path(path)
+    temporary = path.parent / f"{path.name}.{os.getpid()}.tmp"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with open(temporary, "wb") as file:
-                for part in (prefix, header, *parts):
+                for part in parts:
                     file.write(part)
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
-        raise InputError(f"the artifact {path} cannot be written ({error}): give another place") from error
+        raise InputError(f"{path} cannot be written ({error}): give another place") from error
 
 
 def size(net: IntegerNet) -> int:
