@@ -11,6 +11,7 @@ import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
+from typing import TYPE_CHECKING, Any
 
 import numba
 import numpy as np
@@ -20,13 +21,16 @@ from spiking_mlp_jax.infer import kernels, ranges
 from spiking_mlp_jax.infer.network import Description, IntegerNet, check_images
 from spiking_mlp_jax.infer.program import Program
 
+if TYPE_CHECKING:
+    from spiking_mlp_jax.infer.engine_audit import Report
+
 # Buffers of the images in flight should stay in a core's cache.
 IN_FLIGHT_BYTES = 1 << 18
 # Below so many possible additions per time step, a second thread costs more than it brings.
 WORTH_A_TEAM = 20_000_000
 
 
-def _compiled(function):
+def _compiled(function) -> Any:
     try:
         return numba.njit(cache=True, **kernels.OPTIONS)(function)
     except RuntimeError:
@@ -174,6 +178,17 @@ class Engine:
 
         self._over_images(run, len(images), self._slots)
         return _int32(scores), ran
+
+    def audit(self) -> Report:
+        """What multiplications are left in the machine code of the kernels that this process has compiled; see there.
+
+        Classifies a black picture first, so that all that this network needs is among them. Takes seconds.
+        """
+        from spiking_mlp_jax.infer.engine_audit import check_kernels
+
+        c = self.description
+        self.predict(np.zeros((1, c.image_size, c.image_size, c.in_channels), np.uint8))
+        return check_kernels(COMPILED)
 
     def _steps(self, steps) -> int:
         most = self.description.time_steps

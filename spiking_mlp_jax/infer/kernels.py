@@ -9,7 +9,7 @@ follows in the same registers.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
@@ -30,6 +30,7 @@ from spiking_mlp_jax.infer.simd import (
     load,
     load_mask,
     narrow,
+    onward,
     right_shift,
     store,
     store_mask,
@@ -39,7 +40,7 @@ from spiking_mlp_jax.infer.simd import (
 # Sums of so many int8 weights fit into 16 bits, whatever they are.
 ROWS = 256
 
-OPTIONS = dict(nogil=True, boundscheck=False, error_model="numpy")
+OPTIONS: dict[str, Any] = dict(nogil=True, boundscheck=False, error_model="numpy")
 part = numba.njit(forceinline=True, **OPTIONS)
 
 
@@ -221,13 +222,13 @@ def lanes_of_layer(
             fired, v = charge_and_fire(like, v, x, neuron, level, reset, below)
             store_mask(out.words, out_at, fired, out.valid, word)
         start = end
-        kernel_at += synapses.kernel_step
-        shift_at += synapses.step
-        offset_at += norm.offset_step
-        addend_at += addend.step
-        also_at += also.step
-        result_at += result.step
-        out_at += out.step
+        kernel_at = onward(kernel_at, synapses.kernel_step)
+        shift_at = onward(shift_at, synapses.step)
+        offset_at = onward(offset_at, norm.offset_step)
+        addend_at = onward(addend_at, addend.step)
+        also_at = onward(also_at, also.step)
+        result_at = onward(result_at, result.step)
+        out_at = onward(out_at, out.step)
     if state.keep:
         store(state.values, state_at + lane, v)
 
@@ -269,7 +270,7 @@ def layer(
                             else:
                                 entry += source.lanes
                         ends[t] = count
-                        step_at += source.step
+                        step_at = onward(step_at, source.step)
                     lane, group = 0, 0
                     while lane + 128 <= synapses.row:
                         lanes_of_layer(
@@ -386,38 +387,38 @@ def mix(active, first, last, steps, words, axis, mixture, kernel_start, shift_st
                                     a1 = choose(fires, add(a1, element(mixture.kernel, k + 1)), a1)
                                     a2 = choose(fires, add(a2, element(mixture.kernel, k + 2)), a2)
                                     a3 = choose(fires, add(a3, element(mixture.kernel, k + 3)), a3)
-                                    i += axis.along
+                                    i = onward(i, axis.along)
                                     k += 4
                                 at = out_at
                                 x = mixed(a0, mixture, shift_at)
                                 fired, v0 = charge_and_fire(like, v0, x, neuron, level, reset, False)
                                 store_mask(words, at, fired, valid, group)
-                                at += axis.along
+                                at = onward(at, axis.along)
                                 x = mixed(a1, mixture, shift_at + 1)
                                 fired, v1 = charge_and_fire(like, v1, x, neuron, level, reset, False)
                                 if r + 1 < axis.side:
                                     store_mask(words, at, fired, valid, group)
-                                at += axis.along
+                                at = onward(at, axis.along)
                                 x = mixed(a2, mixture, shift_at + 2)
                                 fired, v2 = charge_and_fire(like, v2, x, neuron, level, reset, False)
                                 if r + 2 < axis.side:
                                     store_mask(words, at, fired, valid, group)
-                                at += axis.along
+                                at = onward(at, axis.along)
                                 x = mixed(a3, mixture, shift_at + 3)
                                 fired, v3 = charge_and_fire(like, v3, x, neuron, level, reset, False)
                                 if r + 3 < axis.side:
                                     store_mask(words, at, fired, valid, group)
-                                step_at += axis.step
-                                out_at += axis.step
-                                kernel_at += mixture.kernel_step
-                                shift_at += mixture.step
+                                step_at = onward(step_at, axis.step)
+                                out_at = onward(out_at, axis.step)
+                                kernel_at = onward(kernel_at, mixture.kernel_step)
+                                shift_at = onward(shift_at, mixture.step)
                             if state.keep:
                                 store(state.values, state_at, v0)
                                 store(state.values, state_at + 32, v1)
                                 store(state.values, state_at + 64, v2)
                                 store(state.values, state_at + 96, v3)
                             state_at += 128
-                            out_block += axis.along + axis.along + axis.along + axis.along
+                            out_block += axis.along << 2
                             block_start += mixture.block
                             shift_block += 4
                             r += 4
@@ -446,8 +447,8 @@ def fire(active, first, last, steps, potential, lanes, zero, neuron, out, state)
                             x = load(like, potential.values, at)
                             fired, v = charge_and_fire(like, v, x, neuron, level, reset, False)
                             store_mask(out.words, out_at, fired, out.valid, group)
-                            at += potential.step
-                            out_at += out.step
+                            at = onward(at, potential.step)
+                            out_at = onward(out_at, out.step)
                         if state.keep:
                             store(state.values, state_token + lane, v)
                         lane += 32
@@ -480,8 +481,8 @@ def identity(active, first, last, steps, lanes, low, high, start, constant_step,
                             x = choose(load_mask(like, out.words, out_at), load(like, high, at), load(like, low, at))
                             fired, v = charge_and_fire(like, v, x, neuron, level, reset, False)
                             store_mask(out.words, out_at, fired, out.valid, group)
-                            at += constant_step
-                            out_at += out.step
+                            at = onward(at, constant_step)
+                            out_at = onward(out_at, out.step)
                         if state.keep:
                             store(state.values, state_token + lane, v)
                         lane += 32
@@ -503,6 +504,7 @@ def stem(active, first, last, steps, images, image_size, corners, pixels, table,
     """
     like = lanes64(synapses.bias)
     room = pixels.size + 1
+    last_plane = onward(room << 3, -room)
     image_at, result_slot = 0, result.at
     for slot in range(active.size):
         if active[slot]:
@@ -512,7 +514,7 @@ def stem(active, first, last, steps, images, image_size, corners, pixels, table,
                     at = 0
                     for bit in range(8):
                         ends[bit] = at
-                        at += room
+                        at = onward(at, room)
                     corner = image_at + corners[token]
                     for p in range(pixels.size):
                         byte, row = element(images, corner + pixels[p]), np.uint32(table[p])
@@ -524,16 +526,16 @@ def stem(active, first, last, steps, images, image_size, corners, pixels, table,
                     while lane < synapses.row:
                         kernel_at, shift_at, result_at = lane, lane, result_token + lane
                         for _ in range(steps):
-                            total, begin, bit = like, (room << 3) - room, 7
+                            total, begin, bit = like, last_plane, 7
                             while bit >= 0:
                                 plane = sum_rows(like, synapses.kernel, kernel_at, found, begin, ends[bit])
                                 total = add(add(total, total), plane)
-                                begin -= room
+                                begin = onward(begin, -room)
                                 bit -= 1
                             store(result.values, result_at, scaled(like, total, synapses, shift_at))
-                            kernel_at += synapses.kernel_step
-                            shift_at += synapses.step
-                            result_at += result.step
+                            kernel_at = onward(kernel_at, synapses.kernel_step)
+                            shift_at = onward(shift_at, synapses.step)
+                            result_at = onward(result_at, result.step)
                         lane += 64
                 result_token += result.token
         image_at += image_size
@@ -569,10 +571,10 @@ def head(active, first, last, steps, source, tokens, synapses, kernel_start, shi
                         total = sum_rows(small, synapses.kernel, kernel_at + lane, found, 0, count)
                         store(result.values, result_at + lane, scaled(small, total, synapses, shift_at + lane))
                         lane += 32
-                step_at += source.step
-                kernel_at += synapses.kernel_step
-                shift_at += synapses.step
-                result_at += result.step
+                step_at = onward(step_at, source.step)
+                kernel_at = onward(kernel_at, synapses.kernel_step)
+                shift_at = onward(shift_at, synapses.step)
+                result_at = onward(result_at, result.step)
         source_slot += source.slot
         result_slot += result.slot
 

@@ -131,10 +131,18 @@ class Program:
         out = kernel.shape[2]
         row = -(-out // multiple) * multiple
         left, half, right = shifts(self.net.arrays[f"{name}.shift"], dtype)
-        constants = [flat(x, row, dtype) for x in (left, half, right, self.net.arrays[f"{name}.bias"])]
+        constants = (left, half, right, self.net.arrays[f"{name}.bias"])
+        left, half, right, bias = (flat(x, row, dtype) for x in constants)
         many = len(kernel) > 1
         return Synapses(
-            flat(kernel, row, np.int8), row, *constants, kernel.shape[1] * row if many else 0, row if many else 0
+            flat(kernel, row, np.int8),
+            row,
+            left,
+            half,
+            right,
+            bias,
+            kernel.shape[1] * row if many else 0,
+            row if many else 0,
         )
 
     def norm(self, name: str, dtype, tokens: int, kind: str) -> TokenNorm:
@@ -348,8 +356,9 @@ class Program:
         packed = packed.reshape(len(kernel), side, blocks, 4).transpose(0, 2, 1, 3)
         parts = [*shifts(self.net.arrays[f"{name}.shift"], place.dtype), self.net.arrays[f"{name}.bias"]]
         many = len(kernel) > 1
+        left, half, right, bias = (flat(x, 4 * blocks, place.dtype) for x in parts)
         mixture = Mixture(
-            np.ascontiguousarray(packed).ravel(), *(flat(x, 4 * blocks, place.dtype) for x in parts),
+            np.ascontiguousarray(packed).ravel(), left, half, right, bias,
             side * 4 * blocks if many else 0, 4 * side, 4 * blocks if many else 0,
         )  # fmt: skip
         geometry = Axis(side * side * token, other, along, self.pitch, axis * width, width, side)

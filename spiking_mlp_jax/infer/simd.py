@@ -10,12 +10,19 @@ A function's types are not hints: `like`, a vector, carries its lanes and bits t
 
 from __future__ import annotations
 
+from typing import Any
+
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, models, register_model
 
 POSITION = types.int64
+
+
+def instruction(function) -> Any:
+    """numba's `intrinsic`, whose first parameter no caller sees."""
+    return intrinsic(function)
 
 
 class Vector(types.Type):
@@ -61,7 +68,7 @@ def _filled(builder, kind, scalar):
 
 
 def _of_lanes(lanes):
-    @intrinsic
+    @instruction
     def like(typing, array):
         """A vector of zeros as wide as the array's elements."""
         kind = Vector(array.dtype.bitwidth, lanes)
@@ -77,7 +84,7 @@ def _of_lanes(lanes):
 lanes32, lanes64, lanes128 = _of_lanes(32), _of_lanes(64), _of_lanes(128)
 
 
-@intrinsic
+@instruction
 def narrow(typing, like):
     """A vector of 16-bit zeros with as many lanes."""
     kind = Vector(16, like.lanes)
@@ -86,14 +93,14 @@ def narrow(typing, like):
     )
 
 
-@intrinsic
+@instruction
 def fill(typing, like, scalar):
     """The scalar in every lane."""
     return like(like, scalar), lambda context, builder, signature, arguments: _filled(builder, like, arguments[1])
 
 
 def _binary(operation):
-    @intrinsic
+    @instruction
     def apply(typing, a, b):
         # The second operand may be a scalar, which then stands in every lane, or a vector of fewer bits.
         def generate(context, builder, signature, arguments):
@@ -110,7 +117,7 @@ add, subtract, left_shift, right_shift, both = map(_binary, ("add", "sub", "shl"
 
 
 def _comparison(sign):
-    @intrinsic
+    @instruction
     def apply(typing, a, b):
         def generate(context, builder, signature, arguments):
             left, right = arguments
@@ -125,13 +132,13 @@ def _comparison(sign):
 at_least, at_most = _comparison(">="), _comparison("<=")
 
 
-@intrinsic
+@instruction
 def choose(typing, mask, a, b):
     """a where the mask is set, b elsewhere."""
     return a(mask, a, b), lambda context, builder, signature, arguments: builder.select(*arguments)
 
 
-@intrinsic
+@instruction
 def load(typing, like, array, position):
     """The elements from a position on, in like's bits."""
 
@@ -144,7 +151,7 @@ def load(typing, like, array, position):
     return like(like, array, POSITION), generate
 
 
-@intrinsic
+@instruction
 def store(typing, array, position, vector):
     """Writes the vector from a position on, in the array's bits."""
 
@@ -158,7 +165,7 @@ def store(typing, array, position, vector):
     return types.void(array, POSITION, vector), generate
 
 
-@intrinsic
+@instruction
 def load_mask(typing, like, words, position):
     """The spikes, a bit each, of the uint32 words from a position on."""
     kind = Vector(1, like.lanes)
@@ -171,7 +178,7 @@ def load_mask(typing, like, words, position):
     return kind(like, words, POSITION), generate
 
 
-@intrinsic
+@instruction
 def store_mask(typing, words, position, mask, valid, place):
     """Writes a bit for each lane, where the words of `valid` from `place` on have one too."""
 
@@ -189,7 +196,7 @@ def store_mask(typing, words, position, mask, valid, place):
     return types.void(words, POSITION, mask, valid, POSITION), generate
 
 
-@intrinsic
+@instruction
 def element(typing, array, position):
     """One element as a signed 64-bit integer; those of an unsigned array stay positive."""
 
@@ -204,7 +211,18 @@ def element(typing, array, position):
     return POSITION(array, POSITION), generate
 
 
-@intrinsic
+@instruction
+def onward(typing, position, by):
+    """position + by, which LLVM does not see through: where it unrolls a loop it would take a multiple of `by`."""
+
+    def generate(context, builder, signature, arguments):
+        i64 = ir.IntType(64)
+        return builder.asm(ir.FunctionType(i64, [i64]), "", "=r,0", [builder.add(*arguments)], side_effect=True)
+
+    return POSITION(POSITION, POSITION), generate
+
+
+@instruction
 def list_spikes(typing, found, count, word, table, position):
     """Appends table[position + lane] for every spike of a word of 32 lanes, from the lowest.
 
