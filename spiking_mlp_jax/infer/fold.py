@@ -172,7 +172,7 @@ def _fold_block(arrays, name, block, config):
     _fold_tau(arrays, f"{name}.channel", block.channel_neuron)
 
 
-def _fold_map(kernel, norm, bias=0.0):
+def _fold_map(kernel, norm, bias: np.ndarray | float = 0.0):
     """A map [fan_in, out] and the norm of its outputs."""
     factor, offset = _affine(norm)
     return {"kernel": factor[:, None, :] * kernel, "bias": factor * bias + offset}

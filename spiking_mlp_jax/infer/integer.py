@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from spiking_mlp_jax.infer.folded import windows
-from spiking_mlp_jax.infer.network import Description, Format, IntegerNet, check_images
+from spiking_mlp_jax.infer.network import Description, Format, IntegerNet, check_pixels
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Int, UInt8
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 
 def logits(net: IntegerNet, images: UInt8[Array, "B H W C"]) -> Int[Array, "T B K"]:
     """See `IntegerNet.__call__`."""
-    if not isinstance(images, jax.core.Tracer):
-        check_images(net.description, images)
-    return _Forward(net).logits(jnp.asarray(images))
+    images = jnp.asarray(images)
+    check_pixels(net.description, images.shape, images.dtype)
+    return _Forward(net).logits(images)
 
 
 def shift(x: Int[Array, "..."], by) -> Int[Array, "..."]:
     """x * 2^by by shifts alone, halves rounded up; `by` are constants."""
     by = jnp.asarray(by, jnp.int32)
     left, right = jnp.maximum(by, 0), jnp.maximum(-by, 0)
-    half = jnp.right_shift(jnp.left_shift(jnp.ones_like(right), right), 1)
+    half = jnp.where(right > 0, jnp.left_shift(jnp.ones_like(right), jnp.maximum(right - 1, 0)), 0)
     return jnp.right_shift(jnp.left_shift(x, left) + half, right)
 
 

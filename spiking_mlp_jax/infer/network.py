@@ -156,13 +156,17 @@ def check_images(description: Description, images) -> np.ndarray:
         InputError: another shape or type than the network's.
     """
     images = np.asarray(images)
-    c = description
-    expected = (c.image_size, c.image_size, c.in_channels)
-    if images.ndim != 4 or images.shape[1:] != expected or not images.shape[0]:
-        raise InputError(f"images must be [batch, {', '.join(map(str, expected))}], but they are {images.shape}")
-    if images.dtype != np.uint8:
-        raise InputError(f"images must be raw pixels of dtype uint8, but they are {images.dtype}")
+    check_pixels(description, images.shape, images.dtype)
     return images
+
+
+def check_pixels(c: Description, shape: tuple[int, ...], dtype) -> None:
+    """`check_images` for what only has a shape and a dtype."""
+    expected = (c.image_size, c.image_size, c.in_channels)
+    if len(shape) != 4 or shape[1:] != expected or not shape[0]:
+        raise InputError(f"images must be [batch, {', '.join(map(str, expected))}], but they are {shape}")
+    if dtype != np.uint8:
+        raise InputError(f"images must be raw pixels of dtype uint8, but they are {dtype}")
 
 
 def array_shapes(c: Description, digits: int = 1) -> dict[str, tuple[str, tuple[int | str, ...]]]:

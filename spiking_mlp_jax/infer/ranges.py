@@ -161,8 +161,8 @@ class _Analysis:
     def fire(self, place, x, threshold=None, reset=None, below=None):
         """Follows a layer's neurons over all steps, from the bounds of their input [S, ...]."""
         c, form = self.c, self.c.formats[place]
-        level = np.int64(form.threshold if threshold is None else threshold) << c.leak
-        reset = np.int64(form.reset if reset is None else reset)
+        level = np.asarray(form.threshold if threshold is None else threshold, np.int64) << c.leak
+        reset = np.asarray(form.reset if reset is None else reset, np.int64)
         self.seen(place, Bounds(level, level))
         v = Bounds(*(np.broadcast_to(reset, x.low.shape[1:]),) * 2)
         for t in range(c.time_steps):

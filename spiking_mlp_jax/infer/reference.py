@@ -5,6 +5,8 @@ It computes in int64 and refuses a value that does not fit its format's word, so
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from spiking_mlp_jax.infer.network import Description, Format, IntegerNet, check_images
@@ -168,7 +170,7 @@ def windows(x: np.ndarray, size: int, stride: int, padding: int) -> np.ndarray:
     return seen.reshape(*seen.shape[:4], -1)
 
 
-def fits(x: np.ndarray, word: int) -> np.ndarray:
+def fits(x: Any, word: int) -> np.ndarray:
     """x itself, if a signed word of so many bits holds it.
 
     Raises:
