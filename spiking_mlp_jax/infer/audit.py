@@ -202,14 +202,16 @@ class _Walk:
         """`of_array`, once for each array."""
         if id(array) not in self.constants:
             # The array is kept, so that no other gets its id.
-            self.constants[id(array)] = array, of_array(array)
+            # What is behind a reference may change.
+            value = top(None) if hasattr(jax.typeof(array), "inner_aval") else of_array(array)
+            self.constants[id(array)] = array, value
         return self.constants[id(array)][1]
 
     def run(self, jaxpr: Any, constants: Sequence[Value], values: Sequence[Value], place: _Place) -> list[Value]:
         known: dict[Any, Value] = {}
 
         def read(atom) -> Value:
-            return of_array(atom.val) if isinstance(atom, Literal) else known[atom]
+            return of_array(atom.val, dtype_of(atom)) if isinstance(atom, Literal) else known[atom]
 
         def write(variable, value: Value) -> None:
             # A loop's turn or a device sees a part of an array.
