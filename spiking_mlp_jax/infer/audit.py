@@ -8,7 +8,6 @@ constant of powers of two only shifts.
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -253,7 +252,8 @@ class _Walk:
     def fixpoint(self, turn: Callable[[list[Value]], Sequence[Value]], values: Sequence[Value]) -> list[Value]:
         """What holds before every turn of a loop, given what does before the first."""
         values = list(values)
-        for i in itertools.count():
+        # In the end each turn gives up one of the values at least.
+        for i in range(2 * PATIENCE + len(values) + 1):
             after = [join(a, b) for a, b in zip(values, turn(values), strict=True)]
             changed = [not same(a, b) for a, b in zip(values, after, strict=True)]
             if not any(changed):
@@ -263,7 +263,7 @@ class _Walk:
             elif i >= PATIENCE:
                 after = [widen(a, b) for a, b in zip(values, after, strict=True)]
             values = after
-        raise AssertionError("every turn forgets something, and there is an end to what is known")
+        raise AssertionError("a rule's result is outside its dtype's bounds")
 
     def scan(self, equation: Any, operands: list[Value], place: _Place) -> list[Value]:
         p = equation.params
