@@ -13,7 +13,6 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -128,21 +127,17 @@ def like(dtype, low: float, high: float, *parts: Value, power: Power = Power.NO)
     return reals(dtype, low, high, any(part.nan for part in parts), power)
 
 
-def of_array(array: Any) -> Value:
+def of_array(array: Any, dtype: Any = None) -> Value:
     """What is known of a constant: everything, or for large ones what one look at each entry tells.
 
     Args:
-        array: NumPy's, JAX's or a Python number.
+        array: NumPy's, JAX's or a number.
+        dtype: as what JAX has it; its own if None.
     """
-    dtype = getattr(array, "dtype", None)
-    if dtype is None:
-        array = np.asarray(array)
-        dtype = array.dtype
+    dtype = np.asarray(array).dtype if dtype is None and not hasattr(array, "dtype") else dtype or array.dtype
     kind = kind_of(dtype)
     if kind is None:
         return top(dtype)
-    if not isinstance(array, np.ndarray | np.generic | jax.Array | int | float):
-        return top(dtype)  # a reference to memory that changes
     try:
         a = np.asarray(array, dtype)
     except (RuntimeError, TypeError):  # on other processes' devices; itself traced

@@ -8,7 +8,6 @@ constant of powers of two only shifts.
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -202,14 +201,16 @@ class _Walk:
         """`of_array`, once for each array."""
         if id(array) not in self.constants:
             # The array is kept, so that no other gets its id.
-            self.constants[id(array)] = array, of_array(array)
+            # What is behind a reference may change.
+            value = top(None) if hasattr(jax.typeof(array), "inner_aval") else of_array(array)
+            self.constants[id(array)] = array, value
         return self.constants[id(array)][1]
 
     def run(self, jaxpr: Any, constants: Sequence[Value], values: Sequence[Value], place: _Place) -> list[Value]:
         known: dict[Any, Value] = {}
 
         def read(atom) -> Value:
-            return of_array(atom.val) if isinstance(atom, Literal) else known[atom]
+            return of_array(atom.val, dtype_of(atom)) if isinstance(atom, Literal) else known[atom]
 
         def write(variable, value: Value) -> None:
             # A loop's turn or a device sees a part of an array.
@@ -251,7 +252,8 @@ class _Walk:
     def fixpoint(self, turn: Callable[[list[Value]], Sequence[Value]], values: Sequence[Value]) -> list[Value]:
         """What holds before every turn of a loop, given what does before the first."""
         values = list(values)
-        for i in itertools.count():
+        # In the end each turn gives up one of the values at least.
+        for i in range(2 * PATIENCE + len(values) + 1):
             after = [join(a, b) for a, b in zip(values, turn(values), strict=True)]
             changed = [not same(a, b) for a, b in zip(values, after, strict=True)]
             if not any(changed):
@@ -261,7 +263,7 @@ class _Walk:
             elif i >= PATIENCE:
                 after = [widen(a, b) for a, b in zip(values, after, strict=True)]
             values = after
-        raise AssertionError("every turn forgets something, and there is an end to what is known")
+        raise AssertionError("a rule's result is outside its dtype's bounds")
 
     def scan(self, equation: Any, operands: list[Value], place: _Place) -> list[Value]:
         p = equation.params

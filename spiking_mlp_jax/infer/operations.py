@@ -22,7 +22,7 @@ MOVEMENT = _names(
     """
     all_gather all_gather_invariant all_to_all axis_index bitcast_convert_type broadcast_in_dim complex concatenate
     convert_element_type copy device_put dynamic_slice dynamic_update_slice gather imag iota layout_constraint name
-    optimization_barrier pad pbroadcast platform_index ppermute pvary real reduce_precision reshape reshard rev roll
+    optimization_barrier pad pbroadcast platform_index ppermute pvary real reduce_precision reshape reshard rev
     sharding_constraint slice split squeeze stack stop_gradient tile transpose unstack
     """
 )

@@ -185,9 +185,26 @@ def _clamp(equation, least, x, most):
     return like(x.dtype, low, high, least, x, most, power=min(least.power, x.power, most.power))
 
 
-@RULES.of("eq", "ne", "lt", "le", "gt", "ge", "is_finite", "eq_to", "lt_to", "le_to")
-def _compare(equation, *values):
+@RULES.of("is_finite", "eq_to", "lt_to", "le_to")
+def _ask(equation, *values):
     return integers(result_dtype(equation), 0, 1)
+
+
+@RULES.of("eq", "ne", "lt", "le", "gt", "ge")
+def _compare(equation, a, b):
+    name = equation.primitive.name
+    if name in ("gt", "ge"):
+        a, b = b, a
+    if not (a.integer and b.integer):
+        low, high = False, True  # NaN, or values that rounding brings together
+    elif name in ("lt", "gt"):
+        low, high = a.high < b.low, a.low < b.high
+    elif name in ("le", "ge"):
+        low, high = a.high <= b.low, a.low <= b.high
+    else:
+        low, high = a.low == a.high == b.low == b.high, a.low <= b.high and b.low <= a.high
+        low, high = (low, high) if name == "eq" else (not high, not low)
+    return integers(result_dtype(equation), int(low), int(high))
 
 
 # Bits.
@@ -196,6 +213,8 @@ def _compare(equation, *values):
 @RULES.of("and")
 def _and(equation, a, b):
     least = [v.high for v in (a, b) if v.low >= 0]
+    if kind_of(a.dtype) == "bool":
+        return integers(a.dtype, min(a.low, b.low), min(a.high, b.high))
     if least:
         return integers(result_dtype(equation), 0, min(least))
     n = bits(a, b)
@@ -205,7 +224,10 @@ def _and(equation, a, b):
 @RULES.of("or", "xor")
 def _or(equation, a, b):
     n = bits(a, b)
-    return integers(result_dtype(equation), 0 if a.low >= 0 and b.low >= 0 else -(2**n), 2**n - 1)
+    if min(a.low, b.low) < 0:
+        return integers(result_dtype(equation), -(2**n), 2**n - 1)
+    least = max(a.low, b.low) if equation.primitive.name == "or" else 0
+    return integers(result_dtype(equation), least, 2**n - 1)
 
 
 @RULES.of("not")
@@ -245,7 +267,12 @@ def _shift_right_arithmetic(equation, x, n):
     return integers(x.dtype, min(corners), max(corners))
 
 
-@RULES.of("population_count", "clz")
+@RULES.of("population_count")
 def _count_bits(equation, x):
-    n = int(x.high).bit_length() if x.low >= 0 and equation.primitive.name != "clz" else jnp.iinfo(x.dtype).bits
-    return integers(x.dtype, 0, n)
+    return integers(x.dtype, 0, int(x.high).bit_length() if x.low >= 0 else jnp.iinfo(x.dtype).bits)
+
+
+@RULES.of("clz")
+def _count_zeros(equation, x):
+    # XLA's compiler folds it wrongly for negative constants (-32 instead of 0).
+    return integers(x.dtype, 0, jnp.iinfo(x.dtype).bits) if x.low >= 0 else top(x.dtype)

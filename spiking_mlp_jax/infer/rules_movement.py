@@ -40,7 +40,7 @@ def _each_same(equation, *values):
     return list(values)
 
 
-@RULES.of("rev", "tile", "roll", "dynamic_slice", "sort", "split", "unstack", "all_gather", "all_gather_invariant")
+@RULES.of("rev", "tile", "dynamic_slice", "sort", "split", "unstack", "all_gather", "all_gather_invariant")
 @RULES.of("all_to_all", "cummax", "cummin", "pmax", "pmin")
 def _rearranged(equation, *values):
     if equation.primitive.name in ("sort", "pmax", "pmin", "all_to_all", "all_gather", "all_gather_invariant"):
