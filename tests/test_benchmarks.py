@@ -7,11 +7,12 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import compare, ours, report
+from benchmarks import compare, ours, report, tpu
 from benchmarks.cases import CASES, CPU_SIDES, GPU_CASES, GPU_SIDES, PEER, QUICK_CASES
 from spiking_mlp_jax.config import ModelConfig
 from spiking_mlp_jax.train.config import load_config, model_config
@@ -176,6 +177,80 @@ def test_small_networks_are_those_of_the_configs():
         assert len({side.title for side in sides}) == len(sides)
 
 
+def test_instructions_of_a_compiled_program_are_counted():
+    def function(x, kernel):
+        def body(carry, _):
+            return jnp.tanh(carry @ kernel), ()
+
+        return jax.lax.scan(body, x, length=5)[0].T @ kernel
+
+    shape = jax.ShapeDtypeStruct((64, 64), jnp.float32)
+    text = jax.jit(function).lower(shape, shape).compile().as_text()
+    assert text is not None
+    program, entry = tpu.computations(text)
+    # The loop's body counts once, wherever the compiler puts its two products and what it fuses.
+    assert tpu.counts(text)["products"] == 2
+    (loop,) = [row for opcode, row in program[entry] if opcode == "while"]
+    assert tpu._turns(program, loop) == 5 and tpu._named("body", loop) in program
+    # Only a TPU's compiler estimates.
+    assert tpu.cycles(text) == (0, 0)
+
+
+TPU_PROGRAM = """
+%inner (p.1: f32[8,8]) -> f32[8,8] {
+  %p.1 = f32[8,8]{1,0:T(8,128)} parameter(0)
+  %copy.9 = f32[8,8]{0,1:T(8,128)} copy(%p.1)
+  ROOT %transpose.1 = f32[8,8]{1,0:T(8,128)} transpose(%copy.9), dimensions={1,0}
+}
+
+%body (p.2: (s32[], f32[8,8])) -> (s32[], f32[8,8]) {
+  %p.2 = (s32[]{:T(128)}, f32[8,8]{1,0:T(8,128)S(1)}) parameter(0)
+  %buffer = f32[8,8]{1,0} custom-call(), custom_call_target="AllocateBuffer"
+  %kernel = f32[8,8]{1,0} custom-call(%buffer), custom_call_target="tpu_custom_call"
+  %copy.1 = f32[8,8]{0,1:T(8,128)} copy(%kernel), backend_config={"estimated_cycles":"30"}
+  %fusion.1 = f32[8,8]{1,0:T(8,128)} fusion(%copy.1), calls=%inner, backend_config={"estimated_cycles":"100"}
+  ROOT %tuple.1 = (s32[]{:T(128)}, f32[8,8]{1,0:T(8,128)}) tuple(%p.2, %fusion.1)
+}
+
+%condition (p.3: (s32[], f32[8,8])) -> pred[] {
+  %constant.1 = s32[]{:T(128)} constant(14)
+  ROOT %compare.1 = pred[]{:T(512)} compare(%p.3, %constant.1), direction=LT
+}
+
+ENTRY %main (p.4: (s32[], f32[8,8])) -> (s32[], f32[8,8]) {
+  %fusion.2 = f32[8,8]{1,0:T(8,128)} fusion(%p.4), calls=%inner, backend_config={"estimated_cycles":"7"}
+  ROOT %while.1 = (s32[]{:T(128)}, /*index=1*/f32[8,8]{1,0:T(8,128)}) while(%p.4), condition=%condition, body=%body
+}
+"""
+
+
+def test_counts_and_cycles_of_a_tpu_program():
+    expected = {"fusions": 2, "copies": 1, "transposes": 1, "products": 0, "custom calls": 1}
+    assert tpu.counts(TPU_PROGRAM) == expected
+    assert tpu.cycles(TPU_PROGRAM) == (14 * 130 + 7, 14 * 30)
+    with pytest.raises(NotImplementedError, match="how often this loop turns"):
+        tpu.cycles(TPU_PROGRAM.replace("constant(14)", "parameter(1)"))
+
+
+@pytest.mark.parametrize(
+    ("installed", "arguments", "message"),
+    [
+        (False, [], "libtpu, the TPU compiler, is not installed: pip install libtpu"),
+        (True, ["--topology", "v0:1x1"], 'libtpu cannot compile for --topology "v0:1x1": no such topology'),
+    ],
+)
+def test_mistakes_of_the_tpu_command_are_answered_with_one_sentence(installed, arguments, message, monkeypatch, capsys):
+    def refuse(**arguments):
+        raise jax.errors.JaxRuntimeError("no such topology\nand much more")
+
+    monkeypatch.setattr(tpu.importlib.util, "find_spec", lambda name: installed or None)
+    monkeypatch.setattr(tpu.topologies, "get_topology_desc", refuse)
+    monkeypatch.setattr(sys, "argv", ["tpu", *arguments])
+    assert tpu.main() == 2
+    said = capsys.readouterr().err
+    assert message in said and said.count("\n") == 1
+
+
 def test_our_side_needs_only_jax_flax_optax_and_numpy():
     """So that it runs where nothing can be installed; what these four bring along themselves is allowed."""
     code = """
@@ -192,7 +267,7 @@ def closure(names):
     return found
 import jax, flax.nnx, optax, numpy
 before = set(sys.modules)
-from benchmarks import __main__, compare, counts, memory, ours, report, worker
+from benchmarks import __main__, compare, counts, memory, ours, report, tpu, worker
 from spiking_mlp_jax import SpikingMLP, pallas_neuron
 allowed = closure(["jax", "jaxlib", "flax", "optax", "numpy"])
 packages = importlib.metadata.packages_distributions()
