@@ -14,7 +14,7 @@ from spiking_mlp_jax.config import ModelConfig
 from spiking_mlp_jax.dynamics import Constants, Mode
 from spiking_mlp_jax.neuron import potential_dtype
 from spiking_mlp_jax.norm import BatchNorm, LayerNorm, feature_shape, uniform_fan_in
-from spiking_mlp_jax.norm_fire import normalize_and_fire
+from spiking_mlp_jax.norm_fire import normalize_and_fire, potential_shape
 from spiking_mlp_jax.surrogate import SURROGATES
 
 if TYPE_CHECKING:
@@ -87,7 +87,8 @@ def fire(
         bias: of that map, over the last axis of z.
         feature_bias: likewise, but over feature_axis, which is a BatchNorm's own axis.
         feature_axis: see there.
-        skip: added to the normalised values; its time axis may have length 1.
+        skip: added to the normalised values; its time axis may have length 1. With z [B, T, H * W, C] it may also be
+            [B, T, H, W, C], and so is the result: on a TPU reshaping what is added is a copy.
 
     Returns:
         (spikes, 0 or 1 in z's dtype; potential, the neurons' input, at least float32), both of z's shape.
@@ -111,7 +112,7 @@ def fire(
         wide = wide + feature_bias.reshape(feature_shape(z, feature_axis))
     potential = norm(wide)
     if skip is not None:
-        potential = skip + potential
+        potential = skip + potential.reshape(potential_shape(z, skip))
     return neuron(potential).astype(z.dtype), potential
 
 

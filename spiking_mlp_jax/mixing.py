@@ -182,9 +182,7 @@ class Block(nnx.Module):
         with jax.named_scope("channel"):
             z = self.channel(spikes, record)
             bias = bias_of(self.channel.project)
-            skip = potential.reshape(z.shape)
-            spikes, potential = fire(self.channel.norm, self.channel_neuron, z, bias=bias, skip=skip)
-        record("channel.potential", potential.reshape(x.shape))
-        spikes = spikes.reshape(x.shape)
+            spikes, potential = fire(self.channel.norm, self.channel_neuron, z, bias=bias, skip=potential)
+        record("channel.potential", potential)
         record("channel.spikes", spikes)
         return spikes

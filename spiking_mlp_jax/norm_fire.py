@@ -45,6 +45,7 @@ def normalize_and_fire(
         shift: that map's bias, over the last axis of z, or None.
         scale, bias: the norm's affine map.
         skip: what is added to the normalised values, or None; its time axis may have length 1, for T equal steps.
+            Where it has another rank than z, it has z's entries in another shape, which is the neurons' then.
 
     Returns:
         spikes, 0 or 1 in z's dtype; potential, the neurons' input, in theirs; mean and biased variance of z + shift,
@@ -63,8 +64,13 @@ def _potential(axis, gain, k, z, shift, scale, bias, skip, statistics=None):
     factor, offset = affine(mean, var, scale, bias, gain)
     potential = wide * factor + offset
     if skip is not None:
-        potential = potential + skip.astype(wide.dtype)
+        potential = potential.reshape(potential_shape(z, skip)) + skip.astype(wide.dtype)
     return wide, mean, var, potential
+
+
+def potential_shape(z: Array, skip: Array) -> tuple[int, ...]:
+    """The shape of the neurons' input: skip's where that is of another rank, z's otherwise."""
+    return z.shape if skip.ndim == z.ndim else skip.shape
 
 
 def _rest(k, potential):
@@ -85,7 +91,7 @@ def _backward(mode, axis, gain, kept, cotangents):
     ds = dspikes.astype(wide.dtype)
     dp, drest, dk = dispatch.backward(mode, k, potential, rest, TIME_AXIS, ds, jnp.zeros_like(rest))
     dp = jax.lax.optimization_barrier(dp + dpotential)
-    dwide, dscale, dbias = batch_norm_backward(dp, wide - mean, var, scale, gain)
+    dwide, dscale, dbias = batch_norm_backward(dp.reshape(wide.shape), wide - mean, var, scale, gain)
     dk = jax.tree.map(jnp.zeros_like, k) if dk is None else dk._replace(v_reset=dk.v_reset + jnp.sum(drest))
     dshift = None if shift is None else jnp.sum(dwide, tuple(range(dwide.ndim - 1))).astype(shift.dtype)
     dskip = None

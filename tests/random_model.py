@@ -54,14 +54,14 @@ def meta_for(model, **overrides) -> dict:
     return {"data": {**data, **overrides}, "result": {"step": 20, "accuracy": 0.5}}
 
 
-def make_data(folder: Path, per_class=4, size=16) -> Path:
-    """An image folder with a test split."""
+def make_data(folder: Path, per_class=4, size=16, split="test") -> Path:
+    """An image folder with one split."""
     rng = np.random.default_rng(0)
     for name in CLASSES:
-        (folder / "test" / name).mkdir(parents=True)
+        (folder / split / name).mkdir(parents=True)
         for i in range(per_class):
             pixels = rng.integers(0, 256, (size, size), dtype=np.uint8)
-            Image.fromarray(pixels).save(folder / "test" / name / f"{i}.png")
+            Image.fromarray(pixels).save(folder / split / name / f"{i}.png")
     return folder
 
 

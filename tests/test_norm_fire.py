@@ -105,6 +105,21 @@ def test_fused_is_the_composition(mode, axis, skip_steps, x64):
     assert_same(got, want)
 
 
+def test_a_skip_of_another_rank_gives_the_neurons_its_shape(x64):
+    mode, b, t, h, w, c = MODES[0], 2, 3, 4, 5, 6
+    z, skip, weights = normal(0, b, t, h * w, c, scale=2.0), normal(1, b, t, h, w, c), normal(2, b, t, h, w, c)
+    scale, bias = normal(3, h * w), normal(4, h * w)
+
+    def loss(z, scale, bias, skip):
+        spikes, potential, *_ = normalize_and_fire(mode, 2, 1.0, constants(mode), z, None, scale, bias, skip)
+        apart = weights.reshape(spikes.shape)
+        return jnp.sum((spikes + jnp.sin(potential)) * apart)
+
+    got = jax.value_and_grad(loss, (0, 1, 2, 3))(z, scale, bias, skip)
+    value, gradients = jax.value_and_grad(loss, (0, 1, 2, 3))(z, scale, bias, skip.reshape(z.shape))
+    assert_same(got, (value, (*gradients[:3], gradients[3].reshape(skip.shape))))
+
+
 def test_batch_norm_gradient(x64):
     x, scale, bias = normal(0, 3, 2, 4, 5, scale=2.0), normal(1, 4), normal(2, 4)
     weights = normal(3, *x.shape)
