@@ -14,7 +14,8 @@ from random_integer import random_images, random_integer_net
 
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.infer import kernels, reference
-from spiking_mlp_jax.infer.engine import COMPILED, Engine
+from spiking_mlp_jax.infer.compiled import COMPILED
+from spiking_mlp_jax.infer.engine import Engine
 from spiking_mlp_jax.infer.engine_audit import check_kernels
 
 # Three images each: 2100 comparisons. ENGINE_NETS=20000 for more.

@@ -84,7 +84,7 @@ def check_kernels(compiled: Mapping | None = None) -> Report:
             there is nothing to read, and the report is not ok.
     """
     if compiled is None:
-        from spiking_mlp_jax.infer.engine import COMPILED
+        from spiking_mlp_jax.infer.compiled import COMPILED
 
         compiled = COMPILED
     rows, read = [], []

@@ -9,10 +9,9 @@ follows in the same registers.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numba
-import numpy as np
 
 from spiking_mlp_jax.infer.simd import (
     add,
@@ -42,95 +41,6 @@ ROWS = 256
 
 OPTIONS: dict[str, Any] = dict(nogil=True, boundscheck=False, error_model="numpy")
 part = numba.njit(forceinline=True, **OPTIONS)
-
-
-class Neuron(NamedTuple):
-    """charged = (v << leak) - (v & keep) + (x << gain) + (reset & pull); fires at `level`; rests at charged >> leak."""
-
-    usual: bool  # leak 1, keep -1, gain 0, hard reset to 0
-    leak: int
-    keep: int  # -1 or 0
-    gain: int
-    pull: int  # -1 or 0
-    soft: bool
-    pitch: int  # of level, reset, below: 1 where each token has its own, else 0
-    level: np.ndarray  # int32
-    reset: np.ndarray  # int32
-    below: np.ndarray  # uint8, fires at or below the level
-
-
-class Spikes(NamedTuple):
-    """Where spikes are written: uint32 words at slot + token + step + at."""
-
-    words: np.ndarray
-    used: bool
-    slot: int
-    token: int
-    step: int
-    at: int
-    valid: np.ndarray  # uint32, a bit for each channel that exists
-
-
-class Source(NamedTuple):
-    """The spikes that a layer reads: `width` words at each of a token's `positions`."""
-
-    words: np.ndarray
-    slot: int
-    step: int
-    near: np.ndarray  # int64 [tokens, positions], where a position's words are, or -1
-    positions: int
-    width: int
-    lanes: int  # 32 * width
-    table: np.ndarray  # uint32 [positions, lanes], where a spike's row of the kernel starts
-
-
-class Synapses(NamedTuple):
-    """A map's kernel int8 [S, fan_in, row] and its shift and bias [S, row] in the dtype that it is computed in."""
-
-    kernel: np.ndarray
-    row: int
-    left: np.ndarray
-    half: np.ndarray
-    right: np.ndarray
-    bias: np.ndarray
-    kernel_step: int
-    step: int
-
-
-class TokenNorm(NamedTuple):
-    """A token's own constants: `terms` signed shifts, an offset, and whether nothing but that is left."""
-
-    terms: int
-    left: np.ndarray  # int32 [tokens, terms]
-    half: np.ndarray
-    right: np.ndarray
-    sign: np.ndarray
-    has_offset: bool
-    offset: np.ndarray  # int32 [S, tokens]
-    offset_step: int
-    constant: np.ndarray  # uint8 [tokens]
-    pitch: int
-
-
-class Place(NamedTuple):
-    """Potentials in memory, at slot + token + step + at."""
-
-    values: np.ndarray
-    used: bool
-    slot: int
-    token: int
-    step: int
-    at: int
-
-
-class State(NamedTuple):
-    """Where neurons keep their potential between calls, if they do."""
-
-    values: np.ndarray
-    begin: bool  # from the reset potential
-    keep: bool
-    slot: int
-    token: int
 
 
 @part
@@ -202,12 +112,18 @@ def lanes_of_layer(
     v = fill(like, reset)
     if not state.begin:
         v = load(like, state.values, state_at + lane)
+    left, half = load(like, synapses.left, shift_at), load(like, synapses.half, shift_at)
+    right, bias = load(like, synapses.right, shift_at), load(like, synapses.bias, shift_at)
     start = 0
     for t in range(steps):
-        end = ends[t]
+        end = element(ends, t)
         x = like
         if not silent:
-            x = scaled(like, sum_rows(like, synapses.kernel, kernel_at + lane, found, start, end), synapses, shift_at)
+            if synapses.step:
+                left, half = load(like, synapses.left, shift_at), load(like, synapses.half, shift_at)
+                right, bias = load(like, synapses.right, shift_at), load(like, synapses.bias, shift_at)
+            total = sum_rows(like, synapses.kernel, kernel_at + lane, found, start, end)
+            x = add(right_shift(add(left_shift(total, left), half), right), bias)
         if norm.terms:
             x = normed(like, x, norm, norm_at)
         if norm.has_offset:
@@ -315,118 +231,6 @@ def layer(
         state_slot += state.slot
 
 
-class Axis(NamedTuple):
-    """Mixing along one axis of the grid, within the words that hold both its input and its output."""
-
-    slot: int
-    other: int  # words from one position of the other axis to the next
-    along: int  # and of this axis
-    step: int
-    to: int  # words from a token's spikes to the outputs
-    groups: int  # words of a token
-    side: int
-
-
-class Mixture(NamedTuple):
-    """Kernel [S, blocks, side, 4] of 4 outputs each, shift and bias [S, 4 * blocks], in the computed dtype."""
-
-    kernel: np.ndarray
-    left: np.ndarray
-    half: np.ndarray
-    right: np.ndarray
-    bias: np.ndarray
-    kernel_step: int
-    block: int  # 4 * side
-    step: int
-
-
-@part
-def mixed(total, mixture, at):
-    x = left_shift(total, mixture.left[at])
-    return add(right_shift(add(x, mixture.half[at]), mixture.right[at]), mixture.bias[at])
-
-
-def mix(active, first, last, steps, words, axis, mixture, kernel_start, shift_start, neuron, valid, state):
-    """Mixes tokens along an axis: a lane for each of 32 channels, into which a spike lets the weight.
-
-    A token has few outputs along an axis, but all channels have the same weights: lanes are channels here, and a
-    spike is a lane's leave to add. `first` and `last` are positions of the other axis.
-    """
-    level, reset = neuron.level[0], neuron.reset[0]
-    like = lanes32(mixture.bias)
-    slot_at, state_slot = 0, 0
-    for slot in range(active.size):
-        if active[slot]:
-            other_at, state_at = slot_at, state_slot
-            for other in range(last):
-                if other < first:
-                    state_at += state.token
-                else:
-                    for group in range(axis.groups):
-                        block_start, shift_block, out_block, r = (
-                            kernel_start,
-                            shift_start,
-                            other_at + axis.to + group,
-                            0,
-                        )
-                        while r < axis.side:
-                            v0 = v1 = v2 = v3 = fill(like, reset)
-                            if not state.begin:
-                                v0 = load(like, state.values, state_at)
-                                v1 = load(like, state.values, state_at + 32)
-                                v2 = load(like, state.values, state_at + 64)
-                                v3 = load(like, state.values, state_at + 96)
-                            step_at, kernel_at, shift_at = other_at + group, block_start, shift_block
-                            out_at = out_block
-                            for _ in range(steps):
-                                a0 = a1 = a2 = a3 = like
-                                i, k = step_at, kernel_at
-                                for _ in range(axis.side):
-                                    fires = load_mask(like, words, i)
-                                    a0 = choose(fires, add(a0, element(mixture.kernel, k)), a0)
-                                    a1 = choose(fires, add(a1, element(mixture.kernel, k + 1)), a1)
-                                    a2 = choose(fires, add(a2, element(mixture.kernel, k + 2)), a2)
-                                    a3 = choose(fires, add(a3, element(mixture.kernel, k + 3)), a3)
-                                    i = onward(i, axis.along)
-                                    k += 4
-                                at = out_at
-                                x = mixed(a0, mixture, shift_at)
-                                fired, v0 = charge_and_fire(like, v0, x, neuron, level, reset, False)
-                                store_mask(words, at, fired, valid, group)
-                                at = onward(at, axis.along)
-                                x = mixed(a1, mixture, shift_at + 1)
-                                fired, v1 = charge_and_fire(like, v1, x, neuron, level, reset, False)
-                                if r + 1 < axis.side:
-                                    store_mask(words, at, fired, valid, group)
-                                at = onward(at, axis.along)
-                                x = mixed(a2, mixture, shift_at + 2)
-                                fired, v2 = charge_and_fire(like, v2, x, neuron, level, reset, False)
-                                if r + 2 < axis.side:
-                                    store_mask(words, at, fired, valid, group)
-                                at = onward(at, axis.along)
-                                x = mixed(a3, mixture, shift_at + 3)
-                                fired, v3 = charge_and_fire(like, v3, x, neuron, level, reset, False)
-                                if r + 3 < axis.side:
-                                    store_mask(words, at, fired, valid, group)
-                                step_at = onward(step_at, axis.step)
-                                out_at = onward(out_at, axis.step)
-                                kernel_at = onward(kernel_at, mixture.kernel_step)
-                                shift_at = onward(shift_at, mixture.step)
-                            if state.keep:
-                                store(state.values, state_at, v0)
-                                store(state.values, state_at + 32, v1)
-                                store(state.values, state_at + 64, v2)
-                                store(state.values, state_at + 96, v3)
-                            state_at += 128
-                            out_block += axis.along << 2
-                            block_start += mixture.block
-                            shift_block += 4
-                            r += 4
-                other_at += axis.other
-        slot_at += axis.slot
-        state_slot += state.slot
-
-
 def fire(active, first, last, steps, potential, lanes, zero, neuron, out, state):
     """Neurons on potentials in memory, `lanes` of them; zero: an array of the dtype to compute in."""
     like = lanes32(zero)
@@ -491,92 +295,3 @@ def identity(active, first, last, steps, lanes, low, high, start, constant_step,
                 state_token += state.token
         out_slot += out.slot
         state_slot += state.slot
-
-
-def stem(active, first, last, steps, images, image_size, corners, pixels, table, synapses, result, found, ends):
-    """Bit planes of the bytes: from the highest bit on, the sum is doubled and the rows of the set bits are added.
-
-    Args:
-        images: uint8 [slots * image_size].
-        corners: int64 [tokens], a patch's first byte; pixels: int64 [fan_in], its bytes from there.
-        table: int64 [fan_in], where a byte's row of the kernel starts.
-        found: uint32 [8 * (fan_in + 1)]; ends: int64 [8].
-    """
-    like = lanes64(synapses.bias)
-    room = pixels.size + 1
-    last_plane = onward(room << 3, -room)
-    image_at, result_slot = 0, result.at
-    for slot in range(active.size):
-        if active[slot]:
-            result_token = result_slot
-            for token in range(last):
-                if token >= first:
-                    at = 0
-                    for bit in range(8):
-                        ends[bit] = at
-                        at = onward(at, room)
-                    corner = image_at + corners[token]
-                    for p in range(pixels.size):
-                        byte, row = element(images, corner + pixels[p]), np.uint32(table[p])
-                        for bit in range(8):
-                            # Written in any case, kept if the bit is set.
-                            found[ends[bit]] = row
-                            ends[bit] += (byte >> bit) & 1
-                    lane = 0
-                    while lane < synapses.row:
-                        kernel_at, shift_at, result_at = lane, lane, result_token + lane
-                        for _ in range(steps):
-                            total, begin, bit = like, last_plane, 7
-                            while bit >= 0:
-                                plane = sum_rows(like, synapses.kernel, kernel_at, found, begin, ends[bit])
-                                total = add(add(total, total), plane)
-                                begin = onward(begin, -room)
-                                bit -= 1
-                            store(result.values, result_at, scaled(like, total, synapses, shift_at))
-                            kernel_at = onward(kernel_at, synapses.kernel_step)
-                            shift_at = onward(shift_at, synapses.step)
-                            result_at = onward(result_at, result.step)
-                        lane += 64
-                result_token += result.token
-        image_at += image_size
-        result_slot += result.slot
-
-
-def head(active, first, last, steps, source, tokens, synapses, kernel_start, shift_start, result, found):
-    """Rows for all spikes of an image; `first` and `last` are channels, multiples of 128 but for the end.
-
-    Args:
-        found: uint32, room for all spikes of a step and 16 more.
-    """
-    source_slot, result_slot = 0, result.at
-    for slot in range(active.size):
-        if active[slot]:
-            step_at, kernel_at, shift_at, result_at = source_slot, kernel_start, shift_start, result_slot
-            for _ in range(steps):
-                count = 0
-                for token in range(tokens):
-                    at, entry = step_at + element(source.near, token), 0
-                    for i in range(source.width):
-                        count = list_spikes(found, count, element(source.words, at + i), source.table, entry)
-                        entry += 32
-                lane = first
-                while lane < last:
-                    if lane + 128 <= last:
-                        like = lanes128(synapses.bias)
-                        total = sum_rows(like, synapses.kernel, kernel_at + lane, found, 0, count)
-                        store(result.values, result_at + lane, scaled(like, total, synapses, shift_at + lane))
-                        lane += 128
-                    else:
-                        small = lanes32(synapses.bias)
-                        total = sum_rows(small, synapses.kernel, kernel_at + lane, found, 0, count)
-                        store(result.values, result_at + lane, scaled(small, total, synapses, shift_at + lane))
-                        lane += 32
-                step_at = onward(step_at, source.step)
-                kernel_at = onward(kernel_at, synapses.kernel_step)
-                shift_at = onward(shift_at, synapses.step)
-                result_at = onward(result_at, result.step)
-        source_slot += source.slot
-        result_slot += result.slot
-
-
-FUNCTIONS = {function.__name__: function for function in (layer, mix, fire, identity, stem, head)}

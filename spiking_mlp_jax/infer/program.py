@@ -7,18 +7,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from spiking_mlp_jax.infer.kernels import (
+from spiking_mlp_jax.infer.constants import Constants, flat, padded, valid
+from spiking_mlp_jax.infer.kernel_types import (
     Axis,
-    Mixture,
-    Neuron,
     Place,
     Source,
     Spikes,
     State,
-    Synapses,
-    TokenNorm,
 )
-from spiking_mlp_jax.infer.network import Format, IntegerNet
+from spiking_mlp_jax.infer.network import Format
 
 
 class Call(NamedTuple):
@@ -32,20 +29,14 @@ class Call(NamedTuple):
     unit: int = 1  # what a thread gets is a multiple of it
 
 
-def padded(channels: int) -> int:
-    """Whole words of 32."""
-    return (channels + 31) // 32 * 32
-
-
 class Program:
     """Calls in order, with buffers for so many images in flight and so many time steps at once.
 
     Args:
-        net: the network.
         slots: images in flight.
         steps: time steps of a run.
         keep: whether a run may go on where the last one ended, so that potentials are kept.
-        weights: what programs of one network share; filled by the first.
+        constants: of the network; programs share them.
 
     Attributes:
         images: uint8 [slots * bytes of an image], what is classified.
@@ -53,11 +44,12 @@ class Program:
         stem_steps: time steps that have a potential of their own in the first stage.
     """
 
-    def __init__(self, net: IntegerNet, slots: int, steps: int, keep: bool, weights: dict):
-        self.net, self.c, self.slots, self.steps, self.keep = net, net.description, slots, steps, keep
-        self.weights = weights
+    def __init__(self, slots: int, steps: int, keep: bool, constants: Constants):
+        self.net, self.slots, self.steps, self.keep = constants.net, slots, steps, keep
+        self.c = self.net.description
+        self.constants, self.neuron = constants, constants.neuron
         self.calls: list[Call] = []
-        self._scratch: list[tuple[np.ndarray, np.ndarray]] = []
+        self._scratch: list[tuple[np.ndarray, ...]] = []
         self.room = 0
         self.shared: dict[tuple[str, np.dtype], np.ndarray] = {}
         c = self.c
@@ -68,10 +60,11 @@ class Program:
                 self.block(i, f"stage{i}.block{j}", potential)
         self.head()
 
-    def scratch(self, threads: int) -> list[tuple[np.ndarray, np.ndarray]]:
-        """For each thread, a list for spikes and where its parts end."""
+    def scratch(self, threads: int) -> list[tuple[np.ndarray, ...]]:
+        """For each thread, a list for spikes, where its parts end, and the bytes of a patch."""
         while len(self._scratch) < threads:
-            self._scratch.append((np.zeros(self.room + 64, np.uint32), np.zeros(max(8, self.steps), np.int64)))
+            ends = np.zeros(max(8, self.steps), np.int64)
+            self._scratch.append((np.zeros(self.room + 64, np.uint32), ends, np.zeros(self.patch, np.uint8)))
         return self._scratch
 
     # Buffers. A stage's spikes are [slots, tokens, steps, 3, words]: of its last neurons, of height and of width
@@ -100,72 +93,6 @@ class Program:
         first = State(values, True, keep, tokens * lanes, lanes)
         return first, first._replace(begin=not keep)
 
-    def neuron(self, place: Format, threshold=None, reset=None, below=None) -> Neuron:
-        c = self.c
-        pitch = 0 if threshold is None else 1
-        level = np.atleast_1d(np.int64(place.threshold) if threshold is None else threshold.astype(np.int64)) << c.leak
-        rest = np.atleast_1d(np.int32(place.reset) if reset is None else reset.astype(np.int32))
-        turned = np.zeros(1, np.uint8) if below is None else below.astype(np.uint8)
-        lif = c.neuron != "if"
-        return Neuron(
-            usual=bool(lif and c.leak == 1 and c.decay_input and not c.soft_reset and not rest.any()),
-            leak=c.leak,
-            keep=-1 if lif else 0,
-            gain=c.leak if lif and not c.decay_input else 0,
-            pull=-1 if lif else 0,
-            soft=c.soft_reset,
-            pitch=pitch,
-            level=level.astype(np.int32),
-            reset=rest.copy(),
-            below=turned.copy(),
-        )
-
-    def synapses(self, name: str, dtype, multiple: int = 32) -> Synapses:
-        key = name, np.dtype(dtype)
-        if key not in self.weights:
-            self.weights[key] = self.pack(name, dtype, multiple)
-        return self.weights[key]
-
-    def pack(self, name: str, dtype, multiple: int) -> Synapses:
-        kernel = self.net.arrays[f"{name}.kernel"]
-        out = kernel.shape[2]
-        row = -(-out // multiple) * multiple
-        left, half, right = shifts(self.net.arrays[f"{name}.shift"], dtype)
-        constants = (left, half, right, self.net.arrays[f"{name}.bias"])
-        left, half, right, bias = (flat(x, row, dtype) for x in constants)
-        many = len(kernel) > 1
-        return Synapses(
-            flat(kernel, row, np.int8),
-            row,
-            left,
-            half,
-            right,
-            bias,
-            kernel.shape[1] * row if many else 0,
-            row if many else 0,
-        )
-
-    def norm(self, name: str, dtype, tokens: int, kind: str) -> TokenNorm:
-        """The constants of a token: of the "expand" or "project" map, or none."""
-        arrays = self.net.arrays if self.c.per_token and kind else {}
-        exponents = arrays.get(f"{name}.exponents", np.zeros((1, 0), np.int8))
-        offset = arrays.get(f"{name}.offset")
-        left, half, right = (x.astype(np.int32).ravel() for x in shifts(exponents, dtype))
-        signs = arrays.get(f"{name}.signs", exponents)
-        some = lambda x: x if x.size else np.zeros(1, x.dtype)  # noqa: E731
-        return TokenNorm(
-            terms=exponents.shape[1],
-            left=some(left),
-            half=some(half),
-            right=some(right),
-            sign=some(signs.astype(np.int32).ravel()),
-            has_offset=offset is not None,
-            offset=np.zeros(1, np.int32) if offset is None else offset.astype(np.int32).ravel(),
-            offset_step=tokens if offset is not None and len(offset) > 1 else 0,
-            constant=arrays.get(f"{name}.constant", np.zeros(1, bool)).astype(np.uint8),
-            pitch=1 if f"{name}.constant" in arrays else 0,
-        )
-
     def source(self, words, tokens: int, pitch: int, near, width: int, rows: list[np.ndarray], row: int) -> Source:
         """What a layer reads.
 
@@ -193,8 +120,8 @@ class Program:
         self, name, tokens, source, dtype, *, norm="", neuron=None, addend=None, also=None, result=None, out=None
     ):
         """Adds a call of `kernels.layer`; an addend's and also's `step` tells how far apart their time steps are."""
-        synapses = self.synapses(name, dtype)
-        constants = self.norm(name, dtype, tokens, norm)
+        synapses = self.constants.synapses(name, dtype)
+        constants = self.constants.norm(name, dtype, tokens, norm)
         storage = next((p.values.dtype for p in (addend, also, result) if p is not None), np.dtype(dtype))
         none = self.no_place(storage)
         addend, also, result = (none if p is None else p for p in (addend, also, result))
@@ -248,7 +175,7 @@ class Program:
 
     def stem(self, tokens: int, channels: int, place: Format) -> Place:
         c = self.c
-        synapses = self.synapses("stage0.encode", np.int32, 64)
+        synapses = self.constants.synapses("stage0.encode", np.int32, 64)
         counts = len(self.net.arrays["stage0.encode.kernel"])
         values = np.zeros(self.slots * tokens * counts * synapses.row, place.dtype)
         step = synapses.row if counts > 1 else 0
@@ -258,14 +185,15 @@ class Program:
         side, size = c.stage_side(0), c.patch_size
         corners = np.add.outer(np.arange(side) * size * bytes_of_row, np.arange(side) * size * c.in_channels)
         pixels = np.add.outer(np.arange(size) * bytes_of_row, np.arange(size * c.in_channels)).ravel()
-        table = np.arange(pixels.size, dtype=np.int64) * synapses.row
-        self.room = max(self.room, 8 * (pixels.size + 1))
+        table = np.minimum(np.arange(padded(pixels.size)), pixels.size - 1) * synapses.row
+        self.room = max(self.room, 8 * pixels.size)
+        self.patch = padded(pixels.size)
         arguments = (
             self.images, bytes_of_row * c.image_size, corners.ravel().astype(np.int64), pixels.astype(np.int64),
-            table, synapses, potential,
+            table.astype(np.uint32), synapses, potential,
         )  # fmt: skip
         self.stem_steps = counts
-        self.calls.append(Call("stem", tokens, lambda t: arguments, scratch=2, once=True))
+        self.calls.append(Call("stem", tokens, lambda t: arguments, scratch=3, once=True))
         return potential
 
     def patch_encoding(self, name, i, before, potential, place):
@@ -349,18 +277,7 @@ class Program:
         side, width = c.stage_side(i), padded(c.stage_dim(i)) // 32
         token = self.steps * self.pitch
         other, along = (token, side * token) if axis == 1 else (side * token, token)
-        kernel = self.net.arrays[f"{name}.kernel"]
-        blocks = (side + 3) // 4
-        packed = np.zeros((len(kernel), side, 4 * blocks), place.dtype)
-        packed[..., :side] = kernel
-        packed = packed.reshape(len(kernel), side, blocks, 4).transpose(0, 2, 1, 3)
-        parts = [*shifts(self.net.arrays[f"{name}.shift"], place.dtype), self.net.arrays[f"{name}.bias"]]
-        many = len(kernel) > 1
-        left, half, right, bias = (flat(x, 4 * blocks, place.dtype) for x in parts)
-        mixture = Mixture(
-            np.ascontiguousarray(packed).ravel(), left, half, right, bias,
-            side * 4 * blocks if many else 0, 4 * side, 4 * blocks if many else 0,
-        )  # fmt: skip
+        mixture, blocks = self.constants.mixture(name, place.dtype, side), (side + 3) // 4
         geometry = Axis(side * side * token, other, along, self.pitch, axis * width, width, side)
         neuron, seen = self.neuron(place), valid(c.stage_dim(i))
         state = self.state(place.dtype, side, width * blocks * 128)
@@ -389,7 +306,7 @@ class Program:
         c = self.c
         last = c.stages - 1
         tokens, channels = c.stage_side(last) ** 2, c.stage_dim(last)
-        synapses = self.synapses("head", c.formats["head"].dtype)
+        synapses = self.constants.synapses("head", c.formats["head"].dtype)
         lanes = np.minimum(np.arange(padded(channels)), channels - 1)
         source = self.source(
             self.words, tokens, self.pitch, np.arange(tokens)[:, None], padded(channels) // 32, [lanes], synapses.row
@@ -402,26 +319,3 @@ class Program:
             return source, tokens, synapses, t * synapses.kernel_step, t * synapses.step, result
 
         self.calls.append(Call("head", synapses.row, arguments, scratch=1, unit=128))
-
-
-def shifts(by: np.ndarray, dtype) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """shift(x, by) as ((x << left) + half) >> right, in a word that holds the result."""
-    # A shift by more than the word has bits is only in a proven network where there is nothing to shift.
-    most = 8 * np.dtype(dtype).itemsize - 1
-    by = by.astype(np.int64)
-    right = np.maximum(-by, 0)
-    return np.minimum(np.maximum(by, 0), most), (np.int64(1) << right) >> 1, np.minimum(right, most)
-
-
-def flat(x: np.ndarray, row: int, dtype) -> np.ndarray:
-    """An array with its last axis padded with zeros to `row`, in one dimension."""
-    wide = np.zeros((*x.shape[:-1], row), dtype)
-    wide[..., : x.shape[-1]] = x
-    return wide.ravel()
-
-
-def valid(channels: int) -> np.ndarray:
-    """uint32 words with a bit for every channel; two more words, which wide stores may read."""
-    bits = np.zeros(padded(channels) + 96, np.uint8)
-    bits[:channels] = 1
-    return np.packbits(bits, bitorder="little").view("<u4").astype(np.uint32)

@@ -212,6 +212,21 @@ def element(typing, array, position):
 
 
 @instruction
+def plane(typing, array, position, bit):
+    """A word of one bit, given as its value, of each of 32 bytes."""
+
+    def generate(context, builder, signature, arguments):
+        data, start, value = arguments
+        kind = ir.VectorType(ir.IntType(8), 32)
+        values = builder.load(_pointer(context, builder, array, data, start, kind), align=1)
+        seen = builder.and_(values, _filled(builder, Vector(8, 32), value))
+        mask = builder.icmp_unsigned("!=", seen, ir.Constant(kind, [0] * 32))
+        return builder.zext(builder.bitcast(mask, ir.IntType(32)), ir.IntType(64))
+
+    return POSITION(array, POSITION, POSITION), generate
+
+
+@instruction
 def onward(typing, position, by):
     """position + by, which LLVM does not see through: where it unrolls a loop it would take a multiple of `by`."""
 
