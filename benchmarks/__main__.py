@@ -112,7 +112,7 @@ def _parse():
         "--allocator",
         choices=("default", "keep"),
         default="default",
-        help="keep: both sides' C library keeps freed memory (glibc)",
+        help="keep: all sides' C library keeps freed memory (glibc's variables, see benchmarks/README.md)",
     )
     parser.add_argument("--json", default="benchmarks.json", help="where all figures go (default benchmarks.json)")
     parser.add_argument("--no-peer", action="store_true", help="measure this package alone, without torch")

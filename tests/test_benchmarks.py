@@ -230,3 +230,10 @@ for name in sorted({m.split(".")[0] for m in set(sys.modules) - before}):
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == ""
+
+
+def test_no_document_has_a_placeholder():
+    documents = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "benchmarks").glob("*.md"))]
+    for path in documents:
+        marked = [line for line in path.read_text().splitlines() if line.startswith("@")]
+        assert not marked, f"{path.name}: {marked}"
