@@ -48,10 +48,9 @@ def main() -> int:
         return _fail("JAX sees no GPU here: run without --gpu, or install JAX for the GPU (pip install 'jax[cuda12]')")
     if args.gpu and not args.no_peer and not compare.torch_has_gpu():
         return _fail("PyTorch sees no GPU here: install its CUDA build, or --no-peer measures this package alone")
-    if Path(args.json).is_dir():
-        return _fail(f"--json {args.json} is a folder: name a file")
-    if not Path(args.json).parent.is_dir():
-        return _fail(f"there is no folder {Path(args.json).parent} for {Path(args.json).name}: make it first")
+    refused = report.refusal(Path(args.json))
+    if refused:
+        return _fail(refused)
     environment = {**os.environ, **(KEEP_MEMORY if args.allocator == "keep" else {})}
     if args.gpu:
         environment["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # or the peak is whatever was preallocated
@@ -59,7 +58,7 @@ def main() -> int:
         environment |= {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
     # A cached program would make the compile time meaningless.
     environment["JAX_ENABLE_COMPILATION_CACHE"] = "false"
-    names = args.only or list(cases)
+    names = list(dict.fromkeys(args.only or cases))
     results = report.Results(vars(args), args.json)
     failures = []
     try:
@@ -85,7 +84,7 @@ def _measure(name, case, args, environment, results, progress):
         if not args.no_peer:
             ours = [side for side in _sides(args, "train") if side.module == "ours"]
             results.compared[name] = compare.compare_outputs(name, ours, settings, progress)
-        for task in args.tasks or list(CPU_SIDES):
+        for task in dict.fromkeys(args.tasks or CPU_SIDES):
             sides = _sides(args, task)
             groups = [sides]
             if case.in_pairs:
@@ -113,7 +112,7 @@ def _parse():
         "--allocator",
         choices=("default", "keep"),
         default="default",
-        help="keep: both sides' C library keeps freed memory (glibc)",
+        help="keep: all sides' C library keeps freed memory (glibc's variables, see benchmarks/README.md)",
     )
     parser.add_argument("--json", default="benchmarks.json", help="where all figures go (default benchmarks.json)")
     parser.add_argument("--no-peer", action="store_true", help="measure this package alone, without torch")

@@ -24,6 +24,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from benchmarks.report import refusal
 from spiking_mlp_jax.config import ModelConfig
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.probe.activity import in_network_order
@@ -65,6 +66,20 @@ def measured(config: Any, workdir: Path) -> dict[str, Any]:
         "share_of_dense": operations / dense_operations(model),
         ENGINE: None,
     }
+
+
+def known_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file that this command has written, none where there is no file.
+
+    Raises:
+        InputError: it is another file.
+    """
+    if not path.exists():
+        return []
+    try:
+        return [dict(row) for row in json.loads(path.read_text())["rows"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is not a file that benchmarks.activity wrote: name another") from error
 
 
 def same_run(row: dict[str, Any], other: dict[str, Any]) -> bool:
@@ -137,9 +152,19 @@ def main() -> int:
         parser.error(f"--seeds must be at least 1, but it is {args.seeds}")
     if min([*args.rates, *args.synops], default=1) <= 0:
         parser.error("weights must be above 0: the run without a penalty is always there")
+    files = [args.folder / "activity.json", *([args.json] if args.json else [])]
+    plots = [args.folder / "activity.png", *([args.plot] if args.plot else [])]
     settings = [("rates", 0.0), *(("rates", w) for w in args.rates), *(("synops", w) for w in args.synops)]
+    settings = list(dict.fromkeys(settings))
     rows, model = [], None
     try:
+        for path in (*files, *plots):
+            # The runs' own folder is made with the first of them.
+            refused = refusal(path) if path.parent != args.folder or path.parent.exists() else None
+            if refused:
+                raise InputError(refused)
+        for path in files:
+            known_rows(path)
         for seed in range(args.seeds):
             for measure, weight in settings:
                 config: Any = load_config(args.config)
@@ -159,10 +184,9 @@ def main() -> int:
         print("error:", error, file=sys.stderr)
         return 2
     assert model is not None, "there is always the run without a penalty"
-    files = [path for path in (args.folder / "activity.json", args.json) if path is not None]
     for path in files:
         # What was timed of the very same weights stays.
-        known = json.loads(path.read_text())["rows"] if path.exists() else []
+        known = known_rows(path)
         for row in rows:
             timed = [other[ENGINE] for other in known if other.get(ENGINE) is not None and same_run(row, other)]
             row[ENGINE] = timed[0] if timed else row[ENGINE]
@@ -176,9 +200,8 @@ def main() -> int:
     for path in files:
         write_text(path, to_json(document, indent=1) + "\n")
     figure = curve(rows, f"{args.config}, seed{'s' * (args.seeds > 1)} {', '.join(map(str, range(args.seeds)))}")
-    for path in (args.folder / "activity.png", args.plot):
-        if path is not None:
-            write(figure, path)
+    for path in plots:
+        write(figure, path)
     print("\n".join(table(rows)))
     return 0
 

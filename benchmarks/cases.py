@@ -82,7 +82,7 @@ GPU_CASES = {
     )
     for name, steps, batch in (("spe_t", 4, 32), ("spe_s", 4, 32), ("spe_b", 6, 16))
 }
-# Shows in seconds whether everything runs; its figures mean nothing.
+# Shows whether everything runs; its figures mean nothing.
 QUICK_CASES = {
     "quick": Case(
         "quick check: dim 6, depths 1,2, 16 px, patch 2, B=8, T=4",

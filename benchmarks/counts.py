@@ -69,7 +69,7 @@ def main() -> int:
     args = parser.parse_args()
     recorded = json.loads(RECORD.read_text()) if RECORD.exists() else {"jax": jax.__version__, "programs": {}}
     if not args.record and recorded["jax"] != jax.__version__:
-        print(f"error: recorded with JAX {recorded['jax']}, but this is {jax.__version__}", file=sys.stderr)
+        print(f"error: recorded with JAX {recorded['jax']}, this is {jax.__version__}: see --record", file=sys.stderr)
         return 2
     counts, grown = {}, 0
     for name, program in PROGRAMS.items():

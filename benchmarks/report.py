@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import statistics
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,25 @@ COLUMNS = (
     "temporaries, GB",
     "compile, s",
 )
+
+
+def refusal(path: Path) -> str | None:
+    """Why a file cannot be written there, one sentence, or None; asked before anything is measured.
+
+    Files are written under another name and renamed, which would put one in the place of a device or a pipe as well.
+    """
+    folder = path.parent
+    try:
+        if path.is_dir():
+            return f'"{path}" is a folder: name a file'
+        if path.exists() and not path.is_file():
+            return f'"{path}" is no regular file: name another'
+        if not folder.is_dir():
+            return f'there is no folder "{folder}" for {path.name}: make it first'
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        return f'"{path}" cannot be written: {error.strerror}'
+    return None
 
 
 class Results:

@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.core import ShapedArray
 from jax.experimental.custom_partitioning import custom_partitioning
 from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
@@ -70,6 +69,23 @@ def distributed(kernel: Callable[..., Any], target: str, steps_out: int, states_
     return call
 
 
+def vary_alike(arrays: Any) -> Any:
+    """The same arrays, each typed as varying over all the mesh axes over which any of them varies.
+
+    `jax.shard_map` keeps account of these axes (`check_vma`), and a function with a gradient of its own has to as well:
+    after this its cotangents vary like its inputs, and JAX sums what belongs to an array that all devices share.
+    Outside of shard_map nothing varies and nothing is changed.
+
+    Args:
+        arrays: a tree of arrays.
+    """
+    leaves, tree = jax.tree.flatten(arrays)
+    over = [jax.typeof(x).manual_axis_type.varying for x in leaves]
+    every = frozenset().union(*over)
+    leaves = [jax.lax.pcast(x, tuple(sorted(every - axes)), to="varying") for x, axes in zip(leaves, over, strict=True)]
+    return jax.tree.unflatten(tree, leaves)
+
+
 def alone(kernel: Callable[..., Any], plain: Callable[..., Any]) -> Callable[..., Any]:
     """A function that is the kernel in a program of one device, or inside shard_map, and the plain one elsewhere.
 
@@ -100,8 +116,12 @@ _alone.def_impl(lambda *inputs, kernel, plain: plain(*inputs))
 
 @_alone.def_abstract_eval
 def _alone_shapes(*inputs, kernel, plain):
-    outputs = jax.eval_shape(plain, *(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in inputs))
-    return [ShapedArray(x.shape, x.dtype) for x in outputs]
+    return _varying_alike(inputs, plain)
+
+
+def _varying_alike(inputs, function):
+    outputs = jax.eval_shape(function, *(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in inputs))
+    return [inputs[0].update(shape=x.shape, dtype=x.dtype, weak_type=False) for x in outputs]
 
 
 def _alone_batched(inputs, axes, *, kernel, plain):
@@ -121,3 +141,33 @@ def _alone_lowered(context, *inputs, kernel, plain):
 
 batching.primitive_batchers[_alone] = _alone_batched
 mlir.register_lowering(_alone, _alone_lowered)
+
+
+def untyped(call: Callable[..., Any]) -> Callable[..., Any]:
+    """A function inside of which no array varies over mesh axes; its results vary as its inputs do.
+
+    For interpreted kernels: JAX's interpreter keeps no account of these axes, and fails where shard_map does.
+
+    Args:
+        call: function of arrays that vary alike to a list of arrays.
+    """
+    return functools.partial(_untyped.bind, call=call)
+
+
+_untyped = Primitive("neuron_kernel_untyped")
+_untyped.multiple_results = True
+_untyped.def_impl(lambda *inputs, call: call(*inputs))
+
+
+@_untyped.def_abstract_eval
+def _untyped_shapes(*inputs, call):
+    return _varying_alike(inputs, call)
+
+
+def _untyped_lowered(context, *inputs, call):
+    nowhere = jax.sharding.ManualAxisType()
+    context = context.replace(avals_in=[x.update(manual_axis_type=nowhere) for x in context.avals_in])
+    return mlir.lower_fun(call, multiple_results=True)(context, *inputs)
+
+
+mlir.register_lowering(_untyped, _untyped_lowered)

@@ -11,6 +11,7 @@ from flax import nnx
 
 from spiking_mlp_jax import neuron
 from spiking_mlp_jax.config import ModelConfig
+from spiking_mlp_jax.distribute import vary_alike
 from spiking_mlp_jax.dynamics import Constants, Mode
 from spiking_mlp_jax.neuron import potential_dtype
 from spiking_mlp_jax.norm import BatchNorm, LayerNorm, feature_shape, uniform_fan_in
@@ -96,8 +97,9 @@ def fire(
     if isinstance(norm, BatchNorm) and not norm.use_running_average and norm.step_scale is None:
         mode, k = neuron.equations(potential_dtype(z.dtype))
         axis = norm.axis % z.ndim
+        inputs = vary_alike((k, z, bias, norm.scale[...], norm.bias[...], skip))
         spikes, potential, mean, var = normalize_and_fire(  # pyright: ignore[reportGeneralTypeIssues]
-            mode, axis, norm.gain, k, z, bias, norm.scale[...], norm.bias[...], skip
+            mode, axis, norm.gain, *inputs
         )
         if feature_bias is not None:
             # Batch statistics take away what is constant over a feature: only the running mean sees it.

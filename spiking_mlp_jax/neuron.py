@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from spiking_mlp_jax import dispatch
+from spiking_mlp_jax.distribute import vary_alike
 from spiking_mlp_jax.dynamics import BACKENDS, Constants, Mode
 from spiking_mlp_jax.surrogate import SpikeFunction, sigmoid
 
@@ -38,6 +39,9 @@ def lif(
     backend: str = "auto",
 ) -> tuple[Float[Array, "T *shape"], Float[Array, "*shape"]]:
     """Leaky integrate-and-fire neurons.
+
+    Second derivatives are those of reverse mode twice (`jax.jacrev(jax.grad(...))`): `jax.jvp`, and so `jax.hessian`,
+    raise JAX's TypeError for functions with a gradient of their own.
 
     Args:
         x: input current, floating, with T time steps along `time_axis`.
@@ -173,4 +177,5 @@ def _checked_run(mode, constants, x, v_init, time_axis, time_steps):
     mode = dataclasses.replace(mode, learned=learned)
     k = Constants(*(jnp.asarray(0.0 if value is None else value, dtype) for value in constants))
     v = jnp.asarray(k.v_reset if v_init is None else v_init, dtype)
-    return run(mode, k, x, jnp.broadcast_to(v, x.shape[:axis] + x.shape[axis + 1 :]), axis, steps)
+    k, x, v = vary_alike((k, x, jnp.broadcast_to(v, x.shape[:axis] + x.shape[axis + 1 :])))
+    return run(mode, k, x, v, axis, steps)

@@ -23,7 +23,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.experimental.pallas import triton as plgpu
 
-from spiking_mlp_jax.distribute import distributed
+from spiking_mlp_jax.distribute import distributed, untyped
 from spiking_mlp_jax.dynamics import Constants, Mode, step, step_backward
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def forward(
         as there.
     """
     flat = _Layout(x.shape, axis, target)
-    kernel = functools.partial(_forward_call, mode, target, interpret)
+    kernel = _kernel(_forward_call, mode, target, interpret)
     fired, after = distributed(kernel, target, 1, 1)(jnp.stack(k), flat.steps(x), flat.state(v))
     return flat.steps_back(fired).astype(bool), flat.state_back(after)
 
@@ -91,7 +91,7 @@ def backward(
         as there.
     """
     flat = _Layout(x.shape, axis, target)
-    kernel = functools.partial(_backward_call, mode, target, interpret)
+    kernel = _kernel(_backward_call, mode, target, interpret)
     call = distributed(kernel, target, 1, 4 if mode.learned else 1)
     dx, dv, *dk = call(jnp.stack(k), flat.steps(x), flat.steps(ds), flat.state(v), flat.state(dv))
     # Each neuron's share, summed over its steps; the sum over the neurons is left to XLA.
@@ -273,15 +273,24 @@ class _TpuBlock:
         )(k, *arrays)
 
 
+def _kernel(call, mode, target, interpret):
+    kernel = functools.partial(call, mode, target, interpret)
+    return untyped(kernel) if interpret else kernel
+
+
 def _forward_call(mode, target, interpret, k, x, v):
-    outputs = [jax.ShapeDtypeStruct(x.shape, jnp.int8), jax.ShapeDtypeStruct(v.shape, v.dtype)]
+    outputs = [_like(x, jnp.int8), _like(v, v.dtype)]
     return _call(functools.partial(_forward_kernel, mode), target, interpret, outputs, (k, x, v))
 
 
 def _backward_call(mode, target, interpret, k, x, ds, v, dv):
-    outputs = [jax.ShapeDtypeStruct(x.shape, v.dtype)]
-    outputs += [jax.ShapeDtypeStruct(v.shape, v.dtype)] * (4 if mode.learned else 1)
+    outputs = [_like(x, v.dtype), *[_like(v, v.dtype)] * (4 if mode.learned else 1)]
     return _call(functools.partial(_backward_kernel, mode), target, interpret, outputs, (k, x, ds, v, dv))
+
+
+def _like(x, dtype):
+    # Inside shard_map an output has to say over which mesh axes it varies: over those of every input, see `vary_alike`.
+    return jax.ShapeDtypeStruct(x.shape, dtype, manual_axis_type=jax.typeof(x).manual_axis_type)
 
 
 def _call(kernel, target, interpret, outputs, inputs):

@@ -1,6 +1,8 @@
 """The comparison with SpikingJelly, where neither PyTorch nor SpikingJelly is needed."""
 
+import errno
 import json
+import os
 import re
 import subprocess
 import sys
@@ -42,9 +44,9 @@ def test_quick_run_of_this_package_alone(monkeypatch, tmp_path, capsys):
     ("arguments", "message"),
     [
         (["--only", "spe_x"], 'no case "spe_x": the known ones are spe_t'),
-        (["--no-peer", "--json", "nowhere/out.json"], "no folder nowhere for out.json"),
+        (["--no-peer", "--json", "nowhere/out.json"], 'no folder "nowhere" for out.json'),
         (["--no-peer", "--gpu"], "JAX sees no GPU here"),
-        (["--no-peer", "--json", "."], "--json . is a folder"),
+        (["--no-peer", "--json", "."], '"." is a folder: name a file'),
     ],
 )
 def test_mistakes_are_answered_with_one_sentence(arguments, message, monkeypatch, tmp_path, capsys):
@@ -53,6 +55,31 @@ def test_mistakes_are_answered_with_one_sentence(arguments, message, monkeypatch
     said = capsys.readouterr().err
     assert message in said and said.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_a_pipe_and_a_folder_that_takes_no_file_are_refused(monkeypatch, tmp_path, capsys):
+    def full(dir):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    monkeypatch.setattr(compare, "write_weights", None)
+    for name in ("pipe", "link"):
+        assert run(monkeypatch, "--quick", "--no-peer", "--json", str(tmp_path / name)) == 2
+        assert capsys.readouterr().err == f'error: "{tmp_path / name}" is no regular file: name another\n'
+    monkeypatch.setattr(report.tempfile, "TemporaryFile", full)
+    assert run(monkeypatch, "--quick", "--no-peer", "--json", str(tmp_path / "out.json")) == 2
+    assert capsys.readouterr().err == f'error: "{tmp_path / "out.json"}" cannot be written: Read-only file system\n'
+    assert (tmp_path / "pipe").is_fifo() and sorted(os.listdir(tmp_path)) == ["link", "pipe"]
+
+
+def test_what_is_named_twice_is_measured_once(monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(compare, "write_weights", lambda *arguments: None)
+    monkeypatch.setattr(compare, "take_turns", lambda name, task, *rest: asked.append((name, task)) or [])
+    options = ["--quick", "--no-peer", "--only", "quick", "quick", "--tasks", "train", "train"]
+    assert run(monkeypatch, *options, "--json", str(tmp_path / "out.json")) == 0
+    assert asked == [("quick", "train")]
 
 
 @pytest.mark.parametrize(
@@ -278,3 +305,10 @@ for name in sorted({m.split(".")[0] for m in set(sys.modules) - before}):
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == ""
+
+
+def test_no_document_has_a_placeholder():
+    documents = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "benchmarks").glob("*.md"))]
+    for path in documents:
+        marked = [line for line in path.read_text().splitlines() if line.startswith("@")]
+        assert not marked, f"{path.name}: {marked}"

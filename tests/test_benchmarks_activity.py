@@ -1,6 +1,7 @@
 """The curve of accuracy against activity, from runs that are made up here."""
 
 import json
+import os
 import sys
 
 import pytest
@@ -80,3 +81,28 @@ def test_an_interrupted_curve_and_a_mistake_say_so(monkeypatch, tmp_path, capsys
     for wrong in (["--seeds", 0], ["--rates", 0]):
         with pytest.raises(SystemExit, match="2"):
             run(monkeypatch, tmp_path, *wrong)
+
+
+@pytest.mark.parametrize("option", ["--json", "--plot"])
+def test_outputs_that_cannot_be_written_are_refused_before_anything_is_trained(
+    option, trained, monkeypatch, tmp_path, capsys
+):
+    os.mkfifo(tmp_path / "pipe")
+    for name, message in (("pipe", "is no regular file"), (".", "is a folder"), ("nowhere/out", "there is no folder")):
+        assert run(monkeypatch, tmp_path / "runs", option, tmp_path / name) == 2
+        said = capsys.readouterr().err
+        assert said.startswith("error: ") and message in said and said.count("\n") == 1
+    assert (tmp_path / "pipe").is_fifo()
+    (tmp_path / "runs" / "activity.png").mkdir(parents=True)
+    assert run(monkeypatch, tmp_path / "runs") == 2
+    assert "activity.png" in capsys.readouterr().err
+    assert not trained
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "no JSON", '{"rows": 3}'])
+def test_a_file_of_something_else_is_left_alone(text, trained, monkeypatch, tmp_path, capsys):
+    file = tmp_path / "other.json"
+    file.write_text(text)
+    assert run(monkeypatch, tmp_path / "runs", "--json", file) == 2
+    assert "is not a file that benchmarks.activity wrote" in capsys.readouterr().err
+    assert file.read_text() == text and not trained

@@ -157,3 +157,14 @@ def test_impossible_inputs_are_refused(x):
 def test_plif_weight_refuses_one():
     with pytest.raises(ValueError, match="above 1"):
         plif_weight(1.0)
+
+
+@pytest.mark.parametrize("backend", ["xla", "pallas"])
+def test_second_derivatives_are_reverse_mode_only(backend):
+    def loss(x):
+        return jnp.sum(lif(x, backend=backend)[0] * jnp.sin(x))
+
+    x = jnp.linspace(-1, 2, 6, dtype=jnp.float32).reshape(3, 2)
+    assert jnp.any(jax.jacrev(jax.grad(loss))(x) != 0)
+    with pytest.raises(TypeError, match="forward-mode"):
+        jax.hessian(loss)(x)

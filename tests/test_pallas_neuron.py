@@ -15,7 +15,9 @@ from test_norm_fire import MODES, constants, normal
 from tiny import tiny_config
 
 from spiking_mlp_jax import SpikingMLP, dispatch, dynamics, pallas_neuron
+from spiking_mlp_jax.layers import Neuron, fire
 from spiking_mlp_jax.neuron import lif, plif, plif_weight
+from spiking_mlp_jax.norm import BatchNorm
 from spiking_mlp_jax.norm_fire import normalize_and_fire
 from spiking_mlp_jax.surrogate import SURROGATES
 from spiking_mlp_jax.train.sharding import make_mesh
@@ -197,10 +199,12 @@ def test_a_program_of_several_tpus_takes_no_kernel():
     assert "CustomSPMDPartitioning" not in lowered(run, "tpu", x)
     assert "CustomSPMDPartitioning" in lowered(run, "cuda", x)
 
-    each = jax.shard_map(
-        run, mesh=mesh, in_specs=PartitionSpec("data"), out_specs=PartitionSpec("data"), check_vma=False
-    )
-    assert CALLS["tpu"] in lowered(each, "tpu", x)
+    for check_vma in (False, True):
+        each = jax.shard_map(
+            run, mesh=mesh, in_specs=PartitionSpec("data"), out_specs=PartitionSpec("data"), check_vma=check_vma
+        )
+        for platform, call in CALLS.items():
+            assert call in lowered(each, platform, x)
 
 
 def test_devices_share_a_kernel():
@@ -217,6 +221,49 @@ def test_devices_share_a_kernel():
     assert ours(x, w)[0].sharding.spec[0] == "data"
     program = ours.lower(x, w).compile().as_text()
     assert "all-gather" not in program and "all-to-all" not in program
+
+
+@pytest.mark.parametrize("backend", ["xla", "pallas", "auto"])
+@pytest.mark.parametrize("steps", [4, 9])
+def test_inside_shard_map(steps, backend):
+    """With the account that shard_map keeps of what varies over devices, `check_vma`."""
+    mesh = make_mesh()
+    x = normal(0, 8, steps, 20, scale=2.0).astype(jnp.float32)
+    w = jnp.float32(0.3)
+
+    def loss(x, w, backend):
+        spikes, v = plif(x, w, time_axis=1, backend=backend)
+        return jnp.sum(spikes * jnp.sin(x)) + jnp.sum(v**2)
+
+    def share(x, w):
+        value, gradients = jax.value_and_grad(functools.partial(loss, backend=backend), (0, 1))(x, w)
+        return jax.lax.psum(value, "data"), gradients
+
+    split, same = PartitionSpec("data"), PartitionSpec()
+    each = jax.shard_map(share, mesh=mesh, in_specs=(split, same), out_specs=(same, (split, same)), check_vma=True)
+    near(jax.jit(each)(x, w), jax.value_and_grad(functools.partial(loss, backend="xla"), (0, 1))(x, w))
+
+
+@pytest.mark.parametrize("backend", ["xla", "pallas"])
+def test_norm_and_neurons_inside_shard_map(backend):
+    """Of parameters that all devices share; each device's batch has its own statistics."""
+    mesh = make_mesh()
+    z = normal(0, 16, 9, 20, scale=2.0).astype(jnp.float32)
+    graphdef, variables = nnx.split((BatchNorm(20), Neuron(tiny_config(neuron_backend=backend))))
+
+    def loss(variables, z):
+        norm, neuron = nnx.merge(graphdef, variables, copy=True)
+        return jnp.sum(fire(norm, neuron, z)[0] * jnp.sin(z))
+
+    def share(variables, z):
+        value, gradients = jax.value_and_grad(loss, allow_int=True)(variables, z)
+        return jax.lax.psum(value, "data"), gradients[0]["scale"]
+
+    split, same = PartitionSpec("data"), PartitionSpec()
+    each = jax.shard_map(share, mesh=mesh, in_specs=(same, split), out_specs=same, check_vma=True)
+    alone = [jax.value_and_grad(loss, allow_int=True)(variables, part) for part in jnp.split(z, mesh.size)]
+    value, scale = sum(value for value, _ in alone), sum(gradients[0]["scale"][...] for _, gradients in alone)
+    near(jax.jit(each)(variables, z), (value, scale))
 
 
 @pytest.mark.parametrize("shape", [(9, 140), (9, 20)])

@@ -166,6 +166,14 @@ def test_wrong_arguments(arguments, said):
     assert said in str(error.value)
 
 
+@pytest.mark.parametrize("path", ["nope.py", "./nope.py", "spiking_mlp_jax/nope.py"])
+def test_only_configs_are_suggested(path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(InputError) as error:
+        read_arguments([f"--config={path}"])
+    assert "configs/cifar10.py" in str(error.value) and "train.py" not in str(error.value)
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

@@ -231,7 +231,9 @@ def load_config(path: str) -> config_dict.ConfigDict:
     """
     file, colon, argument = path.partition(":")
     if not os.path.isfile(file):
-        folder = os.path.dirname(file) or "."
+        # Only folders of configs: elsewhere are other programs, such as train.py.
+        folder = os.path.dirname(file)
+        folder = folder if os.path.basename(folder) == "configs" else "configs"
         files = [os.path.join(folder, name) for name in _python_files(folder)]
         raise InputError(f'there is no config file "{file}"' + (f": {nearest(file, files)}" if files else ""))
     try:
