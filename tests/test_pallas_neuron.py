@@ -31,7 +31,7 @@ def assert_equal_neurons(mode, shape, axis, target, dtype=jnp.float32):
     """Spikes, potential and all gradients of the kernel and of the plain program."""
     k = constants32(mode)
     state = shape[:axis] + shape[axis + 1 :]
-    x, ds = (normal(seed, *shape, scale=2.0).astype(dtype) for seed in (0, 1))
+    x, ds = (normal(seed, *shape, scale=2.0).astype(dtype).astype(jnp.float32) for seed in (0, 1))
     v, dv = (0.3 * normal(seed, *state).astype(jnp.float32) for seed in (2, 3))
     kernel = dict(target=target, interpret=True)
     plain = jax.jit(functools.partial(dynamics.forward, mode, axis=axis))(k, x, v)
