@@ -91,6 +91,8 @@ def _measure(name, case, args, environment, results, progress):
                 groups = [[side] for side in sides] if args.no_peer else [[sides[0], side] for side in sides[1:]]
             for group in groups:
                 turns = compare.take_turns(name, task, group, settings, progress)
+                for turn in turns:
+                    del turn["each"]
                 results.add(name, task, args.batch or case.batch, turns)
 
 

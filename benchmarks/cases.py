@@ -82,6 +82,15 @@ GPU_CASES = {
     )
     for name, steps, batch in (("spe_t", 4, 32), ("spe_s", 4, 32), ("spe_b", 6, 16))
 }
+# For `python -m benchmarks.engine`: the network that comes with the package, and the paper's.
+DEPLOYED_CASES = {
+    "deployed_fashion_mnist": Case(
+        "Shipped Fashion-MNIST net: dim 48, depths 1,2, 32 px, patch 4, T=4",
+        ModelConfig(image_size=32, in_channels=1, num_classes=10, patch_size=4, dim=48, depths=(1, 2)),
+        128,
+    ),
+    "deployed_spe_t": Case("MLP-SPE-T, 224 px, T=4", _spe("spe_t"), 4),
+}
 # Shows whether everything runs; its figures mean nothing.
 QUICK_CASES = {
     "quick": Case(

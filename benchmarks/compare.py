@@ -180,11 +180,14 @@ def largest_difference(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray
     return worst
 
 
-def take_turns(case: str, task: str, sides: list[Side], settings: Settings, progress: Progress) -> list[dict[str, Any]]:
+def take_turns(
+    case: str, task: str, sides: list[Side], settings: Settings, progress: Progress, runs: int = 1
+) -> list[dict[str, Any]]:
     """Runs all sides by turns, all alive at once and each waiting while another runs.
 
     Returns:
-        for each side: its title, "seconds" of every run and the facts it told.
+        for each side: its title, "seconds" of every turn, the median of its `runs`, "each" of these, and the facts it
+        told.
 
     Raises:
         BenchmarkError: a side failed.
@@ -195,11 +198,13 @@ def take_turns(case: str, task: str, sides: list[Side], settings: Settings, prog
         for side in sides:
             progress(f"{task}: starting {side.title}")
             workers.append(Worker(case, task, side, settings))
-            results.append({"side": side.title, "seconds": [], **workers[-1].answer()})
+            results.append({"side": side.title, "seconds": [], "each": [], **workers[-1].answer()})
         for turn in range(settings.runs):
             for worker, result in zip(workers, results, strict=True):
                 time.sleep(PAUSE)
-                result["seconds"].append(worker.ask("run")["seconds"])
+                answer = worker.ask(f"run {runs}")
+                result["seconds"].append(answer["seconds"])
+                result["each"].append(answer["each"])
             said = ", ".join(f"{result['side']} {result['seconds'][-1]:.3f} s" for result in results)
             progress(f"{task}: turn {turn + 1} of {settings.runs}: {said}")
         for worker, result in zip(workers, results, strict=True):

@@ -25,7 +25,7 @@ NOT_TRAINED = ("running_mean", "running_var", "num_batches_tracked")
 
 def initial_state(config: ModelConfig, seed: int) -> Arrays:
     """Random weights in float32 under their official names."""
-    return official.dump(_constructed(config, seed))
+    return official.dump(initial_model(config, seed))
 
 
 def outputs(config: ModelConfig, read: Read, images: np.ndarray, labels: np.ndarray) -> Arrays:
@@ -132,14 +132,15 @@ def device_facts() -> dict[str, Any]:
 
 
 def _split(config, read, dtype):
-    model = _constructed(config, 0)
+    model = initial_model(config, 0)
     if read is not None:
         cast = {name: value.astype(dtype) if value.dtype.kind == "f" else value for name, value in read().items()}
         official.load(model, cast)
     return nnx.split(model, nnx.Param, nnx.BatchStat)
 
 
-def _constructed(config, seed):
+def initial_model(config: ModelConfig, seed: int) -> SpikingMLP:
+    """A network with random weights."""
     # Jitted: eager construction compiles hundreds of tiny programs.
     return nnx.merge(*jax.jit(lambda key: nnx.split(SpikingMLP(config, rngs=nnx.Rngs(key))))(jax.random.key(seed)))
 

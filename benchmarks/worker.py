@@ -4,8 +4,8 @@
 
 The parent writes lines to its input and reads lines of JSON from its output. SPECIFICATION is JSON: `do` is "weights"
 (write random weights), "outputs" (write what the sides must agree on) or a task; `case`, `module`, `overrides`,
-`keep_memory`, `threads`, `batch` and `folder` say the rest. For a task, each line "run" is answered with the seconds of
-one run, "stop" with the process's facts.
+`keep_memory`, `threads`, `batch` and `folder` say the rest. For a task, each line "run N" is answered with the seconds
+of each of N runs and their median, "stop" with the process's facts. Where the folder holds images, these are taken.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ import importlib
 import json
 import os
 import resource
+import statistics
 import sys
 import time
 from pathlib import Path
 
 # Outputs are compared on few images: float64 takes twice the memory.
 COMPARED_IMAGES = 2
-WEIGHTS, OUTPUTS = "weights.npz", "outputs.npz"
+WEIGHTS, OUTPUTS, IMAGES = "weights.npz", "outputs.npz", "images.npz"
 
 
 def cores() -> int:
@@ -43,9 +44,9 @@ def main(specification: str) -> None:
 
     import numpy as np
 
-    from benchmarks.cases import CASES, GPU_CASES, QUICK_CASES
+    from benchmarks.cases import CASES, DEPLOYED_CASES, GPU_CASES, QUICK_CASES
 
-    case = {**CASES, **GPU_CASES, **QUICK_CASES}[given["case"]]
+    case = {**CASES, **GPU_CASES, **QUICK_CASES, **DEPLOYED_CASES}[given["case"]]
     if given["keep_memory"]:
         # As the trainer does.
         importlib.import_module("jax").config.update("jax_cpu_enable_async_dispatch", False)
@@ -68,12 +69,18 @@ def main(specification: str) -> None:
     batch = given["batch"] or case.batch
     shape = (batch, config.image_size, config.image_size, config.in_channels)
     images, labels = random.normal(size=shape), random.integers(0, config.num_classes, batch)
+    if (folder / IMAGES).is_file():
+        images = _images(folder / IMAGES, batch)
     if given["do"] == "outputs":
         # Float64 on both sides, or equal networks would differ where a potential is near the threshold.
         config = dataclasses.replace(config, dtype="float32")
         values = side.outputs(config, read, images[:COMPARED_IMAGES], labels[:COMPARED_IMAGES])
         np.savez(folder / OUTPUTS, allow_pickle=False, **values)
         return answer(done=True)
+    if given["module"] == "deployed":
+        # It takes raw pixels.
+        images = _images(folder / IMAGES, batch, raw=True)
+        read = folder / side.NETWORK
     run, facts = getattr(side, {"train": "training", "inference": "inference"}[given["do"]])(
         config, read, images, labels
     )
@@ -84,11 +91,23 @@ def main(specification: str) -> None:
     for line in sys.stdin:
         if line.strip() == "stop":
             break
-        start = time.perf_counter()
-        run()
-        answer(seconds=time.perf_counter() - start)
+        seconds = []
+        for _ in range(int(line.partition(" ")[2] or 1)):
+            start = time.perf_counter()
+            run()
+            seconds.append(time.perf_counter() - start)
+        answer(seconds=statistics.median(seconds), each=seconds)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     answer(peak_bytes=peak * (1 if sys.platform == "darwin" else 1024), threads=threads, **side.device_facts())
+
+
+def _images(path, batch, raw=False):
+    """A batch of the images in a file, normalised or raw, from the start again where they do not suffice."""
+    import numpy as np
+
+    with np.load(path, allow_pickle=False) as file:
+        images = np.resize(file["images"], (batch, *file["images"].shape[1:]))
+        return images if raw else (images / 255 - file["mean"]) / file["std"]
 
 
 if __name__ == "__main__":

@@ -1,0 +1,28 @@
+"""The engine's side of a comparison: numpy and numba, with the functions of `ours.py` that it needs."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.worker import cores
+from spiking_mlp_jax.infer.engine import Engine
+
+NETWORK = "net.smlp"
+
+
+def inference(config, read: Path, images: np.ndarray, labels: np.ndarray):
+    """A function that scores a batch of raw pixels; its facts hold how long the engine took to get ready."""
+    start = time.perf_counter()
+    engine = Engine(read, threads=cores())
+    engine.predict(images)
+    return lambda: engine.predict(images), {"first_call_s": time.perf_counter() - start}
+
+
+def device_facts() -> dict[str, Any]:
+    """Versions."""
+    return {"device": "cpu", "platform": "cpu", "numba": importlib.metadata.version("numba")}

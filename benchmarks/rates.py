@@ -1,0 +1,112 @@
+"""Random networks that fire as trained ones do: no speed of an event-driven engine means anything without that.
+
+Running statistics are those of a batch of images; then the bias of every norm before a neuron is moved until its layer
+fires at the wanted rate. Weights stay random.
+"""
+
+from __future__ import annotations
+
+import statistics
+
+import jax
+import numpy as np
+from flax import nnx
+
+from spiking_mlp_jax.model import SpikingMLP
+from spiking_mlp_jax.norm import MOMENTUM, BatchNorm
+
+# Mean rates of the layers of the trained Fashion-MNIST network, by kind (`spiking-mlp evaluate fashion_mnist`).
+TRAINED_RATES = {
+    "encode.spikes": 0.10,
+    "token.height.spikes": 0.10,
+    "token.width.spikes": 0.08,
+    "token.spikes": 0.15,
+    "channel.hidden.spikes": 0.065,
+    "channel.spikes": 0.19,
+}
+ROUNDS, DAMPING = 40, 0.6
+
+
+def synthetic_images(count: int, size: int, channels: int, seed: int = 0) -> np.ndarray:
+    """uint8 [count, size, size, channels] whose amplitude falls with spatial frequency, as natural images' does."""
+    rng = np.random.default_rng(seed)
+    frequency = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)) + 1 / size
+    noise = np.fft.rfft2(rng.normal(size=(count, channels, size, size)))
+    images = np.fft.irfft2(noise / frequency, (size, size))
+    images -= images.mean((2, 3), keepdims=True)
+    images = 128 + 55 * images / images.std((2, 3), keepdims=True)
+    return np.clip(images, 0, 255).astype(np.uint8).transpose(0, 2, 3, 1)
+
+
+def set_rates(model: SpikingMLP, images: np.ndarray) -> dict[str, float]:
+    """Gives a network the statistics of some images and the rates of `TRAINED_RATES`.
+
+    Args:
+        model: with fresh statistics; it is changed, and is in evaluation mode afterwards.
+        images: normalised, float32 [B, H, W, C].
+
+    Returns:
+        the mean rate of every layer of spikes then.
+    """
+    graphdef, variables = nnx.split(model)
+
+    @jax.jit
+    def batch_statistics(variables, images):
+        model = nnx.merge(graphdef, variables, copy=True)
+        model.train()
+        model(images)
+        return nnx.split(model)[1]
+
+    nnx.update(model, batch_statistics(variables, images))
+    for norm in _norms(model):
+        # One step of the running averages, undone.
+        norm.mean[...] = norm.mean[...] / MOMENTUM
+        norm.var[...] = (norm.var[...] - (1 - MOMENTUM)) / MOMENTUM
+    model.eval()
+    graphdef, _ = nnx.split(model)
+
+    @jax.jit
+    def rates(variables, images):
+        def mean(name, value):
+            return value.mean() if name.endswith(".spikes") else None
+
+        return nnx.merge(graphdef, variables, copy=True)(images, observe=mean)[1]
+
+    normal, found = statistics.NormalDist(), {}
+    for turn in range(ROUNDS + 1):
+        found = {name: float(rate) for name, rate in rates(nnx.split(model)[1], images).items()}
+        if turn == ROUNDS:
+            break
+        for layer, rate in found.items():
+            kind = next((kind for kind in TRAINED_RATES if layer.endswith(kind)), None)
+            if kind is None:
+                continue  # the nodes of an encoding, which are a part of it
+            wanted = normal.inv_cdf(TRAINED_RATES[kind])
+            move = DAMPING * (wanted - normal.inv_cdf(min(max(rate, 1e-3), 0.999)))
+            _move(model, layer, move)
+    return found
+
+
+def _norms(model):
+    return [module for _, module in nnx.iter_modules(model) if isinstance(module, BatchNorm)]
+
+
+def _move(model, layer, by):
+    """Adds to the biases of the norms whose sum the layer's neurons see."""
+    stage, part, *rest = layer.removesuffix(".spikes").split(".")
+    stage = model.stages[int(stage.removeprefix("stage"))]
+    if part == "encode":
+        norms = getattr(stage.encode, "cell_norms", None) or [stage.encode.norm]
+        for norm in norms:
+            norm.bias[...] = norm.bias[...] + by
+        return
+    block = int(part.removeprefix("block"))
+    token, channel = stage.blocks.token, stage.blocks.channel
+    norm = {
+        "token.height": token.height.norm,
+        "token.width": token.width.norm,
+        "token": token.norm,
+        "channel.hidden": channel.hidden_norm,
+        "channel": channel.norm,
+    }[".".join(rest)]
+    norm.bias[...] = norm.bias[...].at[block].add(by)
