@@ -41,7 +41,7 @@ def main() -> int:
     missing = [name for name in ("torch", "spikingjelly") if importlib.util.find_spec(name) is None]
     if missing and not args.no_peer:
         return _fail(f"{missing[0]} is not installed: benchmarks/README.md says how, or --no-peer leaves it out")
-    refused = report.refusal(args.json)
+    refused = report.refusal(Path(args.json))
     if refused:
         return _fail(refused)
     environment = {
