@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from spiking_mlp_jax.infer.cost import Cost
 from spiking_mlp_jax.probe.plots import BLUE, GREEN, GREY, ORANGE, RED, write
@@ -47,8 +48,9 @@ def cost_figure(cost: Cost) -> Figure:
         )
     left.set_yticks(rows, list(layers), fontsize=size)
     left.set_ylim(len(layers) - 0.4, -0.6)
-    left.set_xscale("log")
-    left.set_xlim(max(1.0, 0.3 * min(dense.min(), *(macs + acs)[macs + acs > 0], dense.max())), 4 * dense.max())
+    left.set_xlim(0, 1.1 * dense.max())
+    left.xaxis.set_major_formatter(FuncFormatter(lambda count, _: f"{count:,.0f}"))
+    left.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     left.set(xlabel=f"synaptic operations per image, {cost.time_steps} time steps", ylabel="layer, input to output")
     share = (cost.total.effective) / cost.total.Dense
     left.set_title(
@@ -88,7 +90,7 @@ def cost_figure(cost: Cost) -> Figure:
         names.append(name.replace(", ", ",\n"))
     right.set_xticks(ticks, names, fontsize=9)
     right.set_ylabel("energy per image (µJ)")
-    right.set_title(f"45 nm, {cost.constants.name}: operations alone (left), with memory (right)", fontsize=10)
+    right.set_title(f"45 nm, {cost.constants.name}\nleft bar: operations alone, right bar: with memory", fontsize=10)
     right.grid(axis="y", alpha=0.3)
     right.set_axisbelow(True)
     right.margins(y=0.1)
