@@ -1,4 +1,5 @@
-"""The commands of `spiking-mlp` that make and use deployed networks: compile, audit, export-c, and predict from a file.
+"""The commands of `spiking-mlp` that make and use deployed networks: compile, audit, cost, export-c, and
+predict from a file.
 
 Nothing here imports JAX before a command needs it: `predict` with a compiled network runs where it is not installed.
 """
@@ -69,6 +70,27 @@ def add_commands(commands, command, positive) -> None:
 
     parser = command(
         commands,
+        "cost",
+        "count a network's operations and estimate its energy",
+        "Counts, layer by layer, the operations that test images cause: NeuroBench's Footprint, ConnectionSparsity, "
+        "ActivationSparsity and SynapticOperations. Estimates the energy of an image in a 45 nm process, with and "
+        "without memory, beside the same network dense and beside one that is not spiking.",
+        "spiking-mlp cost fashion_mnist --limit 1000\n  spiking-mlp cost fashion.smlp --json\n"
+        "  spiking-mlp cost runs/demo --folded --plot cost.png",
+        "Trained weights are counted and priced in float32, a compiled network in integers.",
+    )
+    parser.add_argument("network", metavar="NETWORK", help=f"{WHERE}; or {NETWORK}")
+    parser.add_argument("--folded", action="store_true", help="with weights: the network whose norms are folded away")
+    parser.add_argument("--dataset", metavar="NAME", help="data to run on (default: what it was trained on)")
+    parser.add_argument("--data-dir", metavar="DIR", help="folder of the data (default: the workdir's)")
+    parser.add_argument("--batch-size", type=positive, default=100, metavar="N", help="images at a time (default: 100)")
+    parser.add_argument("--limit", type=positive, metavar="N", help="only the first N test images")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+    parser.add_argument("--plot", metavar="FILE", help="also draw operations and energy into a PNG file")
+    parser.set_defaults(run=_cost)
+
+    parser = command(
+        commands,
         "export-c",
         "write a compiled network as one C99 file",
         "Writes one C file with the weights in it, that allocates nothing, uses no floating point and multiplies "
@@ -81,8 +103,15 @@ def add_commands(commands, command, positive) -> None:
 
 
 def is_compiled(where: str) -> bool:
-    """Whether the user means a compiled network: weights are a folder or a name, never a file."""
-    return os.path.isfile(where) or (where.endswith(".smlp") and not os.path.isdir(where))
+    """Whether the user means a compiled network, by its name or its first bytes."""
+    if where.endswith(".smlp"):
+        return not os.path.isdir(where)
+    if not os.path.isfile(where):
+        return False
+    from spiking_mlp_jax.infer.artifact import MAGIC
+
+    with open(where, "rb") as file:
+        return file.read(len(MAGIC)) == MAGIC
 
 
 def open_engine(where: str) -> Engine:
@@ -261,6 +290,59 @@ def _audit(chosen: argparse.Namespace) -> int:
     report = audit(lambda x: run(x), np.zeros((1, c.image_size, c.image_size, c.in_channels), np.float32))
     print(report)
     return 0 if report.ok else 1
+
+
+def _cost(chosen: argparse.Namespace) -> None:
+    if is_compiled(chosen.network) and chosen.folded:
+        raise InputError("a compiled network has no norms left: --folded goes with weights")
+    if chosen.plot and (os.path.isdir(chosen.plot) or not Path(chosen.plot).parent.is_dir()):
+        raise InputError(f"{chosen.plot} cannot be written: name a file in a folder that exists")
+    import json
+
+    from spiking_mlp_jax.data.augment import fit_image
+    from spiking_mlp_jax.data.sources import open_source
+    from spiking_mlp_jax.infer.cost import cost
+    from spiking_mlp_jax.train.loop import use_compilation_cache
+
+    use_compilation_cache("auto")
+    net: Any
+    data_dir = chosen.data_dir
+    if is_compiled(chosen.network):
+        from spiking_mlp_jax.infer import artifact
+
+        where, net = chosen.network, artifact.load(chosen.network)
+        c, data = net.description, net.description.data
+        if not data:
+            raise InputError(f"{where} does not say how pictures become pixels: compile it from weights that do")
+    else:
+        from spiking_mlp_jax import weights
+        from spiking_mlp_jax.infer.fold import fold
+
+        where = weights.find(chosen.network)
+        model, meta = weights.load(where)
+        if "data" not in meta:
+            raise InputError(f'{where / weights.CONFIG} has no "data", which says how images become inputs')
+        c, data, net = model.config, meta["data"], fold(model) if chosen.folded else model
+        if data_dir is None and chosen.dataset is None:
+            data_dir = weights.data_dir(where)
+    source = open_source(chosen.dataset or data["dataset"], "test", data_dir)
+    count = min(len(source), chosen.limit or len(source))
+    fitting = c.image_size, c.in_channels, data["resize_mode"], data["eval_resize"]
+    batches = (
+        np.stack([fit_image(source[i]["image"], *fitting) for i in range(at, min(at + chosen.batch_size, count))])
+        for at in range(0, count, chosen.batch_size)
+    )
+    found = cost(net, batches)
+    if chosen.plot:
+        from spiking_mlp_jax.probe.cost_plot import plot_cost
+
+        plot_cost(found, chosen.plot)
+    if chosen.json:
+        print(json.dumps({"weights": str(where), **found.to_dict()}, indent=1))
+        return
+    print(found)
+    if chosen.plot:
+        print(f"\n{chosen.plot}")
 
 
 def _export_c(chosen: argparse.Namespace) -> None:

@@ -11,17 +11,17 @@ import jax
 import jax.numpy as jnp
 
 from spiking_mlp_jax.infer.folded import windows
-from spiking_mlp_jax.infer.network import Description, Format, IntegerNet, check_pixels
+from spiking_mlp_jax.infer.network import Description, Format, IntegerNet, Observe, check_pixels
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Int, UInt8
 
 
-def logits(net: IntegerNet, images: UInt8[Array, "B H W C"]) -> Int[Array, "T B K"]:
+def logits(net: IntegerNet, images: UInt8[Array, "B H W C"], observe: Observe | None = None) -> Int[Array, "T B K"]:
     """See `IntegerNet.__call__`."""
     images = jnp.asarray(images)
     check_pixels(net.description, images.shape, images.dtype)
-    return _Forward(net).logits(images)
+    return _Forward(net, observe).logits(images)
 
 
 def shift(x: Int[Array, "..."], by) -> Int[Array, "..."]:
@@ -33,8 +33,8 @@ def shift(x: Int[Array, "..."], by) -> Int[Array, "..."]:
 
 
 class _Forward:
-    def __init__(self, net: IntegerNet):
-        self.net, self.c = net, net.description
+    def __init__(self, net: IntegerNet, observe: Observe | None):
+        self.net, self.c, self.observe = net, net.description, observe
 
     def logits(self, images):
         c = self.c
@@ -111,6 +111,8 @@ class _Forward:
         return self.scaled(name, self.accumulate(name, spikes))
 
     def accumulate(self, name, spikes):
+        if self.observe is not None:
+            self.observe(name, spikes)
         kernel = jnp.asarray(self.net.arrays[f"{name}.kernel"])
         if len(kernel) == 1:
             return _accumulate(spikes, kernel[0])

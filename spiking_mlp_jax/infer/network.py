@@ -12,11 +12,14 @@ A map's result is shift(acc, shift) + bias. A value stands for itself times 2^-f
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from spiking_mlp_jax.errors import InputError
+
+Observe = Callable[[str, Any], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,18 +129,20 @@ class IntegerNet:
     description: Description
     arrays: dict[str, np.ndarray]
 
-    def __call__(self, images):
+    def __call__(self, images, observe: Observe | None = None):
         """Logits of raw pixels as a JAX program.
 
         Args:
             images: uint8 [B, H, W, C].
+            observe: when given, called while tracing with the name of each layer and the spikes that select rows of
+                its kernel, int8 [B, T or 1, ..., fan_in]; for the stem once for each of its eight bit planes.
 
         Returns:
             int32 [T, B, K], in units of 2^-formats["head"].fraction. A class's score is their sum over T.
         """
         from spiking_mlp_jax.infer.integer import logits
 
-        return logits(self, images)
+        return logits(self, images, observe)
 
     def layer(self, name: str) -> dict[str, np.ndarray]:
         """A layer's arrays by entry."""
