@@ -171,7 +171,7 @@ def test_large_networks_run_with_few_at_a_time(no_peer, groups, monkeypatch, tmp
 
     def take_turns(name, task, sides, settings, progress):
         alive.append(len(sides))
-        return [{"side": side.title, "seconds": [1.0], "peak_bytes": 1e9} for side in sides]
+        return [{"side": side.title, "seconds": [1.0], "each": [[1.0]], "peak_bytes": 1e9} for side in sides]
 
     monkeypatch.setattr(compare, "take_turns", take_turns)
     monkeypatch.setattr(compare, "write_weights", lambda *arguments: None)

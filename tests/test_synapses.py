@@ -10,6 +10,7 @@ from spiking_mlp_jax import ModelConfig, SpikingMLP, mixing
 from spiking_mlp_jax import patch as patch_module
 from spiking_mlp_jax.layers import Conv, Neuron
 from spiking_mlp_jax.model import intermediate_names
+from spiking_mlp_jax.norm_fire import potential_shape
 from spiking_mlp_jax.synapses import dense_operations, fan_out, neurons
 from spiking_mlp_jax.train.dry_run import macs_per_step
 
@@ -46,7 +47,8 @@ class SingleSpikes:
 
     def fire(self, norm, neuron, z, **parts):
         skip = parts.get("skip")
-        return self.spikes(z), jnp.zeros(z.shape) if skip is None else jnp.zeros(z.shape) + skip
+        shape = z.shape if skip is None else potential_shape(z, skip)
+        return self.spikes(jnp.zeros(shape)), jnp.zeros(shape) + (0 if skip is None else skip)
 
     def counting(self, function):
         def counted(*arguments):
