@@ -8,7 +8,7 @@ on where it was, a finished run is only read. Accuracy and firing rates are thos
 images, so nothing is chosen on the test set. Prints a Markdown table; activity.json and activity.png go into FOLDER.
 
 Synaptic operations of an image are spikes times the synapses that each reaches (`spiking_mlp_jax.synapses`), over all
-time steps. "engine images/s" is for whoever times a net's deployed form: it is kept when the file is written again.
+time steps. At the end each network is compiled to integers of 8 bits, and their engines take turns on test images.
 """
 
 from __future__ import annotations
@@ -18,15 +18,22 @@ import contextlib
 import json
 import statistics
 import sys
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
 
 from benchmarks.report import refusal
+from spiking_mlp_jax import weights
 from spiking_mlp_jax.config import ModelConfig
+from spiking_mlp_jax.data.augment import fit_image
+from spiking_mlp_jax.data.sources import open_source
 from spiking_mlp_jax.errors import InputError
+from spiking_mlp_jax.infer.compile import compile_weights
+from spiking_mlp_jax.infer.engine import Engine
 from spiking_mlp_jax.probe.activity import in_network_order
 from spiking_mlp_jax.probe.plots import BLUE, GREY, ORANGE, write
 from spiking_mlp_jax.synapses import dense_operations, fan_out, neurons
@@ -35,6 +42,7 @@ from spiking_mlp_jax.train.loop import train
 from spiking_mlp_jax.train.metrics import to_json, write_text
 
 ENGINE = "engine_images_per_s"
+TIMED_IMAGES, TURNS = 512, 15
 COLORS = {"rates": BLUE, "synops": ORANGE}
 COLUMNS = (
     "penalty | weight | seed | accuracy, % | mean rate, % | synaptic operations, million | of dense, % | "
@@ -64,34 +72,43 @@ def measured(config: Any, workdir: Path) -> dict[str, Any]:
         "firing_rates": rates,
         "synaptic_operations": operations,
         "share_of_dense": operations / dense_operations(model),
-        ENGINE: None,
     }
 
 
-def known_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file that this command has written, none where there is no file.
+def engine_speeds(workdirs: list[Path], data_dir: str | None) -> list[float]:
+    """Images a second of each run's compiled network, medians over turns of all."""
+    engines = [Engine(compile_weights(weights.find(workdir), data_dir=data_dir)) for workdir in workdirs]
+    c = engines[0].description
+    source = open_source(c.data["dataset"], "test", data_dir)
+    fitting = c.image_size, c.in_channels, c.data["resize_mode"], c.data["eval_resize"]
+    images = np.stack([fit_image(source[i]["image"], *fitting) for i in range(min(TIMED_IMAGES, len(source)))])
+    seconds: list[list[float]] = [[] for _ in engines]
+    for turn in range(TURNS + 1):
+        for engine, taken in zip(engines, seconds, strict=True):
+            begun = time.perf_counter()
+            engine.predict(images)
+            if turn:  # the first one compiles
+                taken.append(time.perf_counter() - begun)
+    return [len(images) / statistics.median(taken) for taken in seconds]
+
+
+def check_overwritten(path: Path) -> None:
+    """Refuses to write over a file that this command has not written.
 
     Raises:
         InputError: it is another file.
     """
-    if not path.exists():
-        return []
     try:
-        return [dict(row) for row in json.loads(path.read_text())["rows"]]
+        if path.exists():
+            [row["activity_weight"] for row in json.loads(path.read_text())["rows"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is not a file that benchmarks.activity wrote: name another") from error
-
-
-def same_run(row: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether two rows are of the same weights."""
-    return all(row[name] == other.get(name) for name in row if name != ENGINE)
 
 
 def table(rows: Iterable[dict[str, Any]]) -> list[str]:
     """Lines of Markdown."""
     lines = [f"| {COLUMNS} |", "|---" + "|---:" * COLUMNS.count("|") + "|"]
     for row in rows:
-        speed = "" if row[ENGINE] is None else f"{row[ENGINE]:.0f}"
         cells = [
             row["activity_measure"] if row["activity_weight"] else "none",
             f"{row['activity_weight']:g}",
@@ -100,38 +117,45 @@ def table(rows: Iterable[dict[str, Any]]) -> list[str]:
             f"{100 * row['mean_rate']:.2f}",
             f"{row['synaptic_operations'] / 1e6:.3f}",
             f"{100 * row['share_of_dense']:.2f}",
-            speed,
+            f"{row[ENGINE]:,.0f}",
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 
 
 def curve(rows: list[dict[str, Any]], title: str) -> Figure:
-    """Accuracy over synaptic operations, a line for each measure and the run without a penalty in both."""
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
-    axes = figure.subplots()
+    """Accuracy over synaptic operations and over the engine's speed: a line for each measure, both with the run
+    without a penalty."""
+    figure = Figure(figsize=(10.4, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    _draw(left, rows, lambda row: row["synaptic_operations"] / 1e6)
+    _draw(right, rows, lambda row: row[ENGINE] / 1e3)
+    left.set_xlabel("synaptic operations of an image, millions")
+    right.set_xlabel("engine, thousand images a second")
+    left.set_ylabel("test accuracy, %")
+    figure.suptitle(title)
+    if left.get_legend_handles_labels()[0]:
+        left.legend(loc="lower right", frameon=False)
+    return figure
+
+
+def _draw(axes, rows, across):
     for measure, color in COLORS.items():
         line = [row for row in rows if not row["activity_weight"] or row["activity_measure"] == measure]
-        line.sort(key=lambda row: row["synaptic_operations"])
+        line.sort(key=across)
         if all(not row["activity_weight"] for row in line):
             continue
-        at = [row["synaptic_operations"] / 1e6 for row in line], [100 * row["accuracy"] for row in line]
+        at = [across(row) for row in line], [100 * row["accuracy"] for row in line]
         axes.plot(*at, "o-" if measure == "rates" else "s-", color=color, label=f'activity_measure="{measure}"')
         for x, y, row in zip(*at, line, strict=True):
             if row["activity_weight"]:
                 axes.annotate(f"{row['activity_weight']:g}", (x, y), (4, -11), textcoords="offset points", color=color)
     for row in rows:
         if not row["activity_weight"]:
-            at = row["synaptic_operations"] / 1e6, 100 * row["accuracy"]
+            at = across(row), 100 * row["accuracy"]
             axes.plot(*at, "D", color=GREY)
-            axes.annotate("no penalty", at, (-4, 7), textcoords="offset points", color=GREY, ha="right")
-    axes.set_xlabel("synaptic operations of an image, millions")
-    axes.set_ylabel("test accuracy, %")
-    axes.set_title(title)
+            axes.annotate("no penalty", at, (0, -12), textcoords="offset points", color=GREY, ha="center")
     axes.grid(alpha=0.3)
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(loc="lower right", frameon=False)
-    return figure
 
 
 def main() -> int:
@@ -156,7 +180,7 @@ def main() -> int:
     plots = [args.folder / "activity.png", *([args.plot] if args.plot else [])]
     settings = [("rates", 0.0), *(("rates", w) for w in args.rates), *(("synops", w) for w in args.synops)]
     settings = list(dict.fromkeys(settings))
-    rows, model = [], None
+    rows, workdirs, model = [], [], None
     try:
         for path in (*files, *plots):
             # The runs' own folder is made with the first of them.
@@ -164,7 +188,7 @@ def main() -> int:
             if refused:
                 raise InputError(refused)
         for path in files:
-            known_rows(path)
+            check_overwritten(path)
         for seed in range(args.seeds):
             for measure, weight in settings:
                 config: Any = load_config(args.config)
@@ -180,16 +204,14 @@ def main() -> int:
                     print("stopped: the same command goes on from here", file=sys.stderr)
                     return 130
                 rows.append(measured(config, workdir))
+                workdirs.append(workdir)
     except InputError as error:
         print("error:", error, file=sys.stderr)
         return 2
     assert model is not None, "there is always the run without a penalty"
-    for path in files:
-        # What was timed of the very same weights stays.
-        known = known_rows(path)
-        for row in rows:
-            timed = [other[ENGINE] for other in known if other.get(ENGINE) is not None and same_run(row, other)]
-            row[ENGINE] = timed[0] if timed else row[ENGINE]
+    print("timing the engine", file=sys.stderr)
+    for row, speed in zip(rows, engine_speeds(workdirs, args.data_dir), strict=True):
+        row[ENGINE] = speed
     document = {
         "config": args.config,
         "dense_synaptic_operations": dense_operations(model),

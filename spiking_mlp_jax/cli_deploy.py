@@ -224,32 +224,13 @@ def _compile(chosen: argparse.Namespace) -> None:
     if output.is_dir() or not output.parent.is_dir():
         raise InputError(f"{output} cannot be written: name a file in a folder that exists")
     from spiking_mlp_jax import weights
-    from spiking_mlp_jax.data.augment import fit_image
-    from spiking_mlp_jax.data.sources import open_source
     from spiking_mlp_jax.infer import artifact
-    from spiking_mlp_jax.infer.fold import fold
-    from spiking_mlp_jax.infer.quantize import quantize
+    from spiking_mlp_jax.infer.compile import compile_weights
     from spiking_mlp_jax.train.loop import use_compilation_cache
 
     use_compilation_cache("auto")
     folder = weights.find(chosen.weights)
-    model, meta = weights.load(folder)
-    if "data" not in meta:
-        raise InputError(f'{folder / weights.CONFIG} has no "data", which says how images become inputs: save it again')
-    data, config = meta["data"], model.config
-    folded = fold(model)
-    data_dir = chosen.data_dir or (weights.data_dir(folder) if chosen.dataset is None else None)
-    source = open_source(chosen.dataset or data["dataset"], "train", data_dir)
-    order = np.random.default_rng(0).permutation(len(source))[: chosen.images]
-    images = np.stack(
-        [
-            fit_image(
-                source[int(i)]["image"], config.image_size, config.in_channels, data["resize_mode"], data["eval_resize"]
-            )
-            for i in order
-        ]
-    )
-    net = quantize(folded, images, chosen.bits, data=data)
+    net = compile_weights(folder, chosen.bits, images=chosen.images, dataset=chosen.dataset, data_dir=chosen.data_dir)
     artifact.save(net, output)
     before = (folder / weights.TENSORS).stat().st_size
     print(f"{output}: {describe(net)}")

@@ -5,6 +5,7 @@ import os
 import sys
 
 import pytest
+from random_model import make_data, make_workdir, random_model
 
 from benchmarks import activity
 from spiking_mlp_jax.errors import InputError
@@ -36,6 +37,7 @@ def trained(monkeypatch):
         return Result(936, True, 0.9)
 
     monkeypatch.setattr(activity, "train", train)
+    monkeypatch.setattr(activity, "engine_speeds", lambda workdirs, data_dir: [1000.0 * len(w.name) for w in workdirs])
     return asked
 
 
@@ -47,24 +49,26 @@ def test_the_curve_of_a_few_runs(trained, monkeypatch, tmp_path, capsys):
     printed = capsys.readouterr()
     lines = printed.out.splitlines()
     assert len(lines) == 5 and "progress" in printed.err
-    assert lines[2].startswith("| none | 0 | 0 | 90.00 | 10.00 |") and lines[2].endswith("| 10.00 |  |")
+    assert lines[2].startswith("| none | 0 | 0 | 90.00 | 10.00 |") and lines[2].endswith("| 10.00 | 7,000 |")
     assert lines[3].startswith("| rates | 1 | 0 | 85.00 | 5.00 |")
     document = json.loads(out.read_text())
     assert out.read_text() == (tmp_path / "runs" / "activity.json").read_text()
     dense = dense_operations(model_config(load_config(DEMO)))
     assert document["dense_synaptic_operations"] == dense
     rows = document["rows"]
-    assert rows[2]["synaptic_operations"] == pytest.approx(dense * 0.025) and rows[2]["engine_images_per_s"] is None
+    assert rows[2]["synaptic_operations"] == pytest.approx(dense * 0.025) and rows[2]["engine_images_per_s"] == 10_000
     assert list(rows[0]["firing_rates"]) == list(document["fan_out"]) == list(neurons(model_config(load_config(DEMO))))
     for file in (tmp_path / "out.png", tmp_path / "runs" / "activity.png"):
         assert file.read_bytes().startswith(b"\x89PNG")
-    # A speed that was filled in stays as long as the weights it belongs to.
-    rows[1]["engine_images_per_s"] = 1234.0
-    rows[2] |= {"engine_images_per_s": 99.0, "accuracy": 0.1}
-    out.write_text(json.dumps(document))
-    assert run(monkeypatch, *arguments) == 0
-    assert [row["engine_images_per_s"] for row in json.loads(out.read_text())["rows"]] == [None, 1234.0, None]
-    assert capsys.readouterr().out.splitlines()[3].endswith("| 1234 |")
+    # Over files of its own it writes again.
+    assert run(monkeypatch, *arguments) == 0 and json.loads(out.read_text()) == document
+
+
+def test_speeds_are_of_each_runs_compiled_network(tmp_path):
+    workdir = make_workdir(tmp_path, random_model())
+    make_data(workdir / "data", split="train")
+    speeds = activity.engine_speeds([workdir, workdir], str(workdir / "data"))
+    assert len(speeds) == 2 and min(speeds) > 0
 
 
 def test_an_interrupted_curve_and_a_mistake_say_so(monkeypatch, tmp_path, capsys):
