@@ -149,12 +149,16 @@ def _draw(axes, rows, across):
         axes.plot(*at, "o-" if measure == "rates" else "s-", color=color, label=f'activity_measure="{measure}"')
         for x, y, row in zip(*at, line, strict=True):
             if row["activity_weight"]:
-                axes.annotate(f"{row['activity_weight']:g}", (x, y), (4, -11), textcoords="offset points", color=color)
+                # Lines that meet keep their labels apart.
+                place, side = ((-5, 4), "right") if measure == "rates" else ((5, -11), "left")
+                text = f"{row['activity_weight']:g}"
+                axes.annotate(text, (x, y), place, textcoords="offset points", color=color, ha=side)
     for row in rows:
         if not row["activity_weight"]:
             at = across(row), 100 * row["accuracy"]
             axes.plot(*at, "D", color=GREY)
-            axes.annotate("no penalty", at, (0, -12), textcoords="offset points", color=GREY, ha="center")
+            axes.annotate("no penalty", at, (0, 8), textcoords="offset points", color=GREY, ha="center")
+    axes.margins(0.1, 0.08)
     axes.grid(alpha=0.3)
 
 
