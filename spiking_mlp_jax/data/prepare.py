@@ -351,11 +351,15 @@ def _features(class_names: Sequence[str], jpeg_only: bool) -> Any:
 
 
 def _serializer(class_names: Sequence[str], jpeg_only: bool) -> Callable[[bytes, int, str], bytes]:
+    from tensorflow_datasets.core.example_serializer import ExampleSerializer
+
     features = _features(class_names, jpeg_only)
+    serializer = ExampleSerializer(features.get_serialized_info())
 
     def serialize(image: bytes, label: int, name: str) -> bytes:
         example = {"image": image, "label": label, "file_name": os.fsencode(name)}
-        return features.serialize_example(features.encode_example(example))
+        # A record is a protobuf map, whose order changes from process to process unless it is asked not to.
+        return serializer.get_tf_example(features.encode_example(example)).SerializeToString(deterministic=True)
 
     return serialize
 
