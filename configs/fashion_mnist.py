@@ -15,7 +15,8 @@ Result: 86.62 % of the test set; `make demo` took 5.6 minutes with setting up.
     python train.py --config configs/fashion_mnist.py:sparse --config.data_dir=DIR --workdir runs/sparse
 
 The first network with a penalty on firing, for fewer synaptic operations. Hardware: 2 CPU cores.
-Result: not measured here.
+Result: 89.57 % of the test set with 41 % of the first network's synaptic operations (log:
+docs/runs/fashion_mnist_sparse).
 """
 
 from spiking_mlp_jax.config import nearest

@@ -16,6 +16,7 @@ from random_integer import random_images, random_integer_net
 
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.infer import artifact, reference
+from spiking_mlp_jax.infer.artifact_layout import pack, unpack
 from spiking_mlp_jax.infer.network import IntegerNet, array_shapes
 
 TINY = dict(image_size=4, in_channels=1, num_classes=2, patch_size=1, depths=(1, 1), expansion=1, time_steps=2)
@@ -93,10 +94,10 @@ def test_nibbles_take_half_the_bytes(tmp_path):
 def test_every_nibble_survives():
     values = np.arange(-8, 8, dtype=np.int8)[::-1]
     for count in (16, 15, 1):
-        packed = artifact._pack(values[:count])
+        packed = pack(values[:count])
         assert packed.size == (count + 1) // 2
-        assert np.array_equal(artifact._unpack(packed, (count,)), values[:count])
-    assert artifact._pack(np.array([1, -2, 3], np.int8)).tolist() == [0xE1, 0x03]
+        assert np.array_equal(unpack(packed, (count,)), values[:count])
+    assert pack(np.array([1, -2, 3], np.int8)).tolist() == [0xE1, 0x03]
 
 
 def test_the_bytes_are_as_documented(tmp_path):
@@ -249,7 +250,7 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
 def rehashed(data: bytes) -> bytes:
     """The same file with the length and the hash that belong to it."""
     prefix = data[:16] + struct.pack("<Q", len(data)) + data[24:32]
-    return prefix + artifact._digest(prefix, data[64:]) + data[64:]
+    return prefix + artifact.digest(prefix, data[64:]) + data[64:]
 
 
 def parts(data: bytes):
@@ -365,7 +366,7 @@ def mutate_prefix(rng, data):
     """The first bytes, with the hash that belongs to them."""
     changed = bytearray(data)
     changed[8 + rng.randrange(24)] ^= 1 << rng.randrange(8)
-    return bytes(changed[:32]) + artifact._digest(bytes(changed[:32]), bytes(changed[64:])) + bytes(changed[64:])
+    return bytes(changed[:32]) + artifact.digest(bytes(changed[:32]), bytes(changed[64:])) + bytes(changed[64:])
 
 
 def test_ten_thousand_mutations(tmp_path):

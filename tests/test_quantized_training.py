@@ -52,14 +52,15 @@ def test_quantising_the_rounded_network_loses_nothing(case, bits, x64):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_only_kernels_change_and_by_half_a_unit(case):
+def test_only_kernels_change_and_by_half_a_unit_in_the_mean(case):
     model, rounded = rounded_model(*case, 8)
     before, after = variables(model), variables(rounded)
     changed = {name for name in before if not np.array_equal(before[name][...], after[name][...])}
     assert changed and all(name.endswith("kernel") for name in changed)
     for name in changed - {"head.kernel"}:  # whose inputs have factors of their own
         a, b = (np.asarray(v[name][...]) for v in (before, after))
-        assert np.abs(a - b).max() <= np.abs(a).max() / 100
+        # A unit is below 2 / 127 of the output's largest weight; single outliers may be clipped by more.
+        assert np.sqrt(np.square(a - b).mean()) <= np.abs(a).max() / 127
 
 
 def test_gradient_passes_through():
@@ -91,3 +92,14 @@ def test_the_loop_trains_evaluates_and_saves_rounded_weights(shared, tmp_path): 
 def test_impossible_bits(shared, fields, words):  # noqa: F811
     with pytest.raises(InputError, match=words):
         validate(make_config(shared, **fields), 1)
+
+
+def test_an_outlier_is_clipped_where_that_loses_less(x64):
+    """Two bits are -1, 0 and 1 units: with the unit that holds 1.01, two, the others would all be lost."""
+    model = random_model(seed=1, norm="batch", norm_features="channel")
+    _, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
+    params = jax.tree.map(lambda x: jnp.where(jnp.arange(x.size) == 0, 1.01, 0.9).reshape(x.shape), params)
+    stats = jax.tree.map(jnp.ones_like, stats)
+    rounded = dict(nnx.to_flat_state(quantize_weights(params, stats, model.config, 2)))
+    kernel = next(v[...] for k, v in rounded.items() if k[-2:] == ("conv", "kernel"))
+    assert jnp.all(kernel > 0) and jnp.ptp(kernel[..., 1:]) < 1e-9

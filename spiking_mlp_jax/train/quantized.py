@@ -81,8 +81,12 @@ def _rounded(kernel, factor, inputs, bits):
     most = 2 ** (bits - 1) - 1
     folded = kernel * factor
     largest = jnp.max(jnp.abs(folded), inputs, keepdims=True)
-    unit = 2.0 ** -jnp.floor(jnp.log2(most / jnp.maximum(largest, 2.0**-24)))
-    folded = jnp.clip(jnp.round(folded / unit), -most, most) * unit
+    whole = 2.0 ** -jnp.floor(jnp.log2(most / jnp.maximum(largest, 2.0**-24)))
+    # The finest unit that holds the largest weight, or one finer, which clips: with few bits the first leaves most
+    # weights of an output zero.
+    found = [jnp.clip(jnp.round(folded / unit), -most, most) * unit for unit in (whole, whole / 2)]
+    lost = [jnp.sum(jnp.square(folded - near), inputs, keepdims=True) for near in found]
+    folded = jnp.where(lost[1] < lost[0], found[1], found[0])
     return jnp.where(factor == 0, kernel, folded / jnp.where(factor == 0, 1, factor))
 
 
