@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 from spiking_mlp_jax.errors import InputError
 
 # Everything Pillow raises on damaged files, depending on the format and on where the damage is.
-_DAMAGED = (
+DAMAGED = (
     OSError,
     SyntaxError,
     ValueError,
@@ -64,7 +64,7 @@ def decode_image(data: bytes, where: str) -> np.ndarray:
         with Image.open(io.BytesIO(data)) as picture:
             ImageOps.exif_transpose(picture, in_place=True)
             return _to_array(picture)
-    except _DAMAGED as error:
+    except DAMAGED as error:
         raise InputError(f"Cannot decode image {where}: replace or remove the damaged file.") from error
 
 

@@ -200,6 +200,10 @@ class FolderSource:
     def __getitem__(self, index: int, /) -> dict:
         return {"image": read_image(self._root / self._files[index]), "label": self._labels[index]}
 
+    def listing(self) -> tuple[Path, list[str], np.ndarray]:
+        """The split's folder, the names of the files from there, and their labels, int32 [N]."""
+        return self._root, self._files, self._labels
+
 
 def _class_folders(root: Path) -> tuple[str, ...]:
     return tuple(sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith(".")))
