@@ -142,11 +142,12 @@ def end_together(kind: type[BaseException] | None, error: BaseException | None, 
         message, code = f"error: {error} ({who})", 2
     elif isinstance(error, KeyboardInterrupt):
         message, code = f"{who} stopped: the same command continues from the last checkpoint, if there is one", 130
-    elif isinstance(error, jax.errors.JaxRuntimeError):
+    elif _is_lost(error):
+        reason = f"if a connection failed ({_first_words(error)}), another process has ended and says why"
         message, code = (
-            f"error: {who} cannot go on ({_first_words(error)}): if a connection failed, another process has ended "
-            "and says why; the same command continues from the last checkpoint"
-        ), LOST
+            f"error: {who} cannot go on: {reason}; the same command continues from the last checkpoint",
+            LOST,
+        )
     else:
         message, code = "".join(traceback.format_exception(error)) + f"error: {who} failed", 1
     print(message, file=sys.stderr, flush=True)
@@ -198,6 +199,12 @@ def _launcher():
         if all(name in os.environ for name in names):
             return tuple(int(os.environ[name]) for name in names)
     return None, None, None
+
+
+def _is_lost(error):
+    # What gloo raises is a ValueError where JAX waits for each program, as it does on CPUs with host_memory "keep".
+    found = isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error)
+    return found and "RESOURCE_EXHAUSTED" not in str(error)
 
 
 def _first_words(error):
