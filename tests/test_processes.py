@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import socket
@@ -50,10 +51,15 @@ def shared(tmp_path_factory):
     compilation_cache.reset_cache()
 
 
+def experiment(shared, **fields):
+    """Far longer than any test runs it, and the same in all tests, so that few programs are compiled."""
+    return make_config(shared, **{"epochs": 1000, "log_every": 1, **fields})
+
+
 class Launch:
     """The processes of one run, each with one or more virtual devices; all are gone when the block ends."""
 
-    def __init__(self, config, workdir, count, devices=1, plots="no", **apart):
+    def __init__(self, config, workdir, count, devices=2, plots="no", **apart):
         self.reports = [workdir.with_name(f"{workdir.name}-{index}.json") for index in range(count)]
         folder = workdir.with_name(f"{workdir.name}-config")
         folder.mkdir()
@@ -105,7 +111,9 @@ def run(*arguments, **options):
     with Launch(*arguments, **options) as launch:
         ends = launch.end()
     assert [code for code, *_ in ends] == [0] * len(ends), ends
-    return ends, [set(json.loads(report.read_text())) for report in launch.reports]
+    return ends, [
+        {re.sub(r"\.\d+\.tmp$", "", name) for name in json.loads(report.read_text())} for report in launch.reports
+    ]
 
 
 def check_same(config, workdir, other):
@@ -126,40 +134,40 @@ def check_same(config, workdir, other):
 
 @pytest.fixture(scope="module")
 def single(shared, tmp_path_factory):
-    """One process with eight devices: its workdirs after one epoch of four steps, and after both."""
+    """One process with eight devices: its workdirs after one epoch of four steps, and after two."""
     folder = tmp_path_factory.mktemp("single")
     with jax.enable_x64(True):
-        loop.train(make_config(shared, max_steps=4), folder / "half")
+        loop.train(experiment(shared, max_steps=4), folder / "half")
         shutil.copytree(folder / "half", folder / "whole")
-        assert loop.train(make_config(shared), folder / "whole").step == 8
+        assert loop.train(experiment(shared, max_steps=8), folder / "whole").step == 8
     return folder / "half", folder / "whole"
 
 
 def test_one_two_and_four_processes_are_the_same_run(shared, single, tmp_path, x64):
     """Each continues what another number of processes began: 1 to 2, 2 to 1, 2 to 4."""
     half, whole = single
-    config = make_config(shared)
+    config = experiment(shared, max_steps=8)
     shutil.copytree(half, tmp_path / "one_two")
-    ends, written = run(config, tmp_path / "one_two", 2, devices=2, plots="yes")
+    ends, written = run(config, tmp_path / "one_two", 2, plots="yes")
     check_same(config, tmp_path / "one_two", whole)
     assert "finished at step 8" in ends[0][1]
     assert "step" not in ends[1][1] and not written[1]
-    assert {"log.txt", "metrics.jsonl", "config.json"} <= {name.split(".json.")[0] for name in written[0]} | written[0]
+    assert {"log.txt", "metrics.jsonl", "config.json", "evaluation.json"} <= written[0]
     assert list((tmp_path / "one_two" / "plots").iterdir())
 
-    begun = make_config(shared, max_steps=4)
+    begun = experiment(shared, max_steps=4)
     run(begun, tmp_path / "two", 2)
     check_same(begun, tmp_path / "two", half)
     shutil.copytree(tmp_path / "two", tmp_path / "two_one")
     loop.train(config, tmp_path / "two_one")
     check_same(config, tmp_path / "two_one", whole)
     shutil.copytree(tmp_path / "two", tmp_path / "two_four")
-    run(config, tmp_path / "two_four", 4)
+    run(config, tmp_path / "two_four", 4, devices=1)
     check_same(config, tmp_path / "two_four", whole)
 
 
 def test_a_signal_to_one_stops_all_at_the_same_step(shared, tmp_path, x64):
-    config = make_config(shared, epochs=1000, log_every=1)
+    config = experiment(shared)
     with Launch(config, tmp_path / "run", 2) as launch:
         launch.wait_for("step 6/")
         launch.processes[1].send_signal(signal.SIGTERM)
@@ -174,7 +182,7 @@ def test_a_signal_to_one_stops_all_at_the_same_step(shared, tmp_path, x64):
 
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_killed_process_takes_the_other_down(shared, tmp_path, victim):
-    with Launch(make_config(shared, epochs=1000, log_every=1), tmp_path / "run", 2) as launch:
+    with Launch(experiment(shared), tmp_path / "run", 2) as launch:
         launch.wait_for("step 6/")
         launch.processes[victim].kill()
         ends = launch.end()
@@ -186,7 +194,7 @@ def test_a_killed_process_takes_the_other_down(shared, tmp_path, victim):
 
 
 def test_processes_that_differ_are_told(shared, tmp_path):
-    with Launch(make_config(shared), tmp_path / "run", 2, process_1=["--config.seed=1"]) as launch:
+    with Launch(experiment(shared), tmp_path / "run", 2, process_1=["--config.seed=1"]) as launch:
         ends = launch.end()
     for code, _, message in ends:
         assert code == 2 and "process 1 has another configuration than process 0" in message
@@ -236,7 +244,7 @@ def test_jax_itself_finds_nothing_here(monkeypatch):
     assert not jax.distributed.is_initialized()
     for name, value in zip(processes.LAUNCHERS[0], (2, 0, 0), strict=True):
         monkeypatch.setenv(name, str(value))
-    with pytest.raises(InputError, match="mpirun started 2 processes.*add --coordinator"):
+    with pytest.raises(InputError, match=r"mpirun started 2 processes.*add --coordinator"):
         processes.join()
 
 
