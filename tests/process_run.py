@@ -12,6 +12,7 @@ import os
 import pathlib
 import runpy
 import sys
+import types
 
 report, plots, *arguments = sys.argv[1:]
 workdir = arguments[arguments.index("--workdir") + 1]
@@ -26,9 +27,9 @@ def listen(event, details):
 
 
 if plots == "no":
-    from spiking_mlp_jax.probe import plots as module
-
-    module.plot_workdir = lambda _: None
+    module = types.ModuleType("spiking_mlp_jax.probe.plots")
+    module.__dict__["plot_workdir"] = lambda _: None
+    sys.modules[module.__name__] = module
 
 sys.addaudithook(listen)
 atexit.register(lambda: pathlib.Path(report).write_text(json.dumps(sorted(written))))

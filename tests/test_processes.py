@@ -56,10 +56,24 @@ def experiment(shared, **fields):
     return make_config(shared, **{"epochs": 1000, "log_every": 1, **fields})
 
 
+def told(how, count, index, port):
+    """How a process learns that it is one of several: arguments, and what a launcher leaves in the environment."""
+    if how == "slurm":
+        names = {"SLURM_JOB_ID": 7, "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": count}
+        numbers = {"SLURM_PROCID": index, "SLURM_LOCALID": index, "JAX_COORDINATOR_PORT": port}
+    elif how == "openmpi":
+        names = {"OMPI_MCA_orte_hnp_uri": "4096.0;tcp://127.0.0.1:1", "OMPI_COMM_WORLD_SIZE": count}
+        numbers = {"OMPI_COMM_WORLD_RANK": index, "OMPI_COMM_WORLD_LOCAL_RANK": index, "JAX_COORDINATOR_PORT": port}
+    else:
+        options = {"coordinator": f"localhost:{port}", "num_processes": count, "process_id": index}
+        return [f"--{name}={value}" for name, value in options.items()], {}
+    return [], {name: str(value) for name, value in {**names, **numbers}.items()}
+
+
 class Launch:
     """The processes of one run, each with one or more virtual devices; all are gone when the block ends."""
 
-    def __init__(self, config, workdir, count, devices=2, plots="no", **apart):
+    def __init__(self, config, workdir, count, devices=2, plots="no", how="flags", **apart):
         self.reports = [workdir.with_name(f"{workdir.name}-{index}.json") for index in range(count)]
         folder = workdir.with_name(f"{workdir.name}-config")
         folder.mkdir()
@@ -70,21 +84,19 @@ class Launch:
             port = free.getsockname()[1]
         flags = [f"--xla_force_host_platform_device_count={devices}", *FLAGS[1:]]
         environment = {**os.environ, "XLA_FLAGS": " ".join(flags), "JAX_ENABLE_X64": "1", "PYTHONPATH": str(ROOT)}
-        self.processes = [
-            subprocess.Popen(
-                [
-                    *(sys.executable, "-W", "ignore", str(ROOT / "tests" / "process_run.py"), str(report), plots),
-                    *("--config", str(folder / "config.py"), "--workdir", str(workdir), "--timeout", "10"),
-                    *("--coordinator", f"localhost:{port}", "--num_processes", str(count)),
-                    *("--process_id", str(index), *apart.get(f"process_{index}", ())),
-                ],
-                env=environment,
+        self.processes = []
+        for index, report in enumerate(self.reports):
+            arguments, launcher = told(how, count, index, port)
+            command = [sys.executable, "-W", "ignore", ROOT / "tests" / "process_run.py", report, plots]
+            command += ["--config", folder / "config.py", "--workdir", workdir, "--timeout", "10", *arguments]
+            process = subprocess.Popen(
+                [*map(str, command), *apart.get(f"process_{index}", ())],
+                env={**environment, **launcher},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
             )
-            for index, report in enumerate(self.reports)
-        ]
+            self.processes.append(process)
 
     def __enter__(self):
         return self
@@ -144,11 +156,14 @@ def single(shared, tmp_path_factory):
 
 
 def test_one_two_and_four_processes_are_the_same_run(shared, single, tmp_path, x64):
-    """Each continues what another number of processes began: 1 to 2, 2 to 1, 2 to 4."""
+    """Each continues what another number of processes began: 1 to 2, 2 to 1, 2 to 4.
+
+    They find each other as under Open MPI, as under SLURM and by flags.
+    """
     half, whole = single
     config = experiment(shared, max_steps=8)
     shutil.copytree(half, tmp_path / "one_two")
-    ends, written = run(config, tmp_path / "one_two", 2, plots="yes")
+    ends, written = run(config, tmp_path / "one_two", 2, plots="yes", how="openmpi")
     check_same(config, tmp_path / "one_two", whole)
     assert "finished at step 8" in ends[0][1]
     assert "step" not in ends[1][1] and not written[1]
@@ -156,7 +171,7 @@ def test_one_two_and_four_processes_are_the_same_run(shared, single, tmp_path, x
     assert list((tmp_path / "one_two" / "plots").iterdir())
 
     begun = experiment(shared, max_steps=4)
-    run(begun, tmp_path / "two", 2)
+    run(begun, tmp_path / "two", 2, how="slurm")
     check_same(begun, tmp_path / "two", half)
     shutil.copytree(tmp_path / "two", tmp_path / "two_one")
     loop.train(config, tmp_path / "two_one")
