@@ -5,6 +5,9 @@
 
 --config FILE.py or FILE.py:ARGUMENT says what to train, --config.NAME=VALUE changes a field of it. The same
 command continues an interrupted run. --config.dry_run=True prints sizes and costs instead of training.
+
+On a TPU pod, under SLURM and under Open MPI the same command in every process is one run; elsewhere add
+--coordinator HOST:PORT --num_processes N --process_id I. See docs/multiprocess.md.
 """
 
 import sys
@@ -14,10 +17,15 @@ from absl import app, flags, logging
 from spiking_mlp_jax.errors import InputError
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder for everything the run writes.")
+COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT where process 0 of several listens.")
+NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes there are.", lower_bound=1)
+PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which one this is, from 0.", lower_bound=0)
+TIMEOUT = flags.DEFINE_integer("timeout", 60, "Seconds of silence after which a process counts as dead.", lower_bound=1)
 
 
 def main(arguments):
     # Imported here, so that --help and mistakes in the command line are answered at once.
+    from spiking_mlp_jax.train import processes
     from spiking_mlp_jax.train.loop import train
 
     logging.set_verbosity(logging.WARNING)
@@ -27,8 +35,10 @@ def main(arguments):
             raise InputError(f'"{arguments[1]}" means nothing here: write overrides as --config.NAME=VALUE')
         if workdir is None and not config.dry_run:
             raise InputError("say where to write with --workdir DIR, such as --workdir runs/demo")
+        processes.join(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value, TIMEOUT.value)
         result = train(config, workdir or "")
-        if workdir and result.finished and not config.dry_run:
+        processes.leave()
+        if result.main and workdir and result.finished and not config.dry_run:
             if result.best_accuracy is None:
                 raise InputError(
                     "there are no weights and no plots, because no evaluation had a finite loss: take a new workdir "

@@ -31,6 +31,7 @@ from spiking_mlp_jax.train.interrupt import StopRequest
 from spiking_mlp_jax.train.loss import make_activity, make_loss
 from spiking_mlp_jax.train.metrics import Display, Metrics, Speedometer, to_json, write_text
 from spiking_mlp_jax.train.optimizer import make_optimizer, make_schedule
+from spiking_mlp_jax.train.processes import StopVote, check_alike, end_together
 from spiking_mlp_jax.train.quantized import make_quantized
 from spiking_mlp_jax.train.sharding import make_mesh, put_batch, replicated
 from spiking_mlp_jax.train.state import TrainState, abstract_state, init_state, load_state
@@ -50,11 +51,13 @@ class Result:
         step: steps taken in all.
         finished: False when it was interrupted and can be resumed.
         best_accuracy: best evaluation accuracy so far, None before the first evaluation with a finite loss.
+        main: whether this is the process that writes for all.
     """
 
     step: int
     finished: bool
     best_accuracy: float | None
+    main: bool = True
 
 
 def train(config: Config, workdir: str | os.PathLike[str]) -> Result:
@@ -63,6 +66,9 @@ def train(config: Config, workdir: str | os.PathLike[str]) -> Result:
     The first SIGINT (Ctrl-C) or SIGTERM ends the run after the step or evaluation it is in, with a
     checkpoint; the second one stops it at once. However often a run is interrupted and started again, it goes
     through the same states, bit for bit, on the same devices and versions.
+
+    With several processes (see `spiking_mlp_jax.train.processes.join`) all of them call this alike; the first writes
+    what is not a checkpoint. A signal to any of them stops all at the same step; an error ends the process at once.
 
     Args:
         config: the experiment, see `spiking_mlp_jax.train.config.default_config`.
@@ -79,9 +85,11 @@ def train(config: Config, workdir: str | os.PathLike[str]) -> Result:
         jax.config.update("jax_cpu_enable_async_dispatch", False)
     validate(config, jax.device_count())
     if config.dry_run:
+        main = jax.process_index() == 0
         for line in dry_run.describe(config):
-            print(line, flush=True)
-        return Result(0, True, None)
+            if main:
+                print(line, flush=True)
+        return Result(0, True, None, main)
     use_compilation_cache(config.compilation_cache)
     with StopRequest() as stop:
         return _Run(config, Path(workdir)).run(stop)
@@ -179,15 +187,17 @@ class _Run:
             folder = self.workdir / "checkpoints"
             self.checkpoints = Checkpoints(folder, to_dict(self.config), self.config.keep)
             stack.callback(self.checkpoints.close)
+            self._check_alike()
             state, step = self._start()
+            stack.push(end_together)
             self._write_descriptions()
             self.metrics = Metrics(self.workdir, step) if self.main else None
             if self.metrics is not None:
                 stack.callback(self.metrics.close)
-            self.display = Display(self.workdir / "log.txt" if self.main else None, step, self.last)
+            self.display = Display(self.workdir / "log.txt" if self.main else None, step, self.last, show=self.main)
             stack.callback(self.display.close)
             self.display.say(self._greeting(state, step))
-            state, step = self._train(state, step, stop)
+            state, step = self._train(state, step, StopVote(stop))
             finished = step >= self.last
             best = "" if self.best is None else f"; best accuracy {100 * self.best:.2f} %"
             if step > self.last:
@@ -197,7 +207,20 @@ class _Run:
             else:
                 ending = f"interrupted: the same command continues at step {step} of {self.last}"
             self.display.say(ending + best)
-            return Result(step, finished, self.best)
+            return Result(step, finished, self.best, self.main)
+
+    def _check_alike(self) -> None:
+        fields = to_dict(self.config)
+        paths = "data_dir", "compilation_cache"  # may be another place on each machine
+        check_alike(
+            {
+                "configuration": {name: value for name, value in fields.items() if name not in paths},
+                "number of images or list of classes": [
+                    [len(source), list(source.class_names)] for source in (self.source, self.eval_source)
+                ],
+                "list of checkpoints": self.checkpoints.steps(),
+            }
+        )
 
     def _start(self) -> tuple[TrainState, int]:
         # Where a run starts, in this order:
@@ -223,7 +246,7 @@ class _Run:
         self.window |= restored.progress["window"]
         return restored.state, int(restored.state.step)
 
-    def _train(self, state: TrainState, step: int, stop: StopRequest) -> tuple[TrainState, int]:
+    def _train(self, state: TrainState, step: int, stop: StopVote) -> tuple[TrainState, int]:
         config = self.config
         pending = None
         self.speedometer = Speedometer(config.batch_size)
@@ -232,6 +255,7 @@ class _Run:
             batch = put_batch(next(self.batches), self.mesh)
             state, metrics = self.train_step(state, batch)
             step += 1
+            stop.count()
             if step == first:
                 return_freed_memory()  # the compiler's
                 if config.host_memory == "keep" or (config.host_memory == "auto" and jax.default_backend() == "cpu"):
@@ -305,8 +329,9 @@ class _Run:
             self.display.say(f"warning: the test loss is {result.loss} at step {step}: these weights are not kept")
         elif self.best is None or result.accuracy > self.best:
             self.best = result.accuracy
+            params = self._weights(state)
             if self.main:
-                self._save_weights(state, step, result)
+                self._save_weights(params, state.stats, step, result)
         self._save(state, result.accuracy if sound else None)
 
     def _evaluate(self, state: TrainState) -> Evaluation:
@@ -331,8 +356,9 @@ class _Run:
         progress = {"epoch_steps": self.epoch_steps, "best": self.best, "window": self.window}
         self.checkpoints.save(state, self.batches.get_state(), progress, accuracy)
 
-    def _save_weights(self, state: TrainState, step: int, result: Evaluation) -> None:
-        model = nnx.merge(self.graphdef, self._weights(state), state.stats, copy=True)
+    def _save_weights(self, params: Any, stats: Any, step: int, result: Evaluation) -> None:
+        # On the host: this process alone cannot compute with arrays that lie on the devices of all.
+        model = nnx.merge(self.graphdef, *jax.device_get((params, stats)), copy=True)
         data = {name: self.config[name] for name in ("dataset", "resize_mode", "eval_resize")}
         data |= {"mean": list(self.config.mean), "std": list(self.config.std)}
         data["class_names"] = list(self.source.class_names)

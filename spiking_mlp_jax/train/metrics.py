@@ -127,15 +127,25 @@ class Display:
         first: step the run starts at.
         last: step it ends at.
         stream: where to show it.
+        show: False shows nothing.
     """
 
-    def __init__(self, log: str | os.PathLike[str] | None, first: int, last: int, stream: TextIO | None = None):
-        self._console = Console(file=stream or sys.stdout, highlight=False, markup=False, soft_wrap=True)
+    def __init__(
+        self,
+        log: str | os.PathLike[str] | None,
+        first: int,
+        last: int,
+        stream: TextIO | None = None,
+        show: bool = True,
+    ):
+        self._console = Console(
+            file=stream or sys.stdout, highlight=False, markup=False, soft_wrap=True, quiet=not show
+        )
         self._log = log
         self._first, self._last = first, last
         self._started: float | None = None
         self._bar = None
-        if self._console.is_terminal:
+        if show and self._console.is_terminal:
             columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[status]}"))
             self._bar = Progress(*columns, console=self._console)
             self._task = self._bar.add_task("compiling", total=last, completed=first, status="")
