@@ -18,18 +18,18 @@ from flax import nnx
 from jax.experimental.compilation_cache import compilation_cache
 
 from spiking_mlp_jax import weights
-from spiking_mlp_jax.data.augment import Augment
 from spiking_mlp_jax.data.pipeline import eval_batches, steps_per_epoch, train_batches
 from spiking_mlp_jax.data.sources import Source, open_source
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.memory import keep_freed_memory, return_freed_memory
 from spiking_mlp_jax.train import dry_run
 from spiking_mlp_jax.train.checkpoint import Checkpoints
-from spiking_mlp_jax.train.config import Config, model_config, to_dict, validate
+from spiking_mlp_jax.train.config import Config, augmentation, model_config, to_dict, validate
 from spiking_mlp_jax.train.evaluate import Evaluation, evaluate
 from spiking_mlp_jax.train.interrupt import StopRequest
 from spiking_mlp_jax.train.loss import make_activity, make_loss
 from spiking_mlp_jax.train.metrics import Display, Metrics, Speedometer, to_json, write_text
+from spiking_mlp_jax.train.mix import make_mix
 from spiking_mlp_jax.train.optimizer import make_optimizer, make_schedule
 from spiking_mlp_jax.train.quantized import make_quantized
 from spiking_mlp_jax.train.sharding import make_mesh, put_batch, replicated
@@ -142,6 +142,7 @@ class _Run:
             self.mesh,
             make_activity(config),
             self.quantized,
+            make_mix(config),
         )
         self.eval_step = make_eval_step(self.graphdef, config.mean, config.std, self.mesh)
         self.batches: Any = train_batches(
@@ -149,13 +150,7 @@ class _Run:
             batch_size=config.batch_size,
             image_size=self.model.image_size,
             in_channels=self.model.in_channels,
-            augment=Augment(
-                config.crop_padding,
-                config.flip,
-                config.random_resized_crop,
-                config.resize_mode,
-                config.eval_resize,
-            ),
+            augment=augmentation(config),
             seed=config.seed,
             epochs=config.epochs,
             process_index=jax.process_index(),
