@@ -152,7 +152,7 @@ def test_random_resized_crop_draws_the_stated_areas_and_ratios():
     rng = np.random.default_rng(0)
     areas, ratios = [], []
     for _ in range(400):
-        crop = augment_lib.random_resized_crop(image, 64, rng).astype(float)
+        crop = augment_lib.random_resized_crop(image, 64, 3, rng).astype(float)
         height, width = crop[-1, 0, 0] - crop[0, 0, 0], crop[0, -1, 1] - crop[0, 0, 1]
         areas.append(height * width / 240**2)
         ratios.append(width / height)
@@ -167,7 +167,7 @@ def test_random_resized_crop_draws_the_stated_areas_and_ratios():
 def test_random_resized_crop_of_an_extreme_strip_is_its_centre():
     strip = np.zeros((1, 300, 3), np.uint8)
     strip[:, 149] = 255
-    crop = augment_lib.random_resized_crop(strip, 8, np.random.default_rng(0))
+    crop = augment_lib.random_resized_crop(strip, 8, 3, np.random.default_rng(0))
     assert crop.shape == (8, 8, 3)
     assert crop.min() == 255
 

@@ -9,7 +9,7 @@ import math
 import numpy as np
 from PIL import Image
 
-from spiking_mlp_jax.data.image import to_channels
+from spiking_mlp_jax.data.image import Encoded, decode_crop, decode_image, to_channels
 from spiking_mlp_jax.data.jitter import color_jitter, random_erasing
 from spiking_mlp_jax.data.randaugment import RandAugment
 from spiking_mlp_jax.errors import InputError
@@ -52,13 +52,19 @@ class Augment:
             raise InputError(f"crop_padding is {self.crop_padding}, but it must be 0 (off) or a number of pixels.")
         check_resize(self.resize_mode, self.eval_resize)
 
-    def __call__(self, image: np.ndarray, image_size: int, in_channels: int, rng: np.random.Generator) -> np.ndarray:
-        """Augment one image: uint8 [h, w, c] -> uint8 [image_size, image_size, in_channels]."""
+    def __call__(
+        self, image: np.ndarray | Encoded, image_size: int, in_channels: int, rng: np.random.Generator
+    ) -> np.ndarray:
+        """Augment one image: uint8 [h, w, c] -> uint8 [image_size, image_size, in_channels].
+
+        Raises:
+          InputError: the picture cannot be decoded.
+        """
         if self.random_resized_crop:
-            image = random_resized_crop(
-                to_channels(image, in_channels), image_size, rng, scale=(self.crop_min_area, 1.0)
-            )
+            image = random_resized_crop(image, image_size, in_channels, rng, (self.crop_min_area, 1.0))
         else:
+            if isinstance(image, Encoded):
+                image = decode_image(*image)
             image = fit_image(image, image_size, in_channels, self.resize_mode, self.eval_resize)
         if self.crop_padding:
             image = random_crop(image, self.crop_padding, rng)
@@ -180,8 +186,9 @@ def random_flip(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def random_resized_crop(
-    image: np.ndarray,
+    image: np.ndarray | Encoded,
     size: int,
+    in_channels: int,
     rng: np.random.Generator,
     scale: tuple[float, float] = (0.08, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
@@ -192,21 +199,29 @@ def random_resized_crop(
     rectangles that do not fit, the largest centred one with an allowed ratio is taken.
 
     Args:
-      image: uint8 [h, w, 1 | 3].
+      image: uint8 [h, w, 1 | 3 | 4], or the encoded picture, of which only what is needed is decoded.
       size: side of the result.
+      in_channels: 1 or 3.
       rng: source of randomness.
       scale: smallest and largest fraction of the area.
       ratio: smallest and largest width / height.
 
     Returns:
-      uint8 [size, size, 1 | 3].
+      uint8 [size, size, in_channels].
 
     References:
       Szegedy et al., Going deeper with convolutions, https://arxiv.org/abs/1409.4842
     """
-    top, left, height, width = _random_box(image.shape[0], image.shape[1], rng, scale, ratio)
+    # Compiled when it is first used: those who only predict do not wait for it.
+    from spiking_mlp_jax.data.resample import resize_bicubic
+
     # Cut first: Pillow's `box` argument would let pixels outside the rectangle bleed in at its edges.
-    return resize(image[top : top + height, left : left + width], size, size)
+    if isinstance(image, Encoded):
+        cut = decode_crop(image, lambda height, width: _random_box(height, width, rng, scale, ratio), size)
+    else:
+        top, left, height, width = _random_box(image.shape[0], image.shape[1], rng, scale, ratio)
+        cut = image[top : top + height, left : left + width]
+    return resize_bicubic(to_channels(cut, in_channels), size, size)
 
 
 def _random_box(

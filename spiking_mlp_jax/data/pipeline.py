@@ -14,7 +14,7 @@ import numpy as np
 from absl import flags
 
 from spiking_mlp_jax.data.augment import Augment, check_resize, fit_image
-from spiking_mlp_jax.data.sources import Source
+from spiking_mlp_jax.data.sources import EncodedSource, Source
 from spiking_mlp_jax.errors import InputError
 
 __all__ = ["eval_batches", "fit_image", "steps_per_epoch", "train_batches"]
@@ -160,7 +160,9 @@ class _TrainLoad(grain.transforms.RandomMap):
     in_channels: int
 
     def random_map(self, element: int, rng: np.random.Generator) -> dict:
-        record = self.source[element]
+        # Encoded where it can be had so: decoding is most of the work, and a crop needs only a part.
+        source = self.source
+        record = source.encoded(element) if isinstance(source, EncodedSource) else source[element]
         image = self.augment(record["image"], self.image_size, self.in_channels, rng)
         return {"image": image, "label": record["label"]}
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from spiking_mlp_jax.data.image import decode_image
+from spiking_mlp_jax.data.image import Encoded, decode_image
 from spiking_mlp_jax.errors import InputError
 
 _INFO_FILE = "dataset_info.json"
@@ -97,13 +97,19 @@ class TfdsSource:
         return len(self._records)
 
     def __getitem__(self, index: int, /) -> dict:
+        record = self.encoded(index)
+        image = record["image"]
+        return {**record, "image": decode_image(*image) if isinstance(image, Encoded) else image}
+
+    def encoded(self, index: int, /) -> dict:
+        """{"image": Encoded, or uint8 [H, W, C] where pictures are stored so, "label": np.int32}."""
         try:
             record = self._records[index]
         except RuntimeError as error:
             raise InputError(f"Cannot read {index} of {self._where} ({error}): prepare it again.") from error
         image = record["image"]
         if isinstance(image, bytes):
-            image = decode_image(image, f"{index} of {self._where}")
+            image = Encoded(image, f"{index} of {self._where}")
         return {"image": image, "label": np.int32(record["label"])}
 
     def __reduce__(self):
