@@ -26,6 +26,10 @@ _DAMAGED = (
 )
 
 
+class DamagedImageError(InputError):
+    """The bytes of a picture cannot be decoded."""
+
+
 def read_image(path: str | PathLike[str]) -> np.ndarray:
     """Read a picture file.
 
@@ -81,7 +85,7 @@ def decode_image(data: bytes, where: str) -> np.ndarray:
       uint8 [H, W, 1] for grey pictures, uint8 [H, W, 3] for all others.
 
     Raises:
-      InputError: the bytes are not a readable picture.
+      DamagedImageError: the bytes are not a readable picture.
     """
     with _opened(data, where) as picture:
         ImageOps.exif_transpose(picture, in_place=True)
@@ -95,7 +99,8 @@ def decode_crop(encoded: Encoded, choose: Callable[[int, int], Box], least: int)
     """Decode a rectangle of a picture.
 
     Where the rectangle of a JPEG is at least twice (four, eight times) as large as it needs to be, the file is decoded
-    at a half (a quarter, an eighth) of its size, which takes less time: libjpeg then leaves frequencies out.
+    at a half (a quarter, an eighth) of its size, which takes less time: libjpeg then leaves frequencies out. Such a
+    rectangle begins and ends at multiples of two (four, eight) pixels.
 
     Args:
       encoded: the picture.
@@ -106,7 +111,7 @@ def decode_crop(encoded: Encoded, choose: Callable[[int, int], Box], least: int)
       uint8 [h, w, 1 | 3] as `decode_image` gives it: the rectangle, or a smaller picture of it.
 
     Raises:
-      InputError: the bytes are not a readable picture.
+      DamagedImageError: the bytes are not a readable picture.
     """
     with _opened(*encoded) as picture:
         plain = picture.format == "JPEG" and picture.mode in ("RGB", "L") and not picture.getexif().get(_ORIENTATION)
@@ -133,7 +138,7 @@ def _opened(data: bytes, where: str) -> Iterator[Image.Image]:
         with Image.open(io.BytesIO(data)) as picture:
             yield picture
     except _DAMAGED as error:
-        raise InputError(f"Cannot decode image {where}: replace or remove the damaged file.") from error
+        raise DamagedImageError(f"Cannot decode image {where}: replace or remove the damaged file.") from error
 
 
 def _to_array(picture: Image.Image) -> np.ndarray:

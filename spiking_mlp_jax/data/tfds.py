@@ -110,7 +110,13 @@ class TfdsSource:
         image = record["image"]
         if isinstance(image, bytes):
             image = Encoded(image, f"{index} of {self._where}")
-        return {"image": image, "label": np.int32(record["label"])}
+        label = np.int32(record["label"])
+        if not 0 <= label < len(self.class_names):
+            raise InputError(
+                f"{index} of {self._where} has label {label}, but the set names {len(self.class_names)} classes "
+                "from 0: prepare it again."
+            )
+        return {"image": image, "label": label}
 
     def __reduce__(self):
         return TfdsSource, self._arguments  # open record files do not travel; a worker opens its own

@@ -55,6 +55,8 @@ MINIMA = {
     "cutmix": (0.0, True),
     "mix_probability": (0.0, True),
     "mix_switch": (0.0, True),
+    "repeats": (1, True),
+    "max_bad_images": (0.0, True),
     "eval_resize": (0, True),
     "workers": (0, True),
     "log_every": (1, True),
@@ -66,7 +68,7 @@ MINIMA = {
 ADDED_TO_TRAINING = (
     *("activity_weight", "activity_measure", "init_weights", "weight_bits"),
     *("crop_min_area", "rand_augment", "color_jitter", "random_erasing"),
-    *("mixup", "cutmix", "mix_probability", "mix_switch"),
+    *("mixup", "cutmix", "mix_probability", "mix_switch", "repeats", "max_bad_images"),
 )
 # Largest value of each field that has one, and whether that value itself is allowed.
 MAXIMA = {
@@ -79,6 +81,7 @@ MAXIMA = {
     "random_erasing": (1.0, True),
     "mix_probability": (1.0, True),
     "mix_switch": (1.0, True),
+    "max_bad_images": (1.0, True),
     "weight_bits": (8, True),
     "seed": (2**31 - 1, True),
 }
@@ -119,6 +122,8 @@ def default_config() -> config_dict.ConfigDict:
     config.cutmix = 0.0  # alpha of cutmix: puts a rectangle of the neighbour in; 0: no cutmix
     config.mix_probability = 1.0  # that a batch is mixed
     config.mix_switch = 0.5  # probability of cutmix instead of mixup, where both are on
+    config.repeats = 1  # differently augmented copies of each image in a batch; epochs keep their number of steps
+    config.max_bad_images = 0.001  # largest share of damaged images, which are left out; beyond it the run stops
     config.mean = (0.485, 0.456, 0.406)  # of each channel, of pixels in [0, 1]
     config.std = (0.229, 0.224, 0.225)
     config.workers = 0  # processes that read images; 0: threads of this one
@@ -243,6 +248,8 @@ def validate(config: Config, device_count: int) -> None:
             raise InputError(
                 f"{name} {values[name]} is not divisible by the {device_count} devices that share it: take {near}"
             )
+    if config.repeats > config.batch_size:
+        raise InputError(f"repeats {config.repeats} must be at most batch_size, which is {config.batch_size}")
     augmentation(config)
     if (config.mixup or config.cutmix) and config.batch_size // device_count % 2:
         raise InputError(

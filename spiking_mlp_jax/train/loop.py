@@ -18,6 +18,7 @@ from flax import nnx
 from jax.experimental.compilation_cache import compilation_cache
 
 from spiking_mlp_jax import weights
+from spiking_mlp_jax.data.damaged import Damaged
 from spiking_mlp_jax.data.pipeline import eval_batches, steps_per_epoch, train_batches
 from spiking_mlp_jax.data.sources import Source, open_source
 from spiking_mlp_jax.errors import InputError
@@ -145,6 +146,8 @@ class _Run:
             make_mix(config),
         )
         self.eval_step = make_eval_step(self.graphdef, config.mean, config.std, self.mesh)
+        self.damaged = Damaged(self.source, config.max_bad_images, self._say)
+        self.damaged_eval = Damaged(self.eval_source, config.max_bad_images, self._say)
         self.batches: Any = train_batches(
             self.source,
             batch_size=config.batch_size,
@@ -153,6 +156,8 @@ class _Run:
             augment=augmentation(config),
             seed=config.seed,
             epochs=config.epochs,
+            copies=config.repeats,
+            damaged=self.damaged,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
             workers=config.workers,
@@ -213,6 +218,7 @@ class _Run:
                 f"data has {self.epoch_steps}: give the same data, or another workdir"
             )
         self.batches.set_state(restored.data)
+        self.damaged.seen.update(restored.progress.get("damaged", ()))
         self.best = restored.progress["best"]
         # An older version may have summed fewer metrics.
         self.window |= restored.progress["window"]
@@ -312,11 +318,15 @@ class _Run:
             in_channels=self.model.in_channels,
             resize_mode=self.config.resize_mode,
             eval_resize=self.config.eval_resize,
+            damaged=self.damaged_eval,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
             workers=self.config.workers,
         )
         return evaluate(self.eval_step, self._weights(state), state.stats, batches, self.mesh)
+
+    def _say(self, text: str) -> None:
+        self.display.say(text)  # the display comes later than what uses it
 
     def _weights(self, state: TrainState) -> Any:
         """The parameters that the network computes with: rounded ones if it is trained so."""
@@ -324,6 +334,7 @@ class _Run:
 
     def _save(self, state: TrainState, accuracy: float | None = None) -> None:
         progress = {"epoch_steps": self.epoch_steps, "best": self.best, "window": self.window}
+        progress["damaged"] = sorted(self.damaged.seen)
         self.checkpoints.save(state, self.batches.get_state(), progress, accuracy)
 
     def _save_weights(self, state: TrainState, step: int, result: Evaluation) -> None:
