@@ -1,4 +1,4 @@
-"""ImageNet-1k at 224 px with the official recipe's numbers, one argument for each network of the paper.
+"""ImageNet-1k at 224 px with the official recipe, one argument for each network of the paper.
 
     python train.py --config configs/imagenet.py:mlp_spe_t --config.data_dir=DIR --workdir runs/mlp_spe_t
 
@@ -32,12 +32,16 @@ def get_config(arg="mlp_spe_t"):
     config.remat = "block"
     config.dtype = "bfloat16"  # the official run used mixed precision
 
-    # Data. The official recipe also has RandAugment (rand-m9-mstd0.5-inc1), colour jitter 0.4, random erasing
-    # 0.25, mixup 0.8, cutmix 1.0 and three augmented copies of each image, which do not exist here: this is
-    # its plainer form, random resized crop and flip.
+    # Data. docs/data.md has what each of these does. The official command line also has colour jitter 0.4, which timm
+    # leaves out beside RandAugment; config.color_jitter would put it in.
     config.dataset = "folder"
     config.random_resized_crop = True
     config.flip = True
+    config.rand_augment = "rand-m9-mstd0.5-inc1"
+    config.random_erasing = 0.25
+    config.mixup = 0.8
+    config.cutmix = 1.0
+    config.repeats = 3
     config.resize_mode = "resize_crop"
     config.eval_resize = 256
     config.mean = (0.485, 0.456, 0.406)

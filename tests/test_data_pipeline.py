@@ -152,7 +152,7 @@ def test_random_resized_crop_draws_the_stated_areas_and_ratios():
     rng = np.random.default_rng(0)
     areas, ratios = [], []
     for _ in range(400):
-        crop = augment_lib.random_resized_crop(image, 64, rng).astype(float)
+        crop = augment_lib.random_resized_crop(image, 64, 3, rng).astype(float)
         height, width = crop[-1, 0, 0] - crop[0, 0, 0], crop[0, -1, 1] - crop[0, 0, 1]
         areas.append(height * width / 240**2)
         ratios.append(width / height)
@@ -167,7 +167,7 @@ def test_random_resized_crop_draws_the_stated_areas_and_ratios():
 def test_random_resized_crop_of_an_extreme_strip_is_its_centre():
     strip = np.zeros((1, 300, 3), np.uint8)
     strip[:, 149] = 255
-    crop = augment_lib.random_resized_crop(strip, 8, np.random.default_rng(0))
+    crop = augment_lib.random_resized_crop(strip, 8, 3, np.random.default_rng(0))
     assert crop.shape == (8, 8, 3)
     assert crop.min() == 255
 
@@ -318,6 +318,35 @@ def test_restoring_replays_nothing():
     assert source.reads < 200
 
 
+def test_repeated_augmentation():
+    """Copies come one after the other in the sampler's list, and as far apart as they can in the batch."""
+    source, batch_size, copies = Numbered(40), 16, 3
+    batches = labels(train(source, batch_size, epochs=2, copies=copies))
+    assert len(batches) == 2 * (40 // batch_size)
+    for epoch in (0, 1):
+        order = flat(labels(train(source, 1, epochs=2)))[40 * epoch : 40 * (epoch + 1)]
+        for step in (0, 1):
+            slots = [order[slot // copies] for slot in range(step * batch_size, (step + 1) * batch_size)]
+            assert batches[2 * epoch + step] == [*slots[0::3], *slots[1::3], *slots[2::3]]
+    for batch in batches:
+        places = [[at for at, label in enumerate(batch) if label == wanted] for wanted in set(batch)]
+        assert max(map(len, places)) == copies
+        assert min(np.diff(at).min() for at in places if len(at) > 1) >= batch_size // copies - 1
+        assert all(one != other for one, other in zip(batch[::2], batch[1::2], strict=True))
+
+
+def test_copies_are_augmented_differently_and_come_to_different_processes():
+    source = Subset(open_source("fashion_mnist", "test"), 64)
+    common = dict(batch_size=32, copies=4, augment=Augment(crop_padding=8), image_size=28)
+    whole = next(train(source, **common))
+    assert len({image.tobytes() for image in whole["image"]}) > 30
+    assert len(set(whole["label"][:8])) > 3
+    for index in range(4):
+        part = next(train(source, **common, process_index=index, process_count=4))
+        np.testing.assert_array_equal(part["label"], whole["label"][:8])
+        np.testing.assert_array_equal(part["image"], whole["image"][8 * index : 8 * index + 8])
+
+
 @pytest.mark.parametrize("processes", [2, 4])
 def test_processes_share_each_global_batch(processes):
     source = Subset(open_source("fashion_mnist", "test"), 60)
@@ -327,8 +356,9 @@ def test_processes_share_each_global_batch(processes):
     for batch, *parts in zip(whole, *shares, strict=True):
         for index, part in enumerate(parts):
             assert part["image"].shape == (8 // processes, 28, 28, 1)
-            np.testing.assert_array_equal(part["image"], batch["image"][index::processes])
-            np.testing.assert_array_equal(part["label"], batch["label"][index::processes])
+            mine = slice(index * len(part["label"]), (index + 1) * len(part["label"]))
+            np.testing.assert_array_equal(part["image"], batch["image"][mine])
+            np.testing.assert_array_equal(part["label"], batch["label"][mine])
 
 
 def test_worker_processes_change_nothing():
@@ -356,6 +386,8 @@ def test_worker_processes_change_nothing():
         (dict(seed=2**32), "seed is 4294967296"),
         (dict(epochs=0), "epochs is 0"),
         (dict(workers=-1), "workers is -1"),
+        (dict(copies=0), "repeats is 0"),
+        (dict(copies=5), "repeats is 5, but must be at least 1 and at most batch_size, 4"),
         (dict(augment=Augment(resize_mode="resize_crop", eval_resize=3)), "eval_resize is 3"),
     ],
 )

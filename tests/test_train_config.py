@@ -25,7 +25,7 @@ from spiking_mlp_jax.train.config import (
 ROOT = Path(__file__).parent.parent
 FASHION = str(ROOT / "configs" / "fashion_mnist.py")
 ALL = [f"{FASHION}{arg}" for arg in ("", ":full", ":demo", ":sparse")]
-ALL += [str(ROOT / "configs" / f"cifar10.py{arg}") for arg in ("", ":32", ":224")]
+ALL += [str(ROOT / "configs" / f"cifar10.py{arg}") for arg in ("", ":32", ":224", ":folder")]
 ALL += [str(ROOT / "configs" / f"imagenet.py:{arg}") for arg in VARIANTS]
 
 
@@ -68,6 +68,11 @@ def test_imagenet_variants_are_the_papers():
         ("in_channels", 2, "1 (grey) or 3 (colour)"),
         ("learning_rate", -0.1, "learning_rate must be at least 0"),
         ("label_smoothing", 1.0, "label_smoothing must be below 1"),
+        ("rand_augment", "rand-m9", "rand-m9-mstd0.5-inc1"),
+        ("random_erasing", 1.1, "random_erasing must be at most 1"),
+        ("crop_min_area", 0.0, "crop_min_area must be above 0"),
+        ("color_jitter", -0.1, "color_jitter must be at least 0"),
+        ("mix_switch", 2.0, "mix_switch must be at most 1"),
         ("momentum", 1.0, "momentum must be below 1"),
         ("optimizer", "sdg", '"sgd"'),
         ("schedule", "cosin", '"cosine"'),
@@ -99,6 +104,14 @@ def test_exclusive_crops():
     config = load_config(FASHION)
     config.random_resized_crop, config.crop_padding = True, 2
     assert "exclude" in refused(config)
+
+
+def test_mixing_needs_pairs_on_each_device():
+    config = load_config(FASHION)
+    config.mixup, config.batch_size = 0.8, 24
+    validate(config, 4)
+    message = refused(config, 8)
+    assert "batch_size 24" in message and "multiple of 16" in message
 
 
 def test_unknown_and_missing_fields():

@@ -1,4 +1,4 @@
-"""Geometry of training and evaluation images, in NumPy, one uint8 image [H, W, C] at a time.
+"""What happens to training and evaluation images, one uint8 image [H, W, C] at a time.
 
 Randomness comes only from the `np.random.Generator` that is passed in.
 """
@@ -9,7 +9,9 @@ import math
 import numpy as np
 from PIL import Image
 
-from spiking_mlp_jax.data.image import to_channels
+from spiking_mlp_jax.data.image import Encoded, decode_crop, decode_image, to_channels
+from spiking_mlp_jax.data.jitter import color_jitter, random_erasing
+from spiking_mlp_jax.data.randaugment import RandAugment
 from spiking_mlp_jax.errors import InputError
 
 RESIZE_MODES = ("pad", "resize", "resize_crop")
@@ -17,37 +19,67 @@ RESIZE_MODES = ("pad", "resize", "resize_crop")
 
 @dataclasses.dataclass(frozen=True)
 class Augment:
-    """What happens to a training image: random resized crop or `fit_image`, then shift, then flip.
+    """What happens to a training image, in the order of the attributes.
 
     Attributes:
+      resize_mode: "pad", "resize" or "resize_crop", see `fit_image`; not used with a random resized crop.
+      eval_resize: see `fit_image`.
+      random_resized_crop: cut a random rectangle and resize it.
+      crop_min_area: the smallest share of the image that such a rectangle covers.
       crop_padding: pixels of zero padding on each side before a random crop back to the image size (0 = off).
       flip: mirror left to right with probability 1/2.
-      random_resized_crop: cut a random rectangle and resize it (instead of `resize_mode`).
-      resize_mode: "pad", "resize" or "resize_crop", see `fit_image`.
-      eval_resize: see `fit_image`.
+      rand_augment: random operations, or None.
+      color_jitter: largest change of brightness, contrast and saturation, see `color_jitter` (0 = off).
+      random_erasing: probability that a rectangle becomes noise.
+      mean: of the pixels in [0, 1], per channel: the colour that comes in from outside, and that of the noise.
+      std: of the noise.
     """
 
-    crop_padding: int = 0
-    flip: bool = False
-    random_resized_crop: bool = False
     resize_mode: str = "pad"
     eval_resize: int = 0
+    random_resized_crop: bool = False
+    crop_min_area: float = 0.08
+    crop_padding: int = 0
+    flip: bool = False
+    rand_augment: RandAugment | None = None
+    color_jitter: float = 0.0
+    random_erasing: float = 0.0
+    mean: tuple[float, ...] = (0.5,)
+    std: tuple[float, ...] = (0.25,)
 
     def __post_init__(self):
         if self.crop_padding < 0:
             raise InputError(f"crop_padding is {self.crop_padding}, but it must be 0 (off) or a number of pixels.")
         check_resize(self.resize_mode, self.eval_resize)
 
-    def __call__(self, image: np.ndarray, image_size: int, in_channels: int, rng: np.random.Generator) -> np.ndarray:
-        """Augment one image: uint8 [h, w, c] -> uint8 [image_size, image_size, in_channels]."""
+    def __call__(
+        self, image: np.ndarray | Encoded, image_size: int, in_channels: int, rng: np.random.Generator
+    ) -> np.ndarray:
+        """Augment one image: uint8 [h, w, c] -> uint8 [image_size, image_size, in_channels].
+
+        Raises:
+          InputError: the picture cannot be decoded.
+        """
         if self.random_resized_crop:
-            image = random_resized_crop(to_channels(image, in_channels), image_size, rng)
+            image = random_resized_crop(image, image_size, in_channels, rng, (self.crop_min_area, 1.0))
         else:
+            if isinstance(image, Encoded):
+                image = decode_image(*image)
             image = fit_image(image, image_size, in_channels, self.resize_mode, self.eval_resize)
         if self.crop_padding:
             image = random_crop(image, self.crop_padding, rng)
         if self.flip:
             image = random_flip(image, rng)
+        if self.rand_augment is not None or self.color_jitter:
+            picture = Image.fromarray(image[..., 0] if in_channels == 1 else image)
+            if self.rand_augment is not None:
+                fill = tuple(min(255, round(255 * value)) for value in self.mean)
+                picture = self.rand_augment(picture, fill[0] if in_channels == 1 else fill, rng)
+            if self.color_jitter:
+                picture = color_jitter(picture, self.color_jitter, rng)
+            image = np.asarray(picture).reshape(image.shape)
+        if self.random_erasing:
+            image = random_erasing(image, self.random_erasing, self.mean, self.std, rng)
         return image
 
 
@@ -154,8 +186,9 @@ def random_flip(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def random_resized_crop(
-    image: np.ndarray,
+    image: np.ndarray | Encoded,
     size: int,
+    in_channels: int,
     rng: np.random.Generator,
     scale: tuple[float, float] = (0.08, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
@@ -166,21 +199,29 @@ def random_resized_crop(
     rectangles that do not fit, the largest centred one with an allowed ratio is taken.
 
     Args:
-      image: uint8 [h, w, 1 | 3].
+      image: uint8 [h, w, 1 | 3 | 4], or the encoded picture, of which only what is needed is decoded.
       size: side of the result.
+      in_channels: 1 or 3.
       rng: source of randomness.
       scale: smallest and largest fraction of the area.
       ratio: smallest and largest width / height.
 
     Returns:
-      uint8 [size, size, 1 | 3].
+      uint8 [size, size, in_channels].
 
     References:
       Szegedy et al., Going deeper with convolutions, https://arxiv.org/abs/1409.4842
     """
-    top, left, height, width = _random_box(image.shape[0], image.shape[1], rng, scale, ratio)
+    # Compiled when it is first used: those who only predict do not wait for it.
+    from spiking_mlp_jax.data.resample import resize_bicubic
+
     # Cut first: Pillow's `box` argument would let pixels outside the rectangle bleed in at its edges.
-    return resize(image[top : top + height, left : left + width], size, size)
+    if isinstance(image, Encoded):
+        cut = decode_crop(image, lambda height, width: _random_box(height, width, rng, scale, ratio), size)
+    else:
+        top, left, height, width = _random_box(image.shape[0], image.shape[1], rng, scale, ratio)
+        cut = image[top : top + height, left : left + width]
+    return resize_bicubic(to_channels(cut, in_channels), size, size)
 
 
 def _random_box(

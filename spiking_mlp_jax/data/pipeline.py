@@ -1,23 +1,29 @@
 """Batches for training and evaluation, made by Grain.
 
-Training: shuffle -> drop the incomplete batch -> augment -> this process's share -> batch -> repeat. Each
+Training: shuffle -> copies, drop the incomplete batch -> augment -> this process's share -> batch -> repeat. Each
 stage is random access, so position k of the stream is a pure function of the seed and k: that makes the
 iterator's state one number, restoring it O(1), and the continuation bit-identical.
 """
 
+import contextlib
 import dataclasses
+import functools
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import grain
 import numpy as np
 from absl import flags
 
 from spiking_mlp_jax.data.augment import Augment, check_resize, fit_image
-from spiking_mlp_jax.data.sources import Source
+from spiking_mlp_jax.data.damaged import NONE, Damaged
+from spiking_mlp_jax.data.image import DamagedImageError
+from spiking_mlp_jax.data.sources import EncodedSource, Source
 from spiking_mlp_jax.errors import InputError
 
-__all__ = ["eval_batches", "fit_image", "steps_per_epoch", "train_batches"]
+TRIES = 100  # images that are tried in place of a damaged one
+
+__all__ = ["TrainBatches", "eval_batches", "fit_image", "steps_per_epoch", "train_batches"]
 
 
 def steps_per_epoch(source: Source, batch_size: int) -> int:
@@ -41,14 +47,20 @@ def train_batches(
     augment: Augment,
     seed: int,
     epochs: int,
+    copies: int = 1,
+    damaged: Damaged | None = None,
     process_index: int = 0,
     process_count: int = 1,
     workers: int = 0,
-) -> grain.DatasetIterator:
+) -> "TrainBatches":
     """Shuffled, augmented batches of whole epochs, each epoch in a new order.
 
     The images of a step and their augmentation depend on seed and step only, not on `process_count` or
-    `workers`; the processes' shares are disjoint and equal.
+    `workers`; the processes' shares are disjoint and equal, and one after the other they make up the batch.
+
+    With `copies` above 1 (repeated augmentation), an epoch has as many images as otherwise, but takes 1 / copies of the
+    source's, each so many times in the same batch, augmented differently. The copies lie as far apart in the batch as
+    they can, so that they come to different processes and devices, and mixing neighbours never mixes copies.
 
     Args:
       source: from `open_source`.
@@ -58,6 +70,9 @@ def train_batches(
       augment: what to do with each image.
       seed: 0 <= seed < 2**32.
       epochs: number of passes.
+      copies: of each image in a batch.
+      damaged: keeps count of images that cannot be decoded, in whose place the next one of the source is taken; None
+        makes the first of them an error.
       process_index: which share this process takes.
       process_count: number of processes.
       workers: processes that prepare batches; 0 uses threads of this process. A saved iterator state fits
@@ -68,7 +83,10 @@ def train_batches(
       b = batch_size // process_count; `get_state()` gives a small JSON-able dict for `set_state()`.
 
     Raises:
-      InputError: a setting is impossible; while iterating, an image cannot be read.
+      InputError: a setting is impossible; while iterating, an image cannot be read, or too many are damaged.
+
+    References:
+      Hoffer et al., Augment your batch, https://arxiv.org/abs/1901.09335; the order follows DeiT's sampler.
     """
     local = _local_batch(batch_size, process_index, process_count)
     check_resize(augment.resize_mode, augment.eval_resize, image_size)
@@ -77,12 +95,76 @@ def train_batches(
     if epochs < 1:
         raise InputError(f"epochs is {epochs}, but must be at least 1.")
     used = steps_per_epoch(source, batch_size) * batch_size
+    if not 1 <= copies <= batch_size:
+        raise InputError(f"repeats is {copies}, but must be at least 1 and at most batch_size, {batch_size}.")
     # Indices travel until the image is needed: Grain's bookkeeping of a source costs as much as a tiny image.
-    positions = grain.MapDataset.range(len(source)).seed(seed).shuffle()[:used]
+    shuffled = grain.MapDataset.range(len(source)).seed(seed).shuffle()
+    positions = _Reordered(shuffled, used, functools.partial(_copy, batch_size, copies))
     # Augmenting before taking the share keys the randomness by position in the global batch: no two processes
     # draw the same numbers.
-    images = positions.random_map(_TrainLoad(source, augment, image_size, in_channels))
-    return iter(_prefetch(images[process_index::process_count].batch(local).repeat(epochs), workers))
+    images = positions.random_map(_TrainLoad(source, augment, image_size, in_channels, damaged is not None))
+    share = _Reordered(images, used // process_count, functools.partial(_member, batch_size, local, process_index))
+    return TrainBatches(iter(_prefetch(share.batch(local).repeat(epochs), workers)), damaged)
+
+
+class TrainBatches:
+    """Grain's iterator, without what it reports of damaged images."""
+
+    def __init__(self, batches: grain.DatasetIterator, damaged: Damaged | None):
+        self._batches, self._damaged = batches, damaged
+
+    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+        return self
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        batch = next(self._batches)
+        return batch if self._damaged is None else self._damaged.sift(batch)
+
+    def get_state(self) -> dict:
+        """Where the iteration is, in JSON values."""
+        return self._batches.get_state()
+
+    def set_state(self, state: dict) -> None:
+        """Continues where `get_state` was called."""
+        self._batches.set_state(state)
+
+    def close(self) -> None:
+        """Stops preparing batches."""
+        self._batches.close()
+
+
+class _Reordered(grain.MapDataset):
+    """`length` elements of each epoch of a data set; `where` gives an element's place in its epoch."""
+
+    def __init__(self, parent: grain.MapDataset, length: int, where: Callable[[int], int]):
+        super().__init__(parent)
+        self._epoch, self._length, self._where = len(parent), length, where
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return self.slice(index)
+        epoch, at = divmod(index, self._length)
+        return self._parent[epoch * self._epoch + self._where(at)]
+
+
+def _copy(batch_size: int, copies: int, at: int) -> int:
+    """Which image, in shuffled order, stands at a place of an epoch: in each batch first copies, second copies, ..."""
+    step, place = divmod(at, batch_size)
+    # Of 8 places and 3 copies the images are 0 0 0 1 1 1 2 2; taken in strides of 3 that is 0 1 2 | 0 1 2 | 0 1.
+    longer = batch_size % copies
+    per, cut = batch_size // copies, longer * (batch_size // copies + 1)
+    turn, number = divmod(place, per + 1) if place < cut else divmod(place - cut, per)
+    slot = number * copies + turn + (0 if place < cut else longer)
+    return (step * batch_size + slot) // copies
+
+
+def _member(batch_size: int, local: int, process_index: int, at: int) -> int:
+    """The place in an epoch of the `at`-th image of a process."""
+    step, place = divmod(at, local)
+    return step * batch_size + process_index * local + place
 
 
 def eval_batches(
@@ -93,6 +175,7 @@ def eval_batches(
     in_channels: int,
     resize_mode: str = "pad",
     eval_resize: int = 0,
+    damaged: Damaged | None = None,
     process_index: int = 0,
     process_count: int = 1,
     workers: int = 0,
@@ -109,12 +192,14 @@ def eval_batches(
       in_channels: 1 or 3.
       resize_mode: see `fit_image`.
       eval_resize: see `fit_image`.
+      damaged: keeps count of images that cannot be decoded, which are then masked; None makes the first of them an
+        error.
       process_index: which share this process takes.
       process_count: number of processes.
       workers: processes that prepare batches; 0 uses threads of this process.
 
     Returns:
-      Something to iterate over, any number of times: {"image": uint8 [b, image_size, image_size,
+      Something to iterate over, any number of times (once with `damaged`): {"image": uint8 [b, image_size, image_size,
       in_channels], "label": int32 [b], "mask": bool [b]}, b = batch_size // process_count. Where the mask is
       False the image is black and the label 0.
 
@@ -124,9 +209,10 @@ def eval_batches(
     local = _local_batch(batch_size, process_index, process_count)
     check_resize(resize_mode, eval_resize, image_size)
     padded = -(-len(source) // batch_size) * batch_size
-    load = _EvalLoad(source, image_size, in_channels, resize_mode, eval_resize)
+    load = _EvalLoad(source, image_size, in_channels, resize_mode, eval_resize, damaged is not None)
     share = grain.MapDataset.range(padded)[process_index::process_count]
-    return _prefetch(share.map(load).batch(local), workers)
+    batches = _prefetch(share.map(load).batch(local), workers)
+    return batches if damaged is None else damaged.sifted(batches)
 
 
 def _local_batch(batch_size: int, process_index: int, process_count: int) -> int:
@@ -158,9 +244,23 @@ class _TrainLoad(grain.transforms.RandomMap):
     augment: Augment
     image_size: int
     in_channels: int
+    tolerant: bool
 
     def random_map(self, element: int, rng: np.random.Generator) -> dict:
-        record = self.source[element]
+        if not self.tolerant:
+            return self._load(element, rng)
+        total = len(self.source)
+        # The next one is nearly always of the same class, because sources are sorted by class.
+        for index in range(element, element + min(total, TRIES)):
+            with contextlib.suppress(DamagedImageError):
+                record = self._load(index % total, rng)
+                return record | {"damaged": np.int64(NONE if index == element else element)}
+        return self._load(element, rng)
+
+    def _load(self, index: int, rng: np.random.Generator) -> dict:
+        # Encoded where it can be had so: decoding is most of the work, and a crop needs only a part.
+        source = self.source
+        record = source.encoded(index) if isinstance(source, EncodedSource) else source[index]
         image = self.augment(record["image"], self.image_size, self.in_channels, rng)
         return {"image": image, "label": record["label"]}
 
@@ -172,11 +272,20 @@ class _EvalLoad(grain.transforms.Map):
     in_channels: int
     resize_mode: str
     eval_resize: int
+    tolerant: bool
 
     def map(self, element: int) -> dict:
-        if element >= len(self.source):
-            blank = np.zeros((self.image_size, self.image_size, self.in_channels), np.uint8)
-            return {"image": blank, "label": np.int32(0), "mask": False}
-        record = self.source[element]
-        image = fit_image(record["image"], self.image_size, self.in_channels, self.resize_mode, self.eval_resize)
-        return {"image": image, "label": record["label"], "mask": True}
+        extra = {"damaged": np.int64(NONE)} if self.tolerant else {}
+        if element < len(self.source):
+            try:
+                record = self.source[element]
+                image = fit_image(
+                    record["image"], self.image_size, self.in_channels, self.resize_mode, self.eval_resize
+                )
+                return {"image": image, "label": record["label"], "mask": True, **extra}
+            except DamagedImageError:
+                if not self.tolerant:
+                    raise
+                extra = {"damaged": np.int64(element)}
+        blank = np.zeros((self.image_size, self.image_size, self.in_channels), np.uint8)
+        return {"image": blank, "label": np.int32(0), "mask": False, **extra}

@@ -2,13 +2,13 @@
 
 import os
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from spiking_mlp_jax.config import nearest
 from spiking_mlp_jax.data.idx import find_idx, read_idx_split
-from spiking_mlp_jax.data.image import read_image
+from spiking_mlp_jax.data.image import decode_image, read_encoded
 from spiking_mlp_jax.data.tfds import TfdsSource, find_version
 from spiking_mlp_jax.errors import InputError
 
@@ -42,6 +42,15 @@ class Source(Protocol):
 
     def __getitem__(self, index: int, /) -> dict:
         """{"image": uint8 [H, W, C], "label": np.int32}."""
+        ...
+
+
+@runtime_checkable
+class EncodedSource(Source, Protocol):
+    """A source whose pictures can be had as they are stored, so that only what is needed has to be decoded."""
+
+    def encoded(self, index: int, /) -> dict:
+        """{"image": Encoded, "label": np.int32}; an array uint8 [H, W, C] where the picture is stored as one."""
         ...
 
 
@@ -198,7 +207,11 @@ class FolderSource:
         return len(self._files)
 
     def __getitem__(self, index: int, /) -> dict:
-        return {"image": read_image(self._root / self._files[index]), "label": self._labels[index]}
+        record = self.encoded(index)
+        return {**record, "image": decode_image(*record["image"])}
+
+    def encoded(self, index: int, /) -> dict:
+        return {"image": read_encoded(f"{self._root}/{self._files[index]}"), "label": self._labels[index]}
 
     def listing(self) -> tuple[Path, list[str], np.ndarray]:
         """The split's folder, the names of the files from there, and their labels, int32 [N]."""

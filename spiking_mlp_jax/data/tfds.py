@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from spiking_mlp_jax.data.image import decode_image
+from spiking_mlp_jax.data.image import Encoded, decode_image
 from spiking_mlp_jax.errors import InputError
 
 _INFO_FILE = "dataset_info.json"
@@ -97,14 +97,26 @@ class TfdsSource:
         return len(self._records)
 
     def __getitem__(self, index: int, /) -> dict:
+        record = self.encoded(index)
+        image = record["image"]
+        return {**record, "image": decode_image(*image) if isinstance(image, Encoded) else image}
+
+    def encoded(self, index: int, /) -> dict:
+        """{"image": Encoded, or uint8 [H, W, C] where pictures are stored so, "label": np.int32}."""
         try:
             record = self._records[index]
         except RuntimeError as error:
             raise InputError(f"Cannot read {index} of {self._where} ({error}): prepare it again.") from error
         image = record["image"]
         if isinstance(image, bytes):
-            image = decode_image(image, f"{index} of {self._where}")
-        return {"image": image, "label": np.int32(record["label"])}
+            image = Encoded(image, f"{index} of {self._where}")
+        label = np.int32(record["label"])
+        if not 0 <= label < len(self.class_names):
+            raise InputError(
+                f"{index} of {self._where} has label {label}, but the set names {len(self.class_names)} classes "
+                "from 0: prepare it again."
+            )
+        return {"image": image, "label": label}
 
     def __reduce__(self):
         return TfdsSource, self._arguments  # open record files do not travel; a worker opens its own

@@ -18,6 +18,7 @@ from spiking_mlp_jax.train.state import TrainState
 # These fields change what is shown and kept, not what is computed: a run may be resumed with other values.
 FREE_FIELDS = (
     "data_dir",
+    "max_bad_images",
     "eval_batch_size",
     "log_every",
     "checkpoint_every",

@@ -14,8 +14,9 @@ from typing import Any, Protocol
 from ml_collections import config_dict
 
 from spiking_mlp_jax.config import ADDED, ModelConfig, nearest
-from spiking_mlp_jax.data.augment import RESIZE_MODES, check_resize
+from spiking_mlp_jax.data.augment import RESIZE_MODES, Augment, check_resize
 from spiking_mlp_jax.data.normalize import check_statistics
+from spiking_mlp_jax.data.randaugment import parse_rand_augment
 from spiking_mlp_jax.errors import InputError
 
 MODEL_FIELDS = tuple(field.name for field in dataclasses.fields(ModelConfig))
@@ -47,6 +48,15 @@ MINIMA = {
     "weight_bits": (0, True),
     "clip_norm": (0.0, True),
     "crop_padding": (0, True),
+    "crop_min_area": (0.0, False),
+    "color_jitter": (0.0, True),
+    "random_erasing": (0.0, True),
+    "mixup": (0.0, True),
+    "cutmix": (0.0, True),
+    "mix_probability": (0.0, True),
+    "mix_switch": (0.0, True),
+    "repeats": (1, True),
+    "max_bad_images": (0.0, True),
     "eval_resize": (0, True),
     "workers": (0, True),
     "log_every": (1, True),
@@ -55,7 +65,11 @@ MINIMA = {
     "max_steps": (0, True),
 }
 # Fields of training that came after the first runs: a run saved without them had their defaults.
-ADDED_TO_TRAINING = ("activity_weight", "activity_measure", "init_weights", "weight_bits")
+ADDED_TO_TRAINING = (
+    *("activity_weight", "activity_measure", "init_weights", "weight_bits"),
+    *("crop_min_area", "rand_augment", "color_jitter", "random_erasing"),
+    *("mixup", "cutmix", "mix_probability", "mix_switch", "repeats", "max_bad_images"),
+)
 # Largest value of each field that has one, and whether that value itself is allowed.
 MAXIMA = {
     "momentum": (1.0, False),
@@ -63,6 +77,11 @@ MAXIMA = {
     "warmup_factor": (1.0, True),
     "tet_lambda": (1.0, True),
     "label_smoothing": (1.0, False),
+    "crop_min_area": (1.0, True),
+    "random_erasing": (1.0, True),
+    "mix_probability": (1.0, True),
+    "mix_switch": (1.0, True),
+    "max_bad_images": (1.0, True),
     "weight_bits": (8, True),
     "seed": (2**31 - 1, True),
 }
@@ -95,6 +114,16 @@ def default_config() -> config_dict.ConfigDict:
     config.crop_padding = 0  # pixels of padding before a random crop while training; 0: no crop
     config.flip = False  # mirror half of the training images
     config.random_resized_crop = False  # crop a random area and resize it
+    config.crop_min_area = 0.08  # smallest share of the image that such a crop covers
+    config.rand_augment = ""  # random operations in timm's notation, such as "rand-m9-mstd0.5-inc1"; "": none
+    config.color_jitter = 0.0  # largest change of brightness, contrast and saturation; 0: none
+    config.random_erasing = 0.0  # probability that a rectangle becomes noise
+    config.mixup = 0.0  # alpha of mixup: blends neighbours in the batch and their labels; 0: no mixup
+    config.cutmix = 0.0  # alpha of cutmix: puts a rectangle of the neighbour in; 0: no cutmix
+    config.mix_probability = 1.0  # that a batch is mixed
+    config.mix_switch = 0.5  # probability of cutmix instead of mixup, where both are on
+    config.repeats = 1  # differently augmented copies of each image in a batch; epochs keep their number of steps
+    config.max_bad_images = 0.001  # largest share of damaged images, which are left out; beyond it the run stops
     config.mean = (0.485, 0.456, 0.406)  # of each channel, of pixels in [0, 1]
     config.std = (0.229, 0.224, 0.225)
     config.workers = 0  # processes that read images; 0: threads of this one
@@ -142,6 +171,27 @@ def model_config(config: Config) -> ModelConfig:
         InputError: a value no network can have.
     """
     return ModelConfig(**{name: config[name] for name in MODEL_FIELDS})
+
+
+def augmentation(config: Config) -> Augment:
+    """What an experiment does to each training image.
+
+    Raises:
+        InputError: a value no augmentation can have.
+    """
+    return Augment(
+        config.resize_mode,
+        config.eval_resize,
+        config.random_resized_crop,
+        config.crop_min_area,
+        config.crop_padding,
+        config.flip,
+        parse_rand_augment(config.rand_augment),
+        config.color_jitter,
+        config.random_erasing,
+        tuple(config.mean),
+        tuple(config.std),
+    )
 
 
 def to_dict(config: Config) -> dict:
@@ -198,6 +248,14 @@ def validate(config: Config, device_count: int) -> None:
             raise InputError(
                 f"{name} {values[name]} is not divisible by the {device_count} devices that share it: take {near}"
             )
+    if config.repeats > config.batch_size:
+        raise InputError(f"repeats {config.repeats} must be at most batch_size, which is {config.batch_size}")
+    augmentation(config)
+    if (config.mixup or config.cutmix) and config.batch_size // device_count % 2:
+        raise InputError(
+            f"mixup and cutmix pair the images on a device, but batch_size {config.batch_size} on {device_count} "
+            f"device(s) leaves one without a partner: take a multiple of {2 * device_count}"
+        )
     if config.weight_bits == 1:
         raise InputError("weight_bits must be 0 (not rounded) or 2 to 8, but it is 1")
     if config.weight_bits and config.norm == "layer":

@@ -11,6 +11,7 @@ import numpy as np
 from spiking_mlp_jax.config import ModelConfig
 from spiking_mlp_jax.train.config import Config, model_config
 from spiking_mlp_jax.train.loss import make_activity, make_loss
+from spiking_mlp_jax.train.mix import make_mix
 from spiking_mlp_jax.train.optimizer import make_optimizer
 from spiking_mlp_jax.train.sharding import make_mesh, replicated, split_batch
 from spiking_mlp_jax.train.state import TrainState, abstract_state
@@ -74,7 +75,16 @@ def describe(config: Config) -> Iterator[str]:
     yield _row("  optimiser state", _size(_bytes(state.opt_state)))
     yield _row("  batch", _size(_bytes(batch) / mesh.size))
     placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), state)
-    step = make_train_step(graphdef, optimizer, make_loss(config), config.mean, config.std, mesh, make_activity(config))
+    step = make_train_step(
+        graphdef,
+        optimizer,
+        make_loss(config),
+        config.mean,
+        config.std,
+        mesh,
+        make_activity(config),
+        mix=make_mix(config),
+    )
     memory = step.lower(placed, batch).compile().memory_analysis()
     size = "unknown on this platform" if memory is None else _size(memory.temp_size_in_bytes)
     yield _row("  temporaries", f"{size}, gradients included")

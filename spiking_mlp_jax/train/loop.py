@@ -18,18 +18,19 @@ from flax import nnx
 from jax.experimental.compilation_cache import compilation_cache
 
 from spiking_mlp_jax import weights
-from spiking_mlp_jax.data.augment import Augment
+from spiking_mlp_jax.data.damaged import Damaged
 from spiking_mlp_jax.data.pipeline import eval_batches, steps_per_epoch, train_batches
 from spiking_mlp_jax.data.sources import Source, open_source
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.memory import keep_freed_memory, return_freed_memory
 from spiking_mlp_jax.train import dry_run
 from spiking_mlp_jax.train.checkpoint import Checkpoints
-from spiking_mlp_jax.train.config import Config, model_config, to_dict, validate
+from spiking_mlp_jax.train.config import Config, augmentation, model_config, to_dict, validate
 from spiking_mlp_jax.train.evaluate import Evaluation, evaluate
 from spiking_mlp_jax.train.interrupt import StopRequest
 from spiking_mlp_jax.train.loss import make_activity, make_loss
 from spiking_mlp_jax.train.metrics import Display, Metrics, Speedometer, to_json, write_text
+from spiking_mlp_jax.train.mix import make_mix
 from spiking_mlp_jax.train.optimizer import make_optimizer, make_schedule
 from spiking_mlp_jax.train.processes import StopVote, check_alike, end_together
 from spiking_mlp_jax.train.quantized import make_quantized
@@ -150,22 +151,21 @@ class _Run:
             self.mesh,
             make_activity(config),
             self.quantized,
+            make_mix(config),
         )
         self.eval_step = make_eval_step(self.graphdef, config.mean, config.std, self.mesh)
+        self.damaged = Damaged(self.source, config.max_bad_images, self._say)
+        self.damaged_eval = Damaged(self.eval_source, config.max_bad_images, self._say)
         self.batches: Any = train_batches(
             self.source,
             batch_size=config.batch_size,
             image_size=self.model.image_size,
             in_channels=self.model.in_channels,
-            augment=Augment(
-                config.crop_padding,
-                config.flip,
-                config.random_resized_crop,
-                config.resize_mode,
-                config.eval_resize,
-            ),
+            augment=augmentation(config),
             seed=config.seed,
             epochs=config.epochs,
+            copies=config.repeats,
+            damaged=self.damaged,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
             workers=config.workers,
@@ -241,6 +241,7 @@ class _Run:
                 f"data has {self.epoch_steps}: give the same data, or another workdir"
             )
         self.batches.set_state(restored.data)
+        self.damaged.seen.update(restored.progress.get("damaged", ()))
         self.best = restored.progress["best"]
         # An older version may have summed fewer metrics.
         self.window |= restored.progress["window"]
@@ -342,11 +343,15 @@ class _Run:
             in_channels=self.model.in_channels,
             resize_mode=self.config.resize_mode,
             eval_resize=self.config.eval_resize,
+            damaged=self.damaged_eval,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
             workers=self.config.workers,
         )
         return evaluate(self.eval_step, self._weights(state), state.stats, batches, self.mesh)
+
+    def _say(self, text: str) -> None:
+        self.display.say(text)  # the display comes later than what uses it
 
     def _weights(self, state: TrainState) -> Any:
         """The parameters that the network computes with: rounded ones if it is trained so."""
@@ -354,6 +359,7 @@ class _Run:
 
     def _save(self, state: TrainState, accuracy: float | None = None) -> None:
         progress = {"epoch_steps": self.epoch_steps, "best": self.best, "window": self.window}
+        progress["damaged"] = sorted(self.damaged.seen)
         self.checkpoints.save(state, self.batches.get_state(), progress, accuracy)
 
     def _save_weights(self, params: Any, stats: Any, step: int, result: Evaluation) -> None:

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 
 from spiking_mlp_jax.data.normalize import normalize
 from spiking_mlp_jax.train.loss import Activity, Loss, class_scores, image_cross_entropy, mean_rate
+from spiking_mlp_jax.train.mix import Mix
 from spiking_mlp_jax.train.sharding import replicated
 from spiking_mlp_jax.train.state import TrainState
 
@@ -30,6 +31,7 @@ def make_train_step(
     mesh: Mesh,
     activity: Activity | None = None,
     quantized: Callable[[Any, Any], Any] | None = None,
+    mix: Mix | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """Builds the training step.
 
@@ -42,6 +44,7 @@ def make_train_step(
         mesh: the devices.
         activity: penalty on firing that is added to the loss, or None.
         quantized: function of params and stats to the params that the network computes with, or None.
+        mix: function of the step's number, normalised images and labels that blends them, or None.
 
     Returns:
         a compiled function (state, {"image": uint8 [B, H, W, C], "label"}) -> (state, {"loss", "accuracy",
@@ -53,6 +56,8 @@ def make_train_step(
     def train_step(state: TrainState, batch: Batch):
         images = normalize(batch["image"], mean, std)
         labels = batch["label"]
+        if mix is not None:
+            images, labels = mix(state.step, images, labels)
 
         def loss_of(params):
             if quantized is not None:

@@ -1,0 +1,173 @@
+"""RandAugment as timm understands it: two random operations, each applied half of the time.
+
+References:
+  Cubuk et al., RandAugment, https://arxiv.org/abs/1909.13719
+  The operations, their ranges and the notation are those of timm's `rand_augment_transform` with inc1
+  (https://github.com/huggingface/pytorch-image-models), which the official recipe used.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable
+
+import numpy as np
+from PIL import Image, ImageEnhance, ImageOps
+
+from spiking_mlp_jax.errors import InputError
+
+Fill = tuple[int, ...] | int
+# (picture, strength in [0, 1], -1 or 1, colour of what comes in from outside) -> picture of the same size
+Operation = Callable[[Image.Image, float, int, Fill], Image.Image]
+
+TOP = 10.0  # magnitudes are 0 to 10
+
+
+@dataclasses.dataclass(frozen=True)
+class RandAugment:
+    """Draws and applies operations.
+
+    Attributes:
+      magnitude: mean strength of an operation, 0 to 10.
+      std: standard deviation of the strength, which is then clipped to 0 to 10.
+      layers: operations drawn for an image, with replacement.
+      probability: with which a drawn operation is applied.
+    """
+
+    magnitude: float = 9.0
+    std: float = 0.5
+    layers: int = 2
+    probability: float = 0.5
+
+    def __call__(self, picture: Image.Image, fill: Fill, rng: np.random.Generator) -> Image.Image:
+        """Augment a picture of mode "L" or "RGB"; `fill` is the colour that comes in from outside."""
+        for chosen in rng.integers(len(OPERATIONS), size=self.layers):
+            if rng.random() >= self.probability:
+                continue
+            strength = min(max(rng.normal(self.magnitude, self.std), 0.0), TOP) / TOP
+            sign = -1 if rng.random() < 0.5 else 1
+            picture = OPERATIONS[chosen](picture, strength, sign, fill)
+        return picture
+
+
+def parse_rand_augment(notation: str) -> RandAugment | None:
+    """Reads timm's notation.
+
+    Args:
+      notation: "rand" and parts joined by "-": m9 (magnitude), n2 (operations drawn), mstd0.5 (standard deviation),
+        inc1 (which must be there: only operations that grow stronger with the magnitude exist here); "" for none.
+
+    Returns:
+      the augmentation, None for "".
+
+    Raises:
+      InputError: another notation.
+    """
+    if not notation:
+        return None
+    first, *parts = notation.split("-")
+    found = {}
+    for part in parts:
+        match = re.fullmatch(r"(mstd|m|n|inc)(\d+(?:\.\d+)?)", part)
+        if match is None:
+            raise InputError(
+                f'rand_augment "{notation}" has an unknown part "{part}": write it as rand-m9-mstd0.5-inc1.'
+            )
+        found[match[1]] = float(match[2])
+    layers = found.get("n", 2.0)
+    if first != "rand" or found.get("inc") != 1 or found.get("m", TOP) > TOP or layers < 1 or layers % 1:
+        raise InputError(
+            f'rand_augment is "{notation}", but it must be rand, m (at most 10), n (a whole number), mstd and inc1: '
+            "write it as rand-m9-mstd0.5-inc1."
+        )
+    return RandAugment(found.get("m", TOP), found.get("mstd", 0.0), int(layers))
+
+
+def _auto_contrast(picture, strength, sign, fill):
+    return ImageOps.autocontrast(picture)
+
+
+def _equalize(picture, strength, sign, fill):
+    return ImageOps.equalize(picture)
+
+
+def _invert(picture, strength, sign, fill):
+    return ImageOps.invert(picture)
+
+
+def _rotate(picture, strength, sign, fill):
+    return picture.rotate(sign * strength * 30, Image.Resampling.BICUBIC, fillcolor=fill)
+
+
+def _posterize(picture, strength, sign, fill):
+    # Not ImageOps.posterize: Pillow's refuses to keep no bit at all, which full strength asks for.
+    mask = 0xFF & (0xFF << (4 + int(strength * 4)))
+    return picture.point([value & mask for value in range(256)] * len(picture.getbands()))
+
+
+def _solarize(picture, strength, sign, fill):
+    return ImageOps.solarize(picture, 256 - int(strength * 256))
+
+
+def _solarize_add(picture, strength, sign, fill):
+    add = int(strength * 110)
+    table = [min(255, value + add) if value < 128 else value for value in range(256)]
+    return picture.point(table * len(picture.getbands()))
+
+
+def _color(picture, strength, sign, fill):
+    return ImageEnhance.Color(picture).enhance(_factor(strength, sign))
+
+
+def _contrast(picture, strength, sign, fill):
+    return ImageEnhance.Contrast(picture).enhance(_factor(strength, sign))
+
+
+def _brightness(picture, strength, sign, fill):
+    return ImageEnhance.Brightness(picture).enhance(_factor(strength, sign))
+
+
+def _sharpness(picture, strength, sign, fill):
+    return ImageEnhance.Sharpness(picture).enhance(_factor(strength, sign))
+
+
+def _factor(strength, sign):
+    return max(0.1, 1 + sign * strength * 0.9)
+
+
+def _shear_x(picture, strength, sign, fill):
+    return _affine(picture, (1, sign * strength * 0.3, 0, 0, 1, 0), fill)
+
+
+def _shear_y(picture, strength, sign, fill):
+    return _affine(picture, (1, 0, 0, sign * strength * 0.3, 1, 0), fill)
+
+
+def _translate_x(picture, strength, sign, fill):
+    return _affine(picture, (1, 0, sign * strength * 0.45 * picture.width, 0, 1, 0), fill)
+
+
+def _translate_y(picture, strength, sign, fill):
+    return _affine(picture, (1, 0, 0, 0, 1, sign * strength * 0.45 * picture.height), fill)
+
+
+def _affine(picture, matrix, fill):
+    return picture.transform(picture.size, Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC, fillcolor=fill)
+
+
+OPERATIONS: tuple[Operation, ...] = (
+    _auto_contrast,
+    _equalize,
+    _invert,
+    _rotate,
+    _posterize,
+    _solarize,
+    _solarize_add,
+    _color,
+    _contrast,
+    _brightness,
+    _sharpness,
+    _shear_x,
+    _shear_y,
+    _translate_x,
+    _translate_y,
+)
