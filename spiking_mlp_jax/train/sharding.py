@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXIS = "data"
 FSDP = "fsdp"
@@ -54,7 +54,7 @@ def split_batch(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(mesh.axis_names))
 
 
-def shared_axis(shape: Sequence[int], mesh: Mesh) -> int | None:
+def shared_axis(shape: Sequence[int], mesh: Mesh | AbstractMesh) -> int | None:
     """Which axis of a parameter is shared out along "fsdp": the longest that divides, None for none."""
     parts = mesh.shape.get(FSDP, 1)
     axes = [axis for axis, length in enumerate(shape) if length % parts == 0]
