@@ -1,9 +1,12 @@
-"""Bounds on a training step's speed, computed: what no implementation on a given chip could be faster than.
+"""Bounds on a training step's speed, computed from what a device has to do in it and what its chip can do.
 
-A step takes at least as long as its arithmetic at the chip's peak, as the traffic to its memory at full bandwidth and as
-what crosses devices at the full bandwidth of their links; the bound is the longest of the three, as if they overlapped
-without loss. A real step is slower: products reach a part of the peak, neurons and norms run on vector units, and
-nothing overlaps without loss. These are bounds, not forecasts.
+A step takes at least as long as its arithmetic at the chip's peak, as the traffic to its memory at full bandwidth and
+as what crosses devices at the full bandwidth of their links; the bound is the longest of the three, as if they
+overlapped without loss. A real step is slower: products reach a part of the peak, neurons and norms run on vector
+units, and messages take time to start. These are bounds, not forecasts.
+
+The bound on memory is of programs that pass what is between two matrix products through memory, in the compute dtype
+and with one pass for all of it, as XLA at best does here. A kernel that keeps layers on the chip could be faster.
 
 References: Williams, Waterman, Patterson, "Roofline: an insightful visual performance model", CACM 2009; Thakur et al.,
 "Optimization of collective communication operations in MPICH", 2005 (ring all-reduce).
