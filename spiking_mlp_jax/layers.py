@@ -99,7 +99,7 @@ def fire(
         axis = norm.axis % z.ndim
         inputs = vary_alike((k, z, bias, norm.scale[...], norm.bias[...], skip))
         spikes, potential, mean, var = normalize_and_fire(  # pyright: ignore[reportGeneralTypeIssues]
-            mode, axis, norm.gain, *inputs
+            mode, axis, norm.gain, norm.sync_axes, *inputs
         )
         if feature_bias is not None:
             # Batch statistics take away what is constant over a feature: only the running mean sees it.

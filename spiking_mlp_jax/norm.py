@@ -34,7 +34,8 @@ class BatchNorm(nnx.Module):
         gain: constant factor after the affine map; alpha * v_threshold makes it tdBN.
 
     The running averages move by 0.1 a batch and keep the unbiased variance, as PyTorch's do. Statistics, affine
-    map and result are at least float32.
+    map and result are at least float32. Inside `jax.shard_map` the statistics are those of a device's own share of the
+    batch; with `sync_axes`, names of mesh axes, those of all the devices along them together.
 
     References:
         Ioffe, Szegedy, "Batch normalization", 2015; Zheng et al., "Going deeper with directly-trained larger spiking
@@ -46,6 +47,7 @@ class BatchNorm(nnx.Module):
         self.axis = axis
         self.gain = gain
         self.use_running_average = False
+        self.sync_axes: tuple[str, ...] = ()
         self.scale = nnx.Param(jnp.ones(features, float))
         self.bias = nnx.Param(jnp.zeros(features, float))
         self.step_scale = None if step_scales is None else nnx.Param(jnp.ones(step_scales, float))
@@ -73,7 +75,9 @@ class BatchNorm(nnx.Module):
             dtype = potential_dtype(x.dtype)
             y = x.astype(dtype) * factor.astype(dtype) + offset.astype(dtype)
         else:
-            outputs: Any = batch_normalize(x, self.scale[...], self.bias[...], self.axis % x.ndim, self.gain)
+            outputs: Any = batch_normalize(
+                x, self.scale[...], self.bias[...], self.axis % x.ndim, self.gain, self.sync_axes
+            )
             y, mean, var = outputs
             self.update_running_averages(mean, var, x.size // x.shape[self.axis] * repeats)
         if self.step_scale is not None:
@@ -81,7 +85,8 @@ class BatchNorm(nnx.Module):
         return y
 
     def update_running_averages(self, mean: Array, var: Array, count: int) -> None:
-        """Moves the averages by a batch's statistics, of any shape, over `count` values each."""
+        """Moves the averages by a batch's statistics, of any shape, over `count` values each on every device."""
+        count *= devices_along(self.sync_axes)
         # A single value has no unbiased variance; PyTorch refuses it, here the biased one is kept.
         unbiased = var * (count / max(count - 1, 1))
         for average, value in ((self.mean, mean), (self.var, unbiased)):
@@ -118,9 +123,14 @@ class LayerNorm(nnx.Module):
         return (y * self.scale[...].reshape(shape) + self.bias[...].reshape(shape)).astype(wide.dtype)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
 def batch_normalize(
-    x: Float[Array, "..."], scale: Float[Array, "C"], bias: Float[Array, "C"], axis: int, gain: float
+    x: Float[Array, "..."],
+    scale: Float[Array, "C"],
+    bias: Float[Array, "C"],
+    axis: int,
+    gain: float,
+    over: tuple[str, ...] = (),
 ) -> tuple[Float[Array, "..."], Float[Array, "..."], Float[Array, "..."]]:
     """Normalises x by its own statistics; its gradient keeps x and nothing of its size beside it.
 
@@ -129,37 +139,54 @@ def batch_normalize(
         scale, bias: the affine map of the features.
         axis: the features' axis, not negative.
         gain: constant factor after the affine map.
+        over: mesh axes whose devices share their statistics.
 
     Returns:
         x's shape, at least float32; mean and biased variance of each feature, with x's other axes of length 1. No
         gradient flows through these two.
     """
     wide = x.astype(potential_dtype(x.dtype))
-    mean, var = moments(wide, axis)
+    mean, var = moments(wide, axis, over)
     factor, offset = affine(mean, var, scale, bias, gain)
     return wide * factor + offset, mean, var
 
 
-def _normalize_forward(x, scale, bias, axis, gain):
-    outputs: Any = batch_normalize(x, scale, bias, axis, gain)
+def _normalize_forward(x, scale, bias, axis, gain, over):
+    outputs: Any = batch_normalize(x, scale, bias, axis, gain, over)
     return outputs, (x, scale, bias, *outputs[1:])
 
 
-def _normalize_backward(axis, gain, kept, cotangents):
+def _normalize_backward(axis, gain, over, kept, cotangents):
     x, scale, bias, mean, var = kept
     wide = x.astype(mean.dtype)
-    dx, dscale, dbias = batch_norm_backward(cotangents[0], wide - mean, var, scale, gain)
+    dx, dscale, dbias = batch_norm_backward(cotangents[0], wide - mean, var, scale, gain, over)
     return dx.astype(x.dtype), dscale.astype(scale.dtype), dbias.astype(bias.dtype)
 
 
 batch_normalize.defvjp(_normalize_forward, _normalize_backward)
 
 
-def moments(x: Float[Array, "..."], axis: int) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
-    """Mean and biased variance over all axes but one, which the others of length 1 are kept beside."""
+def moments(
+    x: Float[Array, "..."], axis: int, over: tuple[str, ...] = ()
+) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+    """Mean and biased variance over all axes but one, which the others of length 1 are kept beside.
+
+    Over the devices along the mesh axes `over` too, in two all-reduces: one of sums of squares alone, as some
+    frameworks have it, loses the variance of values that are far from 0.
+    """
     others = [i for i in range(x.ndim) if i != axis]
-    mean = jnp.mean(x, others, keepdims=True)
-    return mean, jnp.mean(jnp.square(x - mean), others, keepdims=True)
+    mean = mean_over(jnp.mean(x, others, keepdims=True), over)
+    return mean, mean_over(jnp.mean(jnp.square(x - mean), others, keepdims=True), over)
+
+
+def mean_over(x: Array, axes: tuple[str, ...]) -> Array:
+    """The mean of the devices' values along mesh axes; x itself for none."""
+    return jax.lax.pmean(x, axes) if axes else x
+
+
+def devices_along(axes: tuple[str, ...]) -> int:
+    """How many devices share what is shared along mesh axes, 1 for none; only inside `jax.shard_map`."""
+    return math.prod(jax.lax.axis_size(axis) for axis in axes)
 
 
 def affine(mean: Array, var: Array, scale: Array, bias: Array, gain: float) -> tuple[Array, Array]:
@@ -169,7 +196,12 @@ def affine(mean: Array, var: Array, scale: Array, bias: Array, gain: float) -> t
 
 
 def batch_norm_backward(
-    dy: Float[Array, "..."], centred: Float[Array, "..."], var: Array, scale: Array, gain: float
+    dy: Float[Array, "..."],
+    centred: Float[Array, "..."],
+    var: Array,
+    scale: Array,
+    gain: float,
+    over: tuple[str, ...] = (),
 ) -> tuple[Float[Array, "..."], Float[Array, "C"], Float[Array, "C"]]:
     """The gradient of a normalisation by batch statistics, in two sums and one pass.
 
@@ -177,22 +209,24 @@ def batch_norm_backward(
         dy: cotangent of the result.
         centred: x - mean, of dy's shape and dtype.
         var: biased variance, with axes of length 1 beside the features.
-        scale, gain: as in `batch_normalize`.
+        scale, gain, over: as in `batch_normalize`.
 
     Returns:
-        cotangents of x, scale and bias.
+        cotangents of x, scale and bias: x's for the sum of the losses of all devices along `over`, the other two this
+        device's share of that sum's.
 
     References: Ioffe, Szegedy, "Batch normalization", 2015, section 3.
     """
     # dy is read three times: computed once, where the compiler would repeat what it comes from for each.
     dy = jax.lax.optimization_barrier(dy)
     others = [i for i in range(dy.ndim) if var.shape[i] == 1]
-    count = dy.size // var.size
+    count = dy.size // var.size * devices_along(over)
     deviation = jax.lax.rsqrt(var + EPSILON)
     dbias = jnp.sum(dy, others, keepdims=True)
     dscale = jnp.sum(dy * centred, others, keepdims=True) * deviation
     factor = scale.reshape(var.shape).astype(dy.dtype) * deviation * gain
-    dx = factor * (dy - (dbias + centred * (deviation * dscale)) / count)
+    all_dbias, all_dscale = jax.lax.psum((dbias, dscale), over) if over else (dbias, dscale)
+    dx = factor * (dy - (all_dbias + centred * (deviation * all_dscale)) / count)
     return dx, (dscale * gain).reshape(-1), (dbias * gain).reshape(-1)
 
 

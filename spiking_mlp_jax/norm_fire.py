@@ -22,11 +22,12 @@ if TYPE_CHECKING:
 TIME_AXIS = 1
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
 def normalize_and_fire(
     mode: Mode,
     axis: int,
     gain: float,
+    over: tuple[str, ...],
     k: Constants,
     z: Float[Array, "B T *shape"],
     shift: Float[Array, "C"] | None,
@@ -40,6 +41,7 @@ def normalize_and_fire(
         mode: the neurons' equations.
         axis: of the norm's features, not negative.
         gain: the norm's constant factor.
+        over: mesh axes whose devices share the norm's statistics.
         k: the neurons' constants; their dtype is the potential's.
         z: what is normalised, as a linear map gives it.
         shift: that map's bias, over the last axis of z, or None.
@@ -51,16 +53,16 @@ def normalize_and_fire(
         spikes, 0 or 1 in z's dtype; potential, the neurons' input, in theirs; mean and biased variance of z + shift,
         through which no gradient flows.
     """
-    _, mean, var, potential = _potential(axis, gain, k, z, shift, scale, bias, skip)
+    _, mean, var, potential = _potential(axis, gain, over, k, z, shift, scale, bias, skip)
     fired, _ = dispatch.forward(mode, k, potential, _rest(k, potential), TIME_AXIS)
     return fired.astype(z.dtype), potential, mean, var
 
 
-def _potential(axis, gain, k, z, shift, scale, bias, skip, statistics=None):
+def _potential(axis, gain, over, k, z, shift, scale, bias, skip, statistics=None):
     wide = z.astype(k.tau.dtype)
     if shift is not None:
         wide = wide + shift.astype(wide.dtype)
-    mean, var = moments(wide, axis) if statistics is None else statistics
+    mean, var = moments(wide, axis, over) if statistics is None else statistics
     factor, offset = affine(mean, var, scale, bias, gain)
     potential = wide * factor + offset
     if skip is not None:
@@ -77,21 +79,21 @@ def _rest(k, potential):
     return jnp.broadcast_to(k.v_reset, (potential.shape[0], *potential.shape[TIME_AXIS + 1 :]))
 
 
-def _forward(mode, axis, gain, *inputs):
-    outputs: Any = normalize_and_fire(mode, axis, gain, *inputs)
+def _forward(mode, axis, gain, over, *inputs):
+    outputs: Any = normalize_and_fire(mode, axis, gain, over, *inputs)
     return outputs, (inputs, outputs[2:])
 
 
-def _backward(mode, axis, gain, kept, cotangents):
+def _backward(mode, axis, gain, over, kept, cotangents):
     inputs, statistics = kept
     k, z, shift, scale, bias, skip = inputs
     dspikes, dpotential = cotangents[:2]
-    wide, mean, var, potential = _potential(axis, gain, *inputs, statistics=statistics)
+    wide, mean, var, potential = _potential(axis, gain, over, *inputs, statistics=statistics)
     rest = _rest(k, potential)
     ds = dspikes.astype(wide.dtype)
     dp, drest, dk = dispatch.backward(mode, k, potential, rest, TIME_AXIS, ds, jnp.zeros_like(rest))
     dp = jax.lax.optimization_barrier(dp + dpotential)
-    dwide, dscale, dbias = batch_norm_backward(dp.reshape(wide.shape), wide - mean, var, scale, gain)
+    dwide, dscale, dbias = batch_norm_backward(dp.reshape(wide.shape), wide - mean, var, scale, gain, over)
     dk = jax.tree.map(jnp.zeros_like, k) if dk is None else dk._replace(v_reset=dk.v_reset + jnp.sum(drest))
     dshift = None if shift is None else jnp.sum(dwide, tuple(range(dwide.ndim - 1))).astype(shift.dtype)
     dskip = None

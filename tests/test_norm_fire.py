@@ -81,7 +81,7 @@ def test_fused_is_the_composition(mode, axis, skip_steps, x64):
     weights = normal(5, *z.shape), normal(6, *z.shape)
 
     def fused(k, z, shift, scale, bias, skip):
-        spikes, potential, *_ = normalize_and_fire(mode, axis, 1.3, k, z, shift, scale, bias, skip)
+        spikes, potential, *_ = normalize_and_fire(mode, axis, 1.3, (), k, z, shift, scale, bias, skip)
         return jnp.sum(spikes * weights[0]) + jnp.sum(jnp.sin(potential) * weights[1]), (spikes, potential)
 
     def composed(k, z, shift, scale, bias, skip):
@@ -111,7 +111,7 @@ def test_a_skip_of_another_rank_gives_the_neurons_its_shape(x64):
     scale, bias = normal(3, h * w), normal(4, h * w)
 
     def loss(z, scale, bias, skip):
-        spikes, potential, *_ = normalize_and_fire(mode, 2, 1.0, constants(mode), z, None, scale, bias, skip)
+        spikes, potential, *_ = normalize_and_fire(mode, 2, 1.0, (), constants(mode), z, None, scale, bias, skip)
         apart = weights.reshape(spikes.shape)
         return jnp.sum((spikes + jnp.sin(potential)) * apart)
 

@@ -143,7 +143,7 @@ def test_norm_and_neuron_with_the_kernel():
 
     def loss(backend, z):
         mode = dataclasses.replace(MODES[0], backend=backend)
-        spikes, potential, *_ = normalize_and_fire(mode, 4, 1.0, constants32(mode), z, None, scale, bias, None)
+        spikes, potential, *_ = normalize_and_fire(mode, 4, 1.0, (), constants32(mode), z, None, scale, bias, None)
         return jnp.sum(spikes * jnp.arange(20)) + jnp.sum(jnp.sin(potential))
 
     kernel, plain = (jax.jit(jax.value_and_grad(functools.partial(loss, b)))(z) for b in ("pallas", "xla"))

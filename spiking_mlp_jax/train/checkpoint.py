@@ -27,6 +27,7 @@ FREE_FIELDS = (
     "dry_run",
     "compilation_cache",
     "host_memory",
+    "fsdp",
 )
 
 

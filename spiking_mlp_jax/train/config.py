@@ -28,10 +28,13 @@ CHOICES = {
     "activity_measure": ("rates", "synops"),
     "resize_mode": RESIZE_MODES,
     "host_memory": ("auto", "default", "keep"),
+    "norm_statistics": ("global", "device"),
 }
 # Smallest value of each field, and whether that value itself is allowed.
 MINIMA = {
     "batch_size": (1, True),
+    "accumulate": (1, True),
+    "fsdp": (1, True),
     "eval_batch_size": (1, True),
     "epochs": (1, True),
     "seed": (0, True),
@@ -69,6 +72,7 @@ ADDED_TO_TRAINING = (
     *("activity_weight", "activity_measure", "init_weights", "weight_bits"),
     *("crop_min_area", "rand_augment", "color_jitter", "random_erasing"),
     *("mixup", "cutmix", "mix_probability", "mix_switch", "repeats", "max_bad_images"),
+    *("accumulate", "norm_statistics", "fsdp"),
 )
 # Largest value of each field that has one, and whether that value itself is allowed.
 MAXIMA = {
@@ -130,6 +134,10 @@ def default_config() -> config_dict.ConfigDict:
 
     # Optimisation
     config.batch_size = 128  # images a step, over all devices
+    config.accumulate = 1  # micro-batches in which a device computes its images, one after the other: less memory
+    # Whose images a batch norm's statistics are of: "global", those of all devices; "device", each device's own
+    config.norm_statistics = "global"
+    config.fsdp = 1  # devices that share out the memory of parameters and optimiser; 1: all is on every device
     config.eval_batch_size = 256
     config.epochs = 10
     config.seed = 0  # of the initial weights, the order of the images and their augmentation
@@ -255,6 +263,16 @@ def validate(config: Config, device_count: int) -> None:
         raise InputError(
             f"mixup and cutmix pair the images on a device, but batch_size {config.batch_size} on {device_count} "
             f"device(s) leaves one without a partner: take a multiple of {2 * device_count}"
+        )
+    if device_count % config.fsdp:
+        raise InputError(
+            f"fsdp {config.fsdp} does not divide the {device_count} devices: take 1 or another divisor of that number"
+        )
+    if config.batch_size % (device_count * config.accumulate):
+        near = -(-config.batch_size // (device_count * config.accumulate)) * device_count * config.accumulate
+        raise InputError(
+            f"accumulate {config.accumulate} does not divide the {config.batch_size // device_count} images that each "
+            f"of the {device_count} devices has of batch_size {config.batch_size}: take a divisor, or batch_size {near}"
         )
     if config.weight_bits == 1:
         raise InputError("weight_bits must be 0 (not rounded) or 2 to 8, but it is 1")

@@ -13,7 +13,8 @@ from spiking_mlp_jax.train.config import Config, model_config
 from spiking_mlp_jax.train.loss import make_activity, make_loss
 from spiking_mlp_jax.train.mix import make_mix
 from spiking_mlp_jax.train.optimizer import make_optimizer
-from spiking_mlp_jax.train.sharding import make_mesh, replicated, split_batch
+from spiking_mlp_jax.train.roofline import CHIPS, Work, bounds, bytes_of, device_bytes, device_work
+from spiking_mlp_jax.train.sharding import make_mesh, placed, split_batch
 from spiking_mlp_jax.train.state import TrainState, abstract_state
 from spiking_mlp_jax.train.step import make_train_step
 
@@ -49,15 +50,16 @@ def describe(config: Config) -> Iterator[str]:
         config: an experiment that `validate` has accepted.
 
     Yields:
-        lines with the parameters, dense GMAC per time step and the memory of each device: parameters, running
-        averages, optimiser state, a batch and, last because the training step has to be compiled for it, the
-        step's temporaries as this machine's compiler plans them.
+        lines with the parameters, dense GMAC per time step, the memory of each device (parameters, running averages,
+        optimiser state, a batch), what it computes and moves in a step with the bounds that follow on some chips and,
+        last because the training step has to be compiled for it, the step's temporaries as this machine's compiler
+        plans them.
     """
     model = model_config(config)
     # The number of steps an epoch shapes only the learning rate.
     optimizer = make_optimizer(config, steps_per_epoch=1)
     graphdef, state = abstract_state(model, optimizer)
-    mesh = make_mesh()
+    mesh = make_mesh(fsdp=config.fsdp)
     shape = (config.batch_size, model.image_size, model.image_size, model.in_channels)
     batch = {
         "image": jax.ShapeDtypeStruct(shape, np.uint8, sharding=split_batch(mesh)),
@@ -70,11 +72,11 @@ def describe(config: Config) -> Iterator[str]:
     yield _row("devices", f"{mesh.size} x {jax.devices()[0].device_kind}")
     yield _row("images per device", f"{config.batch_size // mesh.size} a step")
     yield "memory per device"
-    yield _row("  parameters", _size(_bytes(state.params)))
-    yield _row("  running averages", _size(_bytes(state.stats)))
-    yield _row("  optimiser state", _size(_bytes(state.opt_state)))
-    yield _row("  batch", _size(_bytes(batch) / mesh.size))
-    placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), state)
+    yield _row("  parameters", _size(device_bytes(state.params, config.fsdp)))
+    yield _row("  running averages", _size(bytes_of(state.stats)))
+    yield _row("  optimiser state", _size(device_bytes(state.opt_state, config.fsdp)))
+    yield _row("  batch", _size(bytes_of(batch) / mesh.size))
+    yield from _bounds(config, device_work(config, state, macs, mesh.size), mesh.size)
     step = make_train_step(
         graphdef,
         optimizer,
@@ -84,8 +86,10 @@ def describe(config: Config) -> Iterator[str]:
         mesh,
         make_activity(config),
         mix=make_mix(config),
+        accumulate=config.accumulate,
+        norm_statistics=config.norm_statistics,
     )
-    memory = step.lower(placed, batch).compile().memory_analysis()
+    memory = step.lower(placed(state, mesh), batch).compile().memory_analysis()
     size = "unknown on this platform" if memory is None else _size(memory.temp_size_in_bytes)
     yield _row("  temporaries", f"{size}, gradients included")
 
@@ -94,8 +98,20 @@ def _row(name, value):
     return f"{name:<22}{value}"
 
 
-def _bytes(tree):
-    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+def _bounds(config: Config, work: Work, devices: int) -> Iterator[str]:
+    images = config.batch_size // config.accumulate // (devices if config.norm_statistics == "device" else 1)
+    yield _row("norm statistics", f"of {images} images")
+    yield "each device and step"
+    yield _row("  computes", f"{work.flops / 1e12:.2f} TFLOP")
+    yield _row("  moves in memory", f"at least {_size(work.memory_bytes)}")
+    yield _row("  sends", f"at least {_size(work.link_bytes)} in {work.messages} messages")
+    yield f"not faster on {devices} chips than (computed from the vendors' figures, not measured)"
+    for name, chip in CHIPS.items():
+        if devices <= chip.group or chip.outside is not None:
+            least = bounds(work, chip, config.dtype, devices)
+            speed = config.batch_size / least.step
+            yield _row(f"  {name}", f"{1 / least.step:.2f} steps/s, {speed:,.0f} images/s: limited by {least.limit}")
+    yield "memory per device, as compiled on this machine"
 
 
 def _size(count):

@@ -34,7 +34,7 @@ from spiking_mlp_jax.train.mix import make_mix
 from spiking_mlp_jax.train.optimizer import make_optimizer, make_schedule
 from spiking_mlp_jax.train.processes import StopVote, check_alike, end_together
 from spiking_mlp_jax.train.quantized import make_quantized
-from spiking_mlp_jax.train.sharding import make_mesh, put_batch, replicated
+from spiking_mlp_jax.train.sharding import make_mesh, placed, put_batch, put_together
 from spiking_mlp_jax.train.state import TrainState, abstract_state, init_state, load_state
 from spiking_mlp_jax.train.step import make_eval_step, make_train_step
 
@@ -137,7 +137,7 @@ class _Run:
         self.epoch_steps = steps_per_epoch(self.source, config.batch_size)
         total = config.epochs * self.epoch_steps
         self.last = min(total, config.max_steps) if config.max_steps else total
-        self.mesh = make_mesh()
+        self.mesh = make_mesh(fsdp=config.fsdp)
         self.optimizer = make_optimizer(config, self.epoch_steps)
         self.schedule = make_schedule(config, self.epoch_steps)
         self.graphdef, self.abstract = abstract_state(self.model, self.optimizer)
@@ -152,6 +152,8 @@ class _Run:
             make_activity(config),
             self.quantized,
             make_mix(config),
+            config.accumulate,
+            config.norm_statistics,
         )
         self.eval_step = make_eval_step(self.graphdef, config.mean, config.std, self.mesh)
         self.damaged = Damaged(self.source, config.max_bad_images, self._say)
@@ -227,10 +229,7 @@ class _Run:
         # 1. at the newest checkpoint of its workdir, whose configuration has to be the same;
         # 2. at the weights that init_weights names, with a new optimiser and at step 0;
         # 3. at weights drawn from the seed.
-        shardings = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(self.mesh)), self.abstract
-        )
-        restored = self.checkpoints.restore(shardings)
+        restored = self.checkpoints.restore(placed(self.abstract, self.mesh))
         if restored is None and self.config.init_weights:
             return load_state(self.model, self.optimizer, self.config.init_weights, self.mesh), 0
         if restored is None:
@@ -310,7 +309,8 @@ class _Run:
 
     def _evaluate_and_save(self, state: TrainState, step: int) -> None:
         started = time.monotonic()
-        result = self._evaluate(state)
+        whole = put_together(state, self.mesh)
+        result = self._evaluate(whole)
         seconds = time.monotonic() - started
         self.display.say(
             f"step {step}: test accuracy {100 * result.accuracy:.2f} %, loss {result.loss:.4f} "
@@ -330,9 +330,9 @@ class _Run:
             self.display.say(f"warning: the test loss is {result.loss} at step {step}: these weights are not kept")
         elif self.best is None or result.accuracy > self.best:
             self.best = result.accuracy
-            params = self._weights(state)
+            params = self._weights(whole)
             if self.main:
-                self._save_weights(params, state.stats, step, result)
+                self._save_weights(params, whole.stats, step, result)
         self._save(state, result.accuracy if sound else None)
 
     def _evaluate(self, state: TrainState) -> Evaluation:

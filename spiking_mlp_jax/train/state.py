@@ -16,7 +16,7 @@ from spiking_mlp_jax import weights
 from spiking_mlp_jax.config import ModelConfig
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.model import SpikingMLP
-from spiking_mlp_jax.train.sharding import replicated
+from spiking_mlp_jax.train.sharding import state_shardings
 
 
 @flax.struct.dataclass
@@ -60,7 +60,7 @@ def init_state(model: ModelConfig, optimizer: optax.GradientTransformation, seed
         mesh: the devices.
     """
     _, abstract = abstract_state(model, optimizer)
-    shardings = jax.tree.map(lambda _: replicated(mesh), abstract)
+    shardings = state_shardings(abstract, mesh)
     return jax.jit(lambda: _fresh(model, optimizer, seed), out_shardings=shardings)()
 
 
@@ -89,7 +89,7 @@ def load_state(model: ModelConfig, optimizer: optax.GradientTransformation, wher
     _, params, stats = nnx.split(weights.load(folder)[0], nnx.Param, nnx.BatchStat)
     state = TrainState(jnp.zeros((), jnp.int32), params, stats, optimizer.init(params))
     # Copies: the training step takes the memory of what it is given.
-    return jax.device_put(state, replicated(mesh), may_alias=False)
+    return jax.device_put(state, state_shardings(state, mesh), may_alias=False)
 
 
 def _shapes(model):

@@ -14,9 +14,10 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from spiking_mlp_jax.data.normalize import normalize
+from spiking_mlp_jax.train.gradients import make_gradients
 from spiking_mlp_jax.train.loss import Activity, Loss, class_scores, image_cross_entropy, mean_rate
 from spiking_mlp_jax.train.mix import Mix
-from spiking_mlp_jax.train.sharding import replicated
+from spiking_mlp_jax.train.sharding import FSDP, replicated, state_shardings
 from spiking_mlp_jax.train.state import TrainState
 
 Batch = dict[str, jax.Array]
@@ -32,6 +33,8 @@ def make_train_step(
     activity: Activity | None = None,
     quantized: Callable[[Any, Any], Any] | None = None,
     mix: Mix | None = None,
+    accumulate: int = 1,
+    norm_statistics: str = "global",
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """Builds the training step.
 
@@ -45,6 +48,9 @@ def make_train_step(
         activity: penalty on firing that is added to the loss, or None.
         quantized: function of params and stats to the params that the network computes with, or None.
         mix: function of the step's number, normalised images and labels that blends them, or None.
+        accumulate: micro-batches that a batch is computed in, see `gradients`.
+        norm_statistics: whose images a batch norm's statistics are of: "global", all devices', or "device", each
+            device's own; of one micro-batch.
 
     Returns:
         a compiled function (state, {"image": uint8 [B, H, W, C], "label"}) -> (state, {"loss", "accuracy",
@@ -59,11 +65,13 @@ def make_train_step(
         if mix is not None:
             images, labels = mix(state.step, images, labels)
 
-        def loss_of(params):
+        def loss_of(params, stats, images, labels):
             if quantized is not None:
-                params = quantized(params, state.stats)
-            model = nnx.merge(graphdef, params, state.stats, copy=True)
+                params = quantized(params, stats)
+            model = nnx.merge(graphdef, params, stats, copy=True)
             model.train()
+            if norm_statistics == "global" and mesh.size > 1:
+                model.set_attributes(sync_axes=mesh.axis_names)
             if activity is None:
                 logits, measured = model(images), {}
                 value = loss(logits, labels)
@@ -71,21 +79,27 @@ def make_train_step(
                 logits, rates = model(images, observe=mean_rate)
                 measured = {"activity": activity.measure(rates)}
                 value = loss(logits, labels) + activity.weight * measured["activity"]
-            return value, (logits, measured, nnx.state(model, nnx.BatchStat))
+            hard = labels if labels.ndim == 1 else labels.argmax(-1)
+            measured["accuracy"] = (class_scores(logits).argmax(-1) == hard).mean(dtype=jnp.float32)
+            return value, (measured, nnx.state(model, nnx.BatchStat))
 
-        (value, (logits, measured, stats)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+        gradients = make_gradients(loss_of, mesh, accumulate)
+        value, measured, stats, grads = gradients(state.params, state.stats, images, labels)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        hard = labels if labels.ndim == 1 else labels.argmax(-1)
         metrics = {
             "loss": value,
-            "accuracy": (class_scores(logits).argmax(-1) == hard).mean(),
             "grad_norm": jnp.sqrt(sum(jnp.sum(jnp.square(grad)) for grad in jax.tree.leaves(grads))),
             **measured,
         }
         params = optax.apply_updates(state.params, updates)
-        return TrainState(state.step + 1, params, stats, opt_state), metrics
+        state = TrainState(state.step + 1, params, stats, opt_state)
+        if FSDP in mesh.shape:
+            state = jax.lax.with_sharding_constraint(state, state_shardings(state, mesh))
+        return state, metrics
 
-    return _compile_once(train_step, out_shardings=replicated(mesh), donate_argnums=0)
+    # With "fsdp" each array of the state has its own place, which is only known with its shape.
+    shardings = (None if FSDP in mesh.shape else replicated(mesh), replicated(mesh))
+    return _compile_once(train_step, out_shardings=shardings, donate_argnums=0)
 
 
 def make_eval_step(
@@ -106,6 +120,8 @@ def make_eval_step(
     """
 
     def eval_step(params, stats, batch: Batch):
+        # Shared-out parameters are put together first: the compiler might take it for a wish to split activations.
+        params = jax.lax.with_sharding_constraint(params, replicated(mesh))
         model = nnx.merge(graphdef, params, stats, copy=True)
         model.eval()
         images = normalize(batch["image"], mean, std)

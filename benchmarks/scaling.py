@@ -1,0 +1,176 @@
+"""What training on many devices takes: memory, bytes moved, bounds on the speed, and hours for ImageNet's 100 epochs.
+
+    python -m benchmarks.scaling                                   # all networks of configs/imagenet.py on 8 devices
+    python -m benchmarks.scaling --devices 64 --batch-size 512 --no-compile
+    python -m benchmarks.scaling --devices 8 --fsdp 8 --accumulate 2 --variants mlp_spe_b
+
+Nothing is run. "temporaries" are what this machine's compiler plans for one device's share of a step, gradients
+included; the compilation takes a minute or so for each network, and --no-compile leaves it out. Everything else is
+computed: `spiking_mlp_jax/train/roofline.py` has the formulas and the chips' figures. Bounds are no forecasts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+# Before JAX starts: shares of a step are compiled for one CPU, whatever there is.
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+import jax
+import numpy as np
+
+from benchmarks.report import line, refusal
+from spiking_mlp_jax.config import VARIANTS
+from spiking_mlp_jax.errors import InputError
+from spiking_mlp_jax.train import roofline
+from spiking_mlp_jax.train.config import Config, load_config, model_config, validate
+from spiking_mlp_jax.train.dry_run import macs_per_step, parameter_count
+from spiking_mlp_jax.train.loss import make_loss
+from spiking_mlp_jax.train.optimizer import make_optimizer
+from spiking_mlp_jax.train.sharding import make_mesh, placed, split_batch
+from spiking_mlp_jax.train.state import abstract_state
+from spiking_mlp_jax.train.step import make_train_step
+
+IMAGENET = Path(__file__).parent.parent / "configs" / "imagenet.py"
+TRAINING_IMAGES = 1_281_167
+MEMORY = (
+    *("network", "parameters, M", "parameters, MB", "optimiser, MB", "put together, MB", "images, MB"),
+    *("temporaries, GB", "sum, GB"),
+)
+WORK = ("network", "TFLOP", "in memory, GB", "sent, MB", "messages")
+SPEED = (*("network", "chip", "compute, ms", "memory, ms", "links, ms", "steps/s", "images/s", "hours", "fits"),)
+
+
+def measure(config: Config, devices: int, compile_it: bool) -> dict[str, Any]:
+    """Every figure of one experiment on so many devices, in bytes, FLOPs and seconds."""
+    model, optimizer = model_config(config), make_optimizer(config, 1)
+    graphdef, state = abstract_state(model, optimizer)
+    images = config.batch_size // devices
+    work = roofline.device_work(config, state, macs_per_step(model), devices)
+    parameters, own = roofline.bytes_of(state.params), roofline.device_bytes(state.params, config.fsdp)
+    found: dict[str, Any] = {
+        "parameter_count": parameter_count(state),
+        "parameter_bytes": own,
+        "optimizer_bytes": roofline.device_bytes(state.opt_state, config.fsdp),
+        "average_bytes": roofline.bytes_of(state.stats),
+        # What is stored in parts is put together for a step.
+        "gathered_bytes": parameters if config.fsdp > 1 else 0,
+        "image_bytes": images * (model.image_size**2 * model.in_channels + 4),
+        "temporary_bytes": temporaries(config, graphdef, state, optimizer, images) if compile_it else None,
+        **{name: getattr(work, name) for name in ("flops", "memory_bytes", "link_bytes", "messages")},
+        "chips": {},
+    }
+    names = ("parameter_bytes", "optimizer_bytes", "average_bytes", "gathered_bytes", "image_bytes")
+    found["total_bytes"] = sum(found[name] for name in names) + (found["temporary_bytes"] or 0)
+    steps = roofline.training_steps(TRAINING_IMAGES, config.batch_size, config.epochs)
+    for name, chip in roofline.CHIPS.items():
+        if devices > chip.group and chip.outside is None:
+            continue
+        least = roofline.bounds(work, chip, model.dtype, devices)
+        found["chips"][name] = {
+            **{part: getattr(least, part) for part in ("compute", "memory", "link", "step")},
+            "steps_per_s": 1 / least.step,
+            "images_per_s": config.batch_size / least.step,
+            "hours": least.hours(steps),
+            "fits": found["total_bytes"] <= chip.memory if compile_it else None,
+        }
+    return found
+
+
+def temporaries(config: Config, graphdef, state, optimizer, images: int) -> int:
+    """Bytes that the compiler plans for a device's share of a step beside its arguments and results."""
+    mesh = make_mesh(jax.devices()[:1])
+    step = make_train_step(
+        graphdef, optimizer, make_loss(config), config.mean, config.std, mesh, accumulate=config.accumulate
+    )
+    shape = (images, config.image_size, config.image_size, config.in_channels)
+    batch = {
+        "image": jax.ShapeDtypeStruct(shape, np.uint8, sharding=split_batch(mesh)),
+        "label": jax.ShapeDtypeStruct(shape[:1], np.int32, sharding=split_batch(mesh)),
+    }
+    memory = step.lower(placed(state, mesh), batch).compile().memory_analysis()
+    if memory is None:
+        raise NotImplementedError(f"the compiler of {jax.default_backend()} does not tell what memory it plans")
+    return memory.temp_size_in_bytes
+
+
+def tables(found: dict[str, dict[str, Any]]) -> str:
+    """All figures as three markdown tables."""
+    lines = ["memory of each device", "", line(MEMORY), line(["---"] * len(MEMORY))]
+    for name, x in found.items():
+        parts = (x["parameter_bytes"], x["optimizer_bytes"], x["gathered_bytes"], x["image_bytes"])
+        compiled = x["temporary_bytes"] is not None
+        sizes = (x["temporary_bytes"], x["total_bytes"]) if compiled else ()
+        lines.append(
+            line(
+                [
+                    *(name, f"{x['parameter_count'] / 1e6:.2f}", *(f"{part / 1e6:.1f}" for part in parts)),
+                    *([f"{size / 1e9:.2f}" for size in sizes] or ["-", "-"]),
+                ]
+            )
+        )
+    lines += ["", "work of each device in a step, at least", "", line(WORK), line(["---"] * len(WORK))]
+    for name, x in found.items():
+        cells = (f"{x['flops'] / 1e12:.2f}", f"{x['memory_bytes'] / 1e9:.1f}", f"{x['link_bytes'] / 1e6:.1f}")
+        lines.append(line([name, *cells, str(x["messages"])]))
+    lines += ["", "bounds on the speed", "", line(SPEED), line(["---"] * len(SPEED))]
+    for name, x in found.items():
+        for chip, y in x["chips"].items():
+            times = [f"{1000 * y[part]:.2f}" for part in ("compute", "memory", "link")]
+            speed = [f"{y['steps_per_s']:.2f}", f"{y['images_per_s']:,.0f}", f"{y['hours']:.1f}"]
+            lines.append(line([name, chip, *times, *speed, {True: "yes", False: "no", None: "-"}[y["fits"]]]))
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.scaling", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--devices", type=int, default=8)
+    parser.add_argument("--batch-size", type=int, help="images a step, over all devices (default: the config's)")
+    parser.add_argument("--fsdp", type=int, default=1)
+    parser.add_argument("--accumulate", type=int, default=1)
+    parser.add_argument("--statistics", choices=("global", "device"), help="default: the config's")
+    parser.add_argument("--no-compile", action="store_true", help="leave the temporaries out")
+    parser.add_argument("--json", help="where all figures go as well")
+    args = parser.parse_args()
+    if args.devices < 1:
+        parser.error(f"--devices must be at least 1, but it is {args.devices}")
+    if args.json and (why := refusal(Path(args.json))):
+        parser.error(f"--json {why}")
+    found = {}
+    try:
+        for variant in args.variants:
+            config: Any = load_config(f"{IMAGENET}:{variant}")
+            config.update(fsdp=args.fsdp, accumulate=args.accumulate)
+            config.batch_size = args.batch_size or config.batch_size
+            config.eval_batch_size = config.batch_size
+            config.norm_statistics = args.statistics or config.norm_statistics
+            validate(config, args.devices)
+            print(f"{variant} ...", file=sys.stderr, flush=True)
+            found[variant] = measure(config, args.devices, not args.no_compile)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(
+        f"configs/imagenet.py, {config.batch_size} images a step on {args.devices} devices, fsdp {args.fsdp}, "
+        f"accumulate {args.accumulate}, norm statistics {config.norm_statistics}, {config.dtype}, "
+        f"{config.epochs} epochs of {TRAINING_IMAGES:,} images\n"
+    )
+    print(tables(found))
+    if args.json:
+        path = Path(args.json)
+        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+        temporary.write_text(json.dumps({"arguments": vars(args), "networks": found}, indent=1) + "\n")
+        temporary.replace(path)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,282 @@
+"""Bounds on a training step's speed, computed from what a device has to do in it and what its chip can do.
+
+A step takes at least as long as its arithmetic at the chip's peak, as the traffic to its memory at full bandwidth and
+as what crosses devices at the full bandwidth of their links; the bound is the longest of the three, as if they
+overlapped without loss. A real step is slower: products reach a part of the peak, neurons and norms run on vector
+units, and messages take time to start. These are bounds, not forecasts.
+
+The bound on memory is of programs that pass what is between two matrix products through memory, in the compute dtype
+and with one pass for all of it, as XLA at best does here. A kernel that keeps layers on the chip could be faster.
+
+References: Williams, Waterman, Patterson, "Roofline: an insightful visual performance model", CACM 2009; Thakur et al.,
+"Optimization of collective communication operations in MPICH", 2005 (ring all-reduce).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AbstractMesh
+
+from spiking_mlp_jax.config import ModelConfig
+from spiking_mlp_jax.errors import InputError
+from spiking_mlp_jax.synapses import neurons
+from spiking_mlp_jax.train.config import Config, model_config
+from spiking_mlp_jax.train.sharding import AXIS, FSDP, shared_axis
+from spiking_mlp_jax.train.state import TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """An accelerator, in its vendor's figures.
+
+    Attributes:
+        flops: peak of matrix products, FLOP/s by the products' dtype; "float32" as JAX multiplies it by default, in
+            bfloat16 on a TPU and in TF32 on a GPU.
+        memory: bytes.
+        bandwidth: of that memory, bytes/s.
+        link: to the other devices of a group, bytes/s in one direction, all links together.
+        group: devices that are connected so.
+        outside: likewise between groups, one device's share; None where it is not published.
+        source: where the figures are from.
+    """
+
+    flops: Mapping[str, float]
+    memory: float
+    bandwidth: float
+    link: float
+    group: int
+    outside: float | None
+    source: str
+
+
+CHIPS = {
+    "TPU v4": Chip(
+        flops={"bfloat16": 275e12, "float32": 275e12},
+        memory=32 * 2**30,
+        bandwidth=1200e9,
+        link=6 * 50e9,
+        group=4096,
+        outside=None,
+        source="docs.cloud.google.com/tpu/docs/v4; links: Jouppi et al., ISCA 2023 (arXiv 2304.01433), 6 of 50 GB/s",
+    ),
+    "TPU v5e": Chip(
+        flops={"bfloat16": 197e12, "float32": 197e12},
+        memory=16e9,
+        bandwidth=819e9,
+        link=400e9 / 2,
+        group=256,
+        outside=6.4e12 / 8 / 256,
+        source="docs.cloud.google.com/tpu/docs/v5e: 400 GB/s a chip in both directions, 6.4 Tb/s a pod of 256 chips",
+    ),
+    "H100 SXM": Chip(
+        flops={"bfloat16": 989.4e12, "float32": 494.7e12},
+        memory=80e9,
+        bandwidth=3350e9,
+        link=900e9 / 2,
+        group=8,
+        outside=400e9 / 8,
+        source="NVIDIA's H100 datasheet, without sparsity: NVLink 900 GB/s in both directions; 400 Gb/s a GPU between "
+        "machines (DGX H100)",
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What one device does in one step.
+
+    Attributes:
+        flops: of matrix products and convolutions, two for each multiply-accumulate.
+        memory_bytes: read from and written to the device's memory, at least.
+        link_bytes: sent to other devices, at least.
+        messages: collective operations that wait for each other, at least: each adds its latency, which is not in
+            the bounds.
+    """
+
+    flops: float
+    memory_bytes: float
+    link_bytes: float
+    messages: int
+
+
+def macs_per_image(model: ModelConfig, macs_per_step: int) -> int:
+    """Multiply-accumulates of one image: the stem's once, everything else's at each time step."""
+    stem = model.stage_side(0) ** 2 * model.patch_size**2 * model.in_channels * model.dim
+    return model.time_steps * (macs_per_step - stem) + stem
+
+
+def training_flops(model: ModelConfig, macs_per_step: int, images: int) -> float:
+    """FLOPs of a training step: forward, twice that backward, and the blocks' forward again with remat."""
+    forward = 2.0 * macs_per_image(model, macs_per_step) * images
+    return forward * (4 if model.remat == "block" else 3)
+
+
+def bytes_per_neuron(model: ModelConfig) -> int:
+    """Bytes that have to go to or from memory for each neuron and time step of a training step.
+
+    As if everything between two matrix products were one pass that reads its inputs once and writes its results once,
+    with s bytes an entry of the compute dtype. Forward: the product's result written and, as its statistics have to be
+    known first, read twice; spikes written and read by one product: 5 s. Backward: the result read twice, once for the
+    sums and once for the gradient; spikes kept as one byte read; the neuron's gradient written and read twice and that
+    of the product's result written and read: 7 s + 1. With remat the forward pass is there twice.
+    """
+    s = jnp.dtype(model.dtype).itemsize
+    return 5 * s * (2 if model.remat == "block" else 1) + 7 * s + 1
+
+
+def neuron_steps(model: ModelConfig) -> int:
+    """Neurons times time steps of one image."""
+    return model.time_steps * sum(neurons(model).values())
+
+
+def moved_in_memory(model: ModelConfig, images: int, parameter_bytes: float, state_bytes: float) -> float:
+    """Bytes to and from a device's memory in a step.
+
+    Args:
+        model: the network.
+        images: of this device.
+        parameter_bytes: of the whole parameters, which are read forward and backward while the gradient is written
+            and read.
+        state_bytes: of this device's part of parameters and optimiser state, which are read and written.
+    """
+    return neuron_steps(model) * images * bytes_per_neuron(model) + 4 * parameter_bytes + 2 * state_bytes
+
+
+def all_reduce_bytes(size: float, devices: int) -> float:
+    """What each device sends to sum `size` bytes over a ring of devices: 2 (n - 1) / n of them."""
+    return 2 * (devices - 1) / devices * size
+
+
+def gather_bytes(size: float, devices: int) -> float:
+    """What each sends to put together, or to sum and share out, `size` bytes over a ring: (n - 1) / n of them."""
+    return (devices - 1) / devices * size
+
+
+def moved_between(config: Config, state: TrainState, devices: int) -> tuple[float, int]:
+    """What a device sends in a step, and in how many messages that wait for each other.
+
+    Args:
+        config: the experiment; fsdp, accumulate, norm_statistics and the network are used.
+        state: shapes of the training state.
+        devices: their number.
+
+    Returns:
+        bytes; messages, at least: one for all that is reduced once a step, two more with "fsdp", and with global
+        statistics two forward (twice with remat) and one backward of each norm of each block and micro-batch.
+    """
+    if devices == 1:
+        return 0.0, 0
+    model, fsdp, accumulate = model_config(config), config.fsdp, config.accumulate
+    shared_bytes = sum(size_of(x) for x in jax.tree.leaves(state.params) if _is_shared(x, config.fsdp))
+    averages = sum(size_of(x) for x in jax.tree.leaves(state.stats) if jnp.issubdtype(x.dtype, jnp.floating))
+    sent = all_reduce_bytes(bytes_of(state.params) - shared_bytes + averages, devices)
+    # Parts are put together and gradients shared out along "fsdp"; each part is summed along "data".
+    sent += 2 * gather_bytes(shared_bytes, fsdp) + all_reduce_bytes(shared_bytes / fsdp, devices // fsdp)
+    messages = 1 if fsdp == 1 else 3
+    if config.norm_statistics == "global":
+        again = 2 if model.remat == "block" else 1
+        # The averages are as many as means and variances, reduced forward, and as the two sums, reduced backward.
+        sent += accumulate * all_reduce_bytes(averages * (again + 1), devices)
+        messages += accumulate * norms(model) * (2 * again + 1)
+    return sent, messages
+
+
+def norms(model: ModelConfig) -> int:
+    """Batch norms that run one after the other in the network, counting each block's."""
+    blocks = {"layer": 1}.get(model.norm, 5) + (model.encoding == "plain")
+    encoding = 5 if model.encoding == "spe" else 1
+    return 2 + encoding * (model.stages - 1) + blocks * sum(model.depths)
+
+
+@dataclasses.dataclass(frozen=True)
+class Bounds:
+    """Least seconds of a step's three parts, and what follows.
+
+    Attributes:
+        compute, memory, link: seconds.
+    """
+
+    compute: float
+    memory: float
+    link: float
+
+    @property
+    def step(self) -> float:
+        """Seconds of a step, at least."""
+        return max(self.compute, self.memory, self.link)
+
+    @property
+    def limit(self) -> str:
+        """Which part it is that bounds a step."""
+        return max(("compute", "memory", "link"), key=lambda name: getattr(self, name))
+
+    def hours(self, steps: int) -> float:
+        """Hours of so many steps, at least."""
+        return steps * self.step / 3600
+
+
+def bounds(work: Work, chip: Chip, dtype: str, devices: int) -> Bounds:
+    """The least time of a step on so many of these chips.
+
+    Args:
+        work: of one device.
+        chip: what kind of device.
+        dtype: of the products, "bfloat16" or "float32".
+        devices: their number; where they are more than one group, all that is sent is taken to go between groups, as
+            in one ring its slowest link decides.
+
+    Raises:
+        InputError: more than a group, and no bandwidth between groups is known.
+    """
+    link = chip.link if devices <= chip.group else chip.outside
+    if link is None:
+        raise InputError(
+            f"a group of these chips has {chip.group} of them, not {devices}: take no more devices than that"
+        )
+    return Bounds(work.flops / chip.flops[dtype], work.memory_bytes / chip.bandwidth, work.link_bytes / link)
+
+
+def device_work(config: Config, state: TrainState, macs_per_step: int, devices: int) -> Work:
+    """The work of one of so many devices in a step of an experiment.
+
+    Args:
+        config: the experiment.
+        state: shapes of its training state.
+        macs_per_step: `dry_run.macs_per_step` of its network.
+        devices: how many share a batch.
+    """
+    model, images = model_config(config), config.batch_size // devices
+    own = sum(device_bytes(tree, config.fsdp) for tree in (state.params, state.opt_state))
+    in_memory = moved_in_memory(model, images, bytes_of(state.params), own)
+    return Work(training_flops(model, macs_per_step, images), in_memory, *moved_between(config, state, devices))
+
+
+def device_bytes(tree: Any, fsdp: int) -> float:
+    """Bytes that a device stores of parameters, or of what is shaped like them."""
+    return sum(size_of(x) / (fsdp if _is_shared(x, fsdp) else 1) for x in jax.tree.leaves(tree))
+
+
+def bytes_of(tree: Any) -> int:
+    """Bytes of all arrays, or shapes of arrays, of a tree."""
+    return sum(size_of(x) for x in jax.tree.leaves(tree))
+
+
+def size_of(x: Any) -> int:
+    """Bytes of an array, or of a shape with a dtype."""
+    return math.prod(x.shape) * x.dtype.itemsize
+
+
+def _is_shared(x, fsdp):
+    # The rule asks only how long the axis is.
+    return fsdp > 1 and shared_axis(x.shape, AbstractMesh((1, fsdp), (AXIS, FSDP))) is not None
+
+
+def training_steps(images: int, batch_size: int, epochs: int) -> int:
+    """Steps of a run; the last images of an epoch that fill no batch are left out."""
+    return images // batch_size * epochs
