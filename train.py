@@ -5,15 +5,16 @@
 
 --config FILE.py or FILE.py:ARGUMENT says what to train, --config.NAME=VALUE changes a field of it. The same
 command continues an interrupted run. --config.dry_run=True prints sizes and costs instead of training.
+Exit statuses: 0 finished, 2 bad input, 3 loss not finite, 4 disk full, 75 interrupted and saved, 130 stopped at once.
 """
 
 import sys
 
 from absl import app, flags, logging
 
-from spiking_mlp_jax.errors import InputError
+from spiking_mlp_jax.errors import EXIT_INPUT, EXIT_INTERRUPTED, InputError
 
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder for everything the run writes.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder for everything the run writes; gs:// works, too.")
 
 
 def main(arguments):
@@ -28,12 +29,17 @@ def main(arguments):
         if workdir is None and not config.dry_run:
             raise InputError("say where to write with --workdir DIR, such as --workdir runs/demo")
         result = train(config, workdir or "")
-        if workdir and result.finished and not config.dry_run:
+        if not result.finished:
+            return EXIT_INTERRUPTED
+        if workdir and not config.dry_run:
             if result.best_accuracy is None:
                 raise InputError(
                     "there are no weights and no plots, because no evaluation had a finite loss: take a new workdir "
                     "and a lower learning rate"
                 )
+            if "://" in workdir:
+                print(f"plots: copy {workdir} to a disk and run spiking-mlp plot on the copy")
+                return None
             from spiking_mlp_jax.probe.plots import plot_workdir
 
             plot_workdir(workdir)
@@ -59,7 +65,7 @@ def _parse(arguments):
 
 def _fail(error):
     print("error:", " ".join(str(error).split()), file=sys.stderr)
-    return 2
+    return error.exit_code if isinstance(error, InputError) else EXIT_INPUT
 
 
 if __name__ == "__main__":

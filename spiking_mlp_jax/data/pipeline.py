@@ -8,6 +8,7 @@ iterator's state one number, restoring it O(1), and the continuation bit-identic
 import dataclasses
 import os
 from collections.abc import Iterable
+from typing import Any
 
 import grain
 import numpy as np
@@ -17,7 +18,7 @@ from spiking_mlp_jax.data.augment import Augment, check_resize, fit_image
 from spiking_mlp_jax.data.sources import Source
 from spiking_mlp_jax.errors import InputError
 
-__all__ = ["eval_batches", "fit_image", "steps_per_epoch", "train_batches"]
+__all__ = ["batch_records", "eval_batches", "fit_image", "steps_per_epoch", "train_batches"]
 
 
 def steps_per_epoch(source: Source, batch_size: int) -> int:
@@ -76,13 +77,37 @@ def train_batches(
         raise InputError(f"seed is {seed}, but it must be at least 0 and below 2**32.")
     if epochs < 1:
         raise InputError(f"epochs is {epochs}, but must be at least 1.")
-    used = steps_per_epoch(source, batch_size) * batch_size
-    # Indices travel until the image is needed: Grain's bookkeeping of a source costs as much as a tiny image.
-    positions = grain.MapDataset.range(len(source)).seed(seed).shuffle()[:used]
+    positions = _order(source, batch_size, seed)
     # Augmenting before taking the share keys the randomness by position in the global batch: no two processes
     # draw the same numbers.
     images = positions.random_map(_TrainLoad(source, augment, image_size, in_channels))
     return iter(_prefetch(images[process_index::process_count].batch(local).repeat(epochs), workers))
+
+
+def batch_records(source: Source, *, batch_size: int, seed: int, step: int) -> list[dict]:
+    """Which records a step of `train_batches` takes, without reading any.
+
+    Args:
+      source: as for `train_batches`.
+      batch_size: likewise, over all processes.
+      seed: likewise.
+      step: 1 for the first.
+
+    Returns:
+      {"index": position in the source} of each image of the global batch, in the order in which the processes take
+      turns (a single process: the order in its batch); with "path" where the source has a file for each image.
+    """
+    order: Any = _order(source, batch_size, seed).repeat()
+    path = getattr(source, "path", None)
+    indices = (int(order[k]) for k in range((step - 1) * batch_size, step * batch_size))
+    return [{"index": i} if path is None else {"index": i, "path": str(path(i))} for i in indices]
+
+
+def _order(source: Source, batch_size: int, seed: int) -> grain.MapDataset:
+    """Indices of one epoch; repeated, those of all, each in an order of its own."""
+    used = steps_per_epoch(source, batch_size) * batch_size
+    # Indices travel until the image is needed: Grain's bookkeeping of a source costs as much as a tiny image.
+    return grain.MapDataset.range(len(source)).seed(seed).shuffle()[:used]
 
 
 def eval_batches(

@@ -198,7 +198,11 @@ class FolderSource:
         return len(self._files)
 
     def __getitem__(self, index: int, /) -> dict:
-        return {"image": read_image(self._root / self._files[index]), "label": self._labels[index]}
+        return {"image": read_image(self.path(index)), "label": self._labels[index]}
+
+    def path(self, index: int) -> Path:
+        """The file of an image."""
+        return self._root / self._files[index]
 
 
 def _class_folders(root: Path) -> tuple[str, ...]:

@@ -27,6 +27,7 @@ CHOICES = {
     "activity_measure": ("rates", "synops"),
     "resize_mode": RESIZE_MODES,
     "host_memory": ("auto", "default", "keep"),
+    "on_nonfinite": ("stop", "skip"),
 }
 # Smallest value of each field, and whether that value itself is allowed.
 MINIMA = {
@@ -55,7 +56,7 @@ MINIMA = {
     "max_steps": (0, True),
 }
 # Fields of training that came after the first runs: a run saved without them had their defaults.
-ADDED_TO_TRAINING = ("activity_weight", "activity_measure", "init_weights", "weight_bits")
+ADDED_TO_TRAINING = ("activity_weight", "activity_measure", "init_weights", "weight_bits", "on_nonfinite")
 # Largest value of each field that has one, and whether that value itself is allowed.
 MAXIMA = {
     "momentum": (1.0, False),
@@ -127,6 +128,7 @@ def default_config() -> config_dict.ConfigDict:
     config.log_every = 50  # steps
     config.checkpoint_every = 0  # steps; 0: once an epoch
     config.keep = 2  # newest checkpoints that are kept besides the best
+    config.on_nonfinite = "stop"  # what a NaN or infinite loss or gradient does; "skip": that step changes nothing
     config.max_steps = 0  # stop after this step; 0: train all epochs
     config.dry_run = False  # print sizes and costs, then stop
     # "keep": freed memory stays with the process (faster steps on CPUs); "auto": "keep" on CPUs, else "default"

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 
 from spiking_mlp_jax.data.normalize import normalize
 from spiking_mlp_jax.train.loss import Activity, Loss, class_scores, image_cross_entropy, mean_rate
+from spiking_mlp_jax.train.nonfinite import keep_if_sound
 from spiking_mlp_jax.train.sharding import replicated
 from spiking_mlp_jax.train.state import TrainState
 
@@ -30,7 +31,8 @@ def make_train_step(
     mesh: Mesh,
     activity: Activity | None = None,
     quantized: Callable[[Any, Any], Any] | None = None,
-) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
+    on_nonfinite: str | None = None,
+) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
     """Builds the training step.
 
     Args:
@@ -42,6 +44,8 @@ def make_train_step(
         mesh: the devices.
         activity: penalty on firing that is added to the loss, or None.
         quantized: function of params and stats to the params that the network computes with, or None.
+        on_nonfinite: "stop" or "skip", see `keep_if_sound`; the function then has a third argument, a boolean scalar,
+            and the metric "sound". None: every step is taken.
 
     Returns:
         a compiled function (state, {"image": uint8 [B, H, W, C], "label"}) -> (state, {"loss", "accuracy",
@@ -50,7 +54,7 @@ def make_train_step(
         instead of compiling again.
     """
 
-    def train_step(state: TrainState, batch: Batch):
+    def train_step(state: TrainState, batch: Batch, sound: jax.Array | None = None):
         images = normalize(batch["image"], mean, std)
         labels = batch["label"]
 
@@ -78,7 +82,8 @@ def make_train_step(
             **measured,
         }
         params = optax.apply_updates(state.params, updates)
-        return TrainState(state.step + 1, params, stats, opt_state), metrics
+        new = TrainState(state.step + 1, params, stats, opt_state)
+        return (new, metrics) if on_nonfinite is None else keep_if_sound(state, new, metrics, sound, on_nonfinite)
 
     return _compile_once(train_step, out_shardings=replicated(mesh), donate_argnums=0)
 
