@@ -17,7 +17,7 @@ from spiking_mlp_jax.errors import InputError, StorageError
 from spiking_mlp_jax.train.config import in_todays_words
 from spiking_mlp_jax.train.manifest import find_damage, write_manifest
 from spiking_mlp_jax.train.state import TrainState
-from spiking_mlp_jax.train.storage import as_path, is_remote
+from spiking_mlp_jax.train.storage import as_path, is_remote, shortly
 
 # These fields change what is shown and kept, not what is computed: a run may be resumed with other values.
 FREE_FIELDS = (
@@ -69,11 +69,10 @@ class Checkpoints:
         multihost_utils.sync_global_devices("checkpoints are checked")
         policies = checkpoint_managers
         newest = policies.LatestN(keep)
-        best = policies.BestN(
-            get_metric_fn=lambda metrics: metrics["accuracy"], n=1, keep_checkpoints_without_metrics=False
-        )
+        best = policies.BestN(get_metric_fn=_accuracy, n=1, keep_checkpoints_without_metrics=False)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy([newest, best]),
+            best_fn=_accuracy,  # without it, Orbax forgets the metrics when the run is interrupted
             create=True,
             cleanup_tmp_directories=True,
             # Orbax calls this when all files are written, before the folder gets its final name.
@@ -106,7 +105,7 @@ class Checkpoints:
             self._manager.save(
                 step,
                 args=ocp.args.Composite(state=ocp.args.StandardSave(_flat(state)), run=ocp.args.JsonSave(run)),
-                metrics=None if accuracy is None else {"accuracy": accuracy},
+                metrics={"accuracy": -1.0 if accuracy is None else accuracy},
                 force=True,
             )
         except (OSError, ValueError, RuntimeError) as error:
@@ -182,10 +181,9 @@ class Checkpoints:
                 (self.folder / f"{step}{ocp.path.atomicity.TMP_DIR_SUFFIX}").rmtree(missing_ok=True)
         left = [name for name in _steps(self.folder) if name != step]
         whole = f"that of step {left[0]} is whole" if left else "there is none before it"
-        reason = " ".join(str(error).split())[:200]
         return StorageError(
-            f"the checkpoint of step {step} could not be written to {self.folder} ({reason}), but {whole}: make room, "
-            "and the same command continues there"
+            f"the checkpoint of step {step} could not be written to {self.folder} ({shortly(error)}), but {whole}: "
+            "make room, and the same command continues there"
         )
 
     def _check_config(self, saved: dict[str, Any]) -> None:
@@ -201,6 +199,10 @@ class Checkpoints:
                 f"{self.folder.parent} holds a run of another configuration, which differs in "
                 f"{', '.join(different)}: take another workdir, or the same values"
             )
+
+
+def _accuracy(metrics: dict[str, float]) -> float:
+    return metrics["accuracy"]
 
 
 def _steps(folder: epath.Path) -> list[int]:

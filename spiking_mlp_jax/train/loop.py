@@ -151,10 +151,9 @@ class _Run:
             self.mesh,
             make_activity(config),
             self.quantized,
-            config.on_nonfinite,
         )
-        # Of the step before: with "stop", nothing changes after one that was not.
-        self.sound: Any = jax.device_put(np.True_, replicated(self.mesh))
+        skip = np.bool_(config.on_nonfinite == "skip")
+        self.guard = nonfinite.Guard(*jax.device_put((np.True_, skip), replicated(self.mesh)))
         self.eval_step = make_eval_step(self.graphdef, config.mean, config.std, self.mesh)
         self.batches: Any = train_batches(
             self.source,
@@ -254,9 +253,9 @@ class _Run:
         while step < self.last and not stop.requested:
             self.checkpoints.check()
             before, batch = self.batches.get_state(), next(self.batches)
-            state, metrics = self.train_step(state, put_batch(batch, self.mesh), self.sound)
+            state, metrics = self.train_step(state, put_batch(batch, self.mesh), self.guard)
             if config.on_nonfinite == "stop":
-                self.sound = metrics["sound"]
+                self.guard = self.guard._replace(sound=metrics["sound"])
             step += 1
             if step == first:
                 return_freed_memory()  # the compiler's

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,32 +18,40 @@ from spiking_mlp_jax.train.storage import Lines, as_path
 RECORDS = "nonfinite.jsonl"
 
 
+class Guard(NamedTuple):
+    """What a training step needs to know to change nothing when its loss or gradient is not finite.
+
+    Attributes:
+        sound: bool scalar; False undoes the step whatever it computes.
+        skip: bool scalar; whether a step that is undone counts, so that the data go on.
+    """
+
+    sound: Any
+    skip: Any
+
+
 def keep_if_sound(
-    state: TrainState, new: TrainState, metrics: dict[str, jax.Array], sound: jax.Array | None, on_nonfinite: str
+    state: TrainState, new: TrainState, metrics: dict[str, jax.Array], guard: Guard
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Undoes a training step whose loss or norm of the gradient is not finite.
 
-    The host learns of a bad step one step late. With "stop", the metric "sound" of each step is the argument of the
-    next: after a bad one all later ones are undone as well, and the state stays the one from which the bad step
-    started.
+    The host learns of a bad step one step late. To stop at it, the metric "sound" of each step is the `guard.sound` of
+    the next: after a bad one all later ones are undone as well, and the state stays the one from which the bad step
+    started. Stopping and skipping are one program: which of them it is changes no rounding.
 
     Args:
         state: before the step.
         new: after it.
         metrics: its "loss" and "grad_norm", scalars.
-        sound: bool scalar, False if an earlier step was bad; None: True.
-        on_nonfinite: "stop" undoes all of it; "skip" all but its number, so that the data go on.
+        guard: see there.
 
     Returns:
         one of the two states, and the metrics with "sound".
     """
-    good = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
-    if sound is not None:
-        good &= sound
-    kept = jax.tree.map(lambda after, before: jnp.where(good, after, before), new, state)
-    if on_nonfinite == "skip":
-        kept = kept.replace(step=new.step)
-    return kept, {**metrics, "sound": good}
+    sound = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"]) & guard.sound
+    kept = jax.tree.map(lambda after, before: jnp.where(sound, after, before), new, state)
+    kept = kept.replace(step=jnp.where(sound | guard.skip, new.step, state.step))
+    return kept, {**metrics, "sound": sound}
 
 
 def batch_file(workdir: str | os.PathLike[str], step: int, process: int) -> Any:

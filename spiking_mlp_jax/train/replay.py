@@ -41,7 +41,7 @@ class Replay:
         loss: its loss, penalty included.
         grad_norm: global norm of its gradient.
         variables: names of the parameters and running averages that are not finite before it.
-        layers: names of the layers whose values are not finite, in the order in which the network names them.
+        layers: names of the intermediates, as `SpikingMLP` shows them to `observe`, with values that are not finite.
         gradients: names of the parameters whose gradient is not finite.
         images: the records, as `batch_records` gives them, of the images whose logits are not finite.
     """
@@ -83,7 +83,7 @@ def replay(workdir: str | os.PathLike[str]) -> Replay:
         raise InputError(f"no step of {workdir} had a loss that is not finite: there is no {RECORDS} to replay")
     entry = json.loads(found[-1])
     step, file = entry["step"], batch_file(workdir, entry["step"], 0)
-    config = default_config()
+    config: Any = default_config()
     config.update(json.loads((workdir / "config.json").read_text()))
     model, optimizer, mesh = model_config(config), make_optimizer(config, 1), make_mesh(jax.devices()[:1])
     graphdef, abstract = abstract_state(model, optimizer)
@@ -117,12 +117,10 @@ def replay(workdir: str | os.PathLike[str]) -> Replay:
         return loss(logits, jnp.asarray(batch["label"])), (logits, layers)
 
     grads, (logits, layers) = jax.jit(jax.grad(forward, has_aux=True))(state.params)
-    bad = ~np.isfinite(np.asarray(logits, np.float32)).all((0, 2))
+    bad: Any = ~np.isfinite(np.asarray(logits, np.float32)).all((0, 2))
     variables = _not_finite(state.params) + _not_finite(state.stats)
     # The step itself comes last: it takes the state's memory.
-    take = make_train_step(
-        graphdef, optimizer, loss, config.mean, config.std, mesh, make_activity(config), quantized, "stop"
-    )
+    take = make_train_step(graphdef, optimizer, loss, config.mean, config.std, mesh, make_activity(config), quantized)
     _, metrics = take(state, put_batch(batch, mesh))
     return Replay(
         step,

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from spiking_mlp_jax.data.normalize import normalize
 from spiking_mlp_jax.train.loss import Activity, Loss, class_scores, image_cross_entropy, mean_rate
-from spiking_mlp_jax.train.nonfinite import keep_if_sound
+from spiking_mlp_jax.train.nonfinite import Guard, keep_if_sound
 from spiking_mlp_jax.train.sharding import replicated
 from spiking_mlp_jax.train.state import TrainState
 
@@ -31,7 +31,6 @@ def make_train_step(
     mesh: Mesh,
     activity: Activity | None = None,
     quantized: Callable[[Any, Any], Any] | None = None,
-    on_nonfinite: str | None = None,
 ) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
     """Builds the training step.
 
@@ -44,17 +43,16 @@ def make_train_step(
         mesh: the devices.
         activity: penalty on firing that is added to the loss, or None.
         quantized: function of params and stats to the params that the network computes with, or None.
-        on_nonfinite: "stop" or "skip", see `keep_if_sound`; the function then has a third argument, a boolean scalar,
-            and the metric "sound". None: every step is taken.
 
     Returns:
         a compiled function (state, {"image": uint8 [B, H, W, C], "label"}) -> (state, {"loss", "accuracy",
         "grad_norm"}), scalars of this batch; with a penalty, "loss" contains it, and "activity" is its measure
-        without the weight. It takes the old state's memory. Batches of another shape or type raise AssertionError
-        instead of compiling again.
+        without the weight. With a `Guard` as third argument, a loss or gradient that is not finite changes nothing,
+        and the metric "sound" says so. It takes the old state's memory. Batches of another shape or type raise
+        AssertionError instead of compiling again.
     """
 
-    def train_step(state: TrainState, batch: Batch, sound: jax.Array | None = None):
+    def train_step(state: TrainState, batch: Batch, guard: Guard | None = None):
         images = normalize(batch["image"], mean, std)
         labels = batch["label"]
 
@@ -83,7 +81,7 @@ def make_train_step(
         }
         params = optax.apply_updates(state.params, updates)
         new = TrainState(state.step + 1, params, stats, opt_state)
-        return (new, metrics) if on_nonfinite is None else keep_if_sound(state, new, metrics, sound, on_nonfinite)
+        return (new, metrics) if guard is None else keep_if_sound(state, new, metrics, guard)
 
     return _compile_once(train_step, out_shardings=replicated(mesh), donate_argnums=0)
 

@@ -107,6 +107,12 @@ def read_lines(path: str | os.PathLike[str]) -> list[str]:
     return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
 
 
+def shortly(error: Exception) -> str:
+    """The reason of a failed write, in the operating system's words where a library hides them in many more."""
+    text = " ".join(str(error).split())
+    return next((os.strerror(number) for number in _FULL if os.strerror(number) in text), text[:200])
+
+
 def storage_error(error: OSError, where: str | os.PathLike[str]) -> StorageError | None:
     """The sentence for a write that failed for want of space, None for every other error.
 
