@@ -17,7 +17,7 @@ from spiking_mlp_jax.errors import InputError, StorageError
 from spiking_mlp_jax.train.config import in_todays_words
 from spiking_mlp_jax.train.manifest import find_damage, write_manifest
 from spiking_mlp_jax.train.state import TrainState
-from spiking_mlp_jax.train.storage import as_path, is_remote, shortly
+from spiking_mlp_jax.train.storage import as_path, is_remote, shortly, unreachable
 
 # These fields change what is shown and kept, not what is computed: a run may be resumed with other values.
 FREE_FIELDS = (
@@ -79,7 +79,10 @@ class Checkpoints:
             async_options=ocp.options.AsyncOptions(post_finalization_callback=self._write_manifest),
         )
         self._saving: int | None = None  # the step being written
-        self._manager = ocp.CheckpointManager(self.folder, options=options, item_names=("state", "run"))
+        try:
+            self._manager = ocp.CheckpointManager(self.folder, options=options, item_names=("state", "run"))
+        except ImportError as error:
+            raise unreachable(self.folder, error) from error
 
     def save(
         self, state: TrainState, data: dict[str, Any], progress: dict[str, Any], accuracy: float | None = None
@@ -183,7 +186,7 @@ class Checkpoints:
         whole = f"that of step {left[0]} is whole" if left else "there is none before it"
         return StorageError(
             f"the checkpoint of step {step} could not be written to {self.folder} ({shortly(error)}), but {whole}: "
-            "make room, and the same command continues there"
+            "make room or mend it, then the same command continues there"
         )
 
     def _check_config(self, saved: dict[str, Any]) -> None:

@@ -36,11 +36,16 @@ def as_path(where: str | os.PathLike[str]) -> epath.Path:
     try:
         path.exists()
     except ImportError as error:
-        raise InputError(
-            f'"{where}" cannot be reached ({error}): install the package of that store, such as gcsfs for gs:// '
-            "or s3fs for s3://, or give a folder"
-        ) from error
+        raise unreachable(where, error) from error
     return path
+
+
+def unreachable(where: str | os.PathLike[str], error: ImportError) -> InputError:
+    """The sentence for an object store whose package is missing."""
+    return InputError(
+        f'"{where}" cannot be reached ({error}): install what reaches that store, such as gcsfs and '
+        "google-cloud-storage for gs:// or s3fs for s3://, or give a folder"
+    )
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
