@@ -8,15 +8,18 @@ command continues an interrupted run. --config.dry_run=True prints sizes and cos
 
 On a TPU pod, under SLURM and under Open MPI the same command in every process is one run; elsewhere add
 --coordinator HOST:PORT --num_processes N --process_id I. See docs/multiprocess.md.
+
+Exit statuses: 0 finished, 2 bad input, 3 loss not finite, 4 disk full, 5 another process died, 75 interrupted and
+saved, 130 stopped at once.
 """
 
 import sys
 
 from absl import app, flags, logging
 
-from spiking_mlp_jax.errors import InputError
+from spiking_mlp_jax.errors import EXIT_INPUT, EXIT_INTERRUPTED, InputError
 
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder for everything the run writes.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder for everything the run writes; gs:// works, too.")
 COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT where process 0 of several listens.")
 NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes there are.", lower_bound=1)
 PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which one this is, from 0.", lower_bound=0)
@@ -38,12 +41,17 @@ def main(arguments):
         processes.join(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value, TIMEOUT.value)
         result = train(config, workdir or "")
         processes.leave()
-        if result.main and workdir and result.finished and not config.dry_run:
+        if not result.finished:
+            return EXIT_INTERRUPTED
+        if result.main and workdir and not config.dry_run:
             if result.best_accuracy is None:
                 raise InputError(
                     "there are no weights and no plots, because no evaluation had a finite loss: take a new workdir "
                     "and a lower learning rate"
                 )
+            if "://" in workdir:
+                print(f"plots: copy {workdir} to a disk and run spiking-mlp plot on the copy")
+                return None
             from spiking_mlp_jax.probe.plots import plot_workdir
 
             plot_workdir(workdir)
@@ -69,7 +77,7 @@ def _parse(arguments):
 
 def _fail(error):
     print("error:", " ".join(str(error).split()), file=sys.stderr)
-    return 2
+    return error.exit_code if isinstance(error, InputError) else EXIT_INPUT
 
 
 if __name__ == "__main__":

@@ -39,7 +39,8 @@ from spiking_mlp_jax.probe.plots import BLUE, GREY, ORANGE, write
 from spiking_mlp_jax.synapses import dense_operations, fan_out, neurons
 from spiking_mlp_jax.train.config import load_config, model_config
 from spiking_mlp_jax.train.loop import train
-from spiking_mlp_jax.train.metrics import to_json, write_text
+from spiking_mlp_jax.train.metrics import to_json
+from spiking_mlp_jax.train.storage import write_text
 
 ENGINE = "engine_images_per_s"
 TIMED_IMAGES, TURNS = 512, 15

@@ -18,7 +18,7 @@ from conftest import FLAGS
 from jax.experimental.compilation_cache import compilation_cache
 from test_train_loop import lines, make_config, restored, write_idx
 
-from spiking_mlp_jax.errors import InputError
+from spiking_mlp_jax.errors import EXIT_INTERRUPTED, EXIT_LOST, InputError
 from spiking_mlp_jax.train import loop, processes
 from spiking_mlp_jax.train.config import to_dict
 
@@ -204,7 +204,7 @@ def test_a_killed_process_takes_the_other_down(shared, tmp_path, victim):
     code, _, message = ends[1 - victim]
     assert ends[victim][0] == -signal.SIGKILL
     # Usually gloo notices, sometimes the coordination service does first.
-    assert code in (processes.LOST, -signal.SIGABRT), message
+    assert code in (EXIT_LOST, -signal.SIGABRT), message
     assert "another process has ended" in message or "another task died" in message
 
 

@@ -227,9 +227,9 @@ def test_a_penalised_run_from_given_weights_continues_bit_for_bit(shared, whole,
     def watched(*arguments):
         step = make_train_step(*arguments)
 
-        def run(state, batch):
+        def run(state, *rest):
             first_states.append(jax.device_get(state))
-            return step(state, batch)
+            return step(state, *rest)
 
         return run
 
@@ -257,6 +257,7 @@ def test_a_penalised_run_from_given_weights_continues_bit_for_bit(shared, whole,
 def test_a_window_of_fewer_metrics_is_continued(shared, tmp_path):
     config = make_config(shared, activity_weight=0.5, max_steps=2, log_every=4, epochs=1, checkpoint_every=1)
     loop.train(config, tmp_path)
+    (tmp_path / "checkpoints" / "2" / "manifest.json").unlink()
     (run,) = (tmp_path / "checkpoints" / "2").glob("run/metadata")
     saved = json.loads(run.read_text())
     del saved["progress"]["window"]["activity"]
@@ -305,6 +306,7 @@ def test_an_older_workdir_resumes(shared, whole, tmp_path, remat):
     workdir, _ = whole
     shutil.copytree(workdir / "checkpoints", tmp_path / "checkpoints")
     run = tmp_path / "checkpoints" / "12" / "run" / "metadata"
+    (tmp_path / "checkpoints" / "12" / "manifest.json").unlink()
     saved = json.loads(run.read_text())
     for name in ("neuron_backend", "activity_weight", "activity_measure", "init_weights"):
         del saved["config"][name]
@@ -319,9 +321,10 @@ def test_an_older_workdir_resumes(shared, whole, tmp_path, remat):
         restored(make_config(shared, activity_weight=0.5), tmp_path)
 
 
-def test_a_damaged_checkpoint_is_named(shared, whole, tmp_path):
+def test_a_damaged_checkpoint_of_an_older_version_is_named(shared, whole, tmp_path):
     workdir, _ = whole
     shutil.copytree(workdir / "checkpoints", tmp_path / "checkpoints")
+    (tmp_path / "checkpoints" / "12" / "manifest.json").unlink()
     config = make_config(shared)
     run = tmp_path / "checkpoints" / "12" / "run" / "metadata"
     text = run.read_text()
@@ -379,7 +382,7 @@ def strict(text):
 
 
 def test_a_diverged_run_is_saved_but_never_the_best(shared, tmp_path, capsys):
-    config = make_config(shared, learning_rate=1e38, optimizer="adam", max_steps=3, log_every=1)
+    config = make_config(shared, learning_rate=1e38, optimizer="adam", max_steps=3, log_every=1, on_nonfinite="skip")
     result = loop.train(config, tmp_path)
     assert result.finished and result.step == 3 and result.best_accuracy is None
     assert kept_steps(tmp_path) == [3]

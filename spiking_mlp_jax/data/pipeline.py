@@ -23,7 +23,7 @@ from spiking_mlp_jax.errors import InputError
 
 TRIES = 100  # images that are tried in place of a damaged one
 
-__all__ = ["TrainBatches", "eval_batches", "fit_image", "steps_per_epoch", "train_batches"]
+__all__ = ["TrainBatches", "batch_records", "eval_batches", "fit_image", "steps_per_epoch", "train_batches"]
 
 
 def steps_per_epoch(source: Source, batch_size: int) -> int:
@@ -94,16 +94,13 @@ def train_batches(
         raise InputError(f"seed is {seed}, but it must be at least 0 and below 2**32.")
     if epochs < 1:
         raise InputError(f"epochs is {epochs}, but must be at least 1.")
-    used = steps_per_epoch(source, batch_size) * batch_size
-    if not 1 <= copies <= batch_size:
-        raise InputError(f"repeats is {copies}, but must be at least 1 and at most batch_size, {batch_size}.")
-    # Indices travel until the image is needed: Grain's bookkeeping of a source costs as much as a tiny image.
-    shuffled = grain.MapDataset.range(len(source)).seed(seed).shuffle()
-    positions = _Reordered(shuffled, used, functools.partial(_copy, batch_size, copies))
+    positions = _order(source, batch_size, seed, copies)
     # Augmenting before taking the share keys the randomness by position in the global batch: no two processes
     # draw the same numbers.
     images = positions.random_map(_TrainLoad(source, augment, image_size, in_channels, damaged is not None))
-    share = _Reordered(images, used // process_count, functools.partial(_member, batch_size, local, process_index))
+    share = _Reordered(
+        images, len(positions) // process_count, functools.partial(_member, batch_size, local, process_index)
+    )
     return TrainBatches(iter(_prefetch(share.batch(local).repeat(epochs), workers)), damaged)
 
 
@@ -165,6 +162,37 @@ def _member(batch_size: int, local: int, process_index: int, at: int) -> int:
     """The place in an epoch of the `at`-th image of a process."""
     step, place = divmod(at, local)
     return step * batch_size + process_index * local + place
+
+
+def batch_records(source: Source, *, batch_size: int, seed: int, step: int, copies: int = 1) -> list[dict]:
+    """Which records a step of `train_batches` takes, without reading any.
+
+    Args:
+      source: as for `train_batches`.
+      batch_size: likewise, over all processes.
+      seed: likewise.
+      step: 1 for the first.
+      copies: as for `train_batches`.
+
+    Returns:
+      {"index": position in the source} of each image of the global batch, in its order: the first process's share, the
+      second's, and so on; with "path" where the source has a file for each image. In the place of a damaged image
+      there was another.
+    """
+    order = _order(source, batch_size, seed, copies)
+    path = getattr(source, "path", None)
+    indices = (int(order[k]) for k in range((step - 1) * batch_size, step * batch_size))
+    return [{"index": i} if path is None else {"index": i, "path": str(path(i))} for i in indices]
+
+
+def _order(source: Source, batch_size: int, seed: int, copies: int) -> "_Reordered":
+    """Indices of one epoch; beyond its end those of the next, in an order of its own."""
+    used = steps_per_epoch(source, batch_size) * batch_size
+    if not 1 <= copies <= batch_size:
+        raise InputError(f"repeats is {copies}, but must be at least 1 and at most batch_size, {batch_size}.")
+    # Indices travel until the image is needed: Grain's bookkeeping of a source costs as much as a tiny image.
+    shuffled = grain.MapDataset.range(len(source)).seed(seed).shuffle()
+    return _Reordered(shuffled, used, functools.partial(_copy, batch_size, copies))
 
 
 def eval_batches(

@@ -211,7 +211,11 @@ class FolderSource:
         return {**record, "image": decode_image(*record["image"])}
 
     def encoded(self, index: int, /) -> dict:
-        return {"image": read_encoded(f"{self._root}/{self._files[index]}"), "label": self._labels[index]}
+        return {"image": read_encoded(self.path(index)), "label": self._labels[index]}
+
+    def path(self, index: int) -> str:
+        """The file of an image."""
+        return f"{self._root}/{self._files[index]}"
 
     def listing(self) -> tuple[Path, list[str], np.ndarray]:
         """The split's folder, the names of the files from there, and their labels, int32 [N]."""

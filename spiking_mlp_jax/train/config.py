@@ -29,6 +29,7 @@ CHOICES = {
     "resize_mode": RESIZE_MODES,
     "host_memory": ("auto", "default", "keep"),
     "norm_statistics": ("global", "device"),
+    "on_nonfinite": ("stop", "skip"),
 }
 # Smallest value of each field, and whether that value itself is allowed.
 MINIMA = {
@@ -69,7 +70,7 @@ MINIMA = {
 }
 # Fields of training that came after the first runs: a run saved without them had their defaults.
 ADDED_TO_TRAINING = (
-    *("activity_weight", "activity_measure", "init_weights", "weight_bits"),
+    *("activity_weight", "activity_measure", "init_weights", "weight_bits", "on_nonfinite"),
     *("crop_min_area", "rand_augment", "color_jitter", "random_erasing"),
     *("mixup", "cutmix", "mix_probability", "mix_switch", "repeats", "max_bad_images"),
     *("accumulate", "norm_statistics", "fsdp"),
@@ -164,6 +165,7 @@ def default_config() -> config_dict.ConfigDict:
     config.log_every = 50  # steps
     config.checkpoint_every = 0  # steps; 0: once an epoch
     config.keep = 2  # newest checkpoints that are kept besides the best
+    config.on_nonfinite = "stop"  # what a NaN or infinite loss or gradient does; "skip": that step changes nothing
     config.max_steps = 0  # stop after this step; 0: train all epochs
     config.dry_run = False  # print sizes and costs, then stop
     # "keep": freed memory stays with the process (faster steps on CPUs); "auto": "keep" on CPUs, else "default"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from typing import Any
 
 
@@ -12,10 +13,12 @@ class StopRequest:
 
     Attributes:
         requested: whether one has come.
+        since: when, by time.monotonic.
     """
 
     def __init__(self):
         self.requested = False
+        self.since = 0.0
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
@@ -32,4 +35,4 @@ class StopRequest:
     def _notice(self, number, frame):
         if self.requested:
             raise KeyboardInterrupt
-        self.requested = True
+        self.requested, self.since = True, time.monotonic()

@@ -9,34 +9,36 @@ import json
 import os
 import platform
 import time
-from pathlib import Path
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 from flax import nnx
 from jax.experimental.compilation_cache import compilation_cache
 
 from spiking_mlp_jax import weights
 from spiking_mlp_jax.data.damaged import Damaged
-from spiking_mlp_jax.data.pipeline import eval_batches, steps_per_epoch, train_batches
+from spiking_mlp_jax.data.pipeline import batch_records, eval_batches, steps_per_epoch, train_batches
 from spiking_mlp_jax.data.sources import Source, open_source
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.memory import keep_freed_memory, return_freed_memory
-from spiking_mlp_jax.train import dry_run
+from spiking_mlp_jax.train import dry_run, nonfinite
 from spiking_mlp_jax.train.checkpoint import Checkpoints
 from spiking_mlp_jax.train.config import Config, augmentation, model_config, to_dict, validate
 from spiking_mlp_jax.train.evaluate import Evaluation, evaluate
 from spiking_mlp_jax.train.interrupt import StopRequest
 from spiking_mlp_jax.train.loss import make_activity, make_loss
-from spiking_mlp_jax.train.metrics import Display, Metrics, Speedometer, to_json, write_text
+from spiking_mlp_jax.train.metrics import Display, Metrics, Speedometer, to_json
 from spiking_mlp_jax.train.mix import make_mix
 from spiking_mlp_jax.train.optimizer import make_optimizer, make_schedule
 from spiking_mlp_jax.train.processes import StopVote, check_alike, end_together
 from spiking_mlp_jax.train.quantized import make_quantized
-from spiking_mlp_jax.train.sharding import make_mesh, placed, put_batch, put_together
+from spiking_mlp_jax.train.sharding import make_mesh, placed, put_batch, put_together, replicated
 from spiking_mlp_jax.train.state import TrainState, abstract_state, init_state, load_state
 from spiking_mlp_jax.train.step import make_eval_step, make_train_step
+from spiking_mlp_jax.train.storage import as_path, storage_error, write_folder, write_text
 
 PACKAGES = (
     "spiking-mlp-jax jax jaxlib flax optax orbax-checkpoint grain numpy chex ml-collections "
@@ -64,22 +66,24 @@ class Result:
 def train(config: Config, workdir: str | os.PathLike[str]) -> Result:
     """Trains, or continues training, until the last epoch or an interruption.
 
-    The first SIGINT (Ctrl-C) or SIGTERM ends the run after the step or evaluation it is in, with a
-    checkpoint; the second one stops it at once. However often a run is interrupted and started again, it goes
-    through the same states, bit for bit, on the same devices and versions.
+    The first SIGINT (Ctrl-C) or SIGTERM ends the run after the step it is in, with a checkpoint; an evaluation is
+    abandoned, and made up for when the run goes on. The second one stops it at once. However often a run is
+    interrupted and started again, it goes through the same states, bit for bit, on the same devices and versions.
 
     With several processes (see `spiking_mlp_jax.train.processes.join`) all of them call this alike; the first writes
     what is not a checkpoint. A signal to any of them stops all at the same step; an error ends the process at once.
 
     Args:
         config: the experiment, see `spiking_mlp_jax.train.config.default_config`.
-        workdir: folder of everything the run writes; made when missing.
+        workdir: folder of everything the run writes, on a disk or in an object store (gs://); made when missing.
 
     Returns:
         how it ended. A dry run only prints and has taken no step.
 
     Raises:
         InputError: a configuration, data set or workdir that cannot be used.
+        NonFiniteError: the loss or gradient of a step was not finite, and on_nonfinite is "stop".
+        StorageError: the workdir is full, or cannot be written to any more.
     """
     if getattr(config, "host_memory", None) in ("auto", "keep"):
         # Before the devices are asked for: afterwards it is too late. It says nothing to accelerators.
@@ -92,8 +96,13 @@ def train(config: Config, workdir: str | os.PathLike[str]) -> Result:
                 print(line, flush=True)
         return Result(0, True, None, main)
     use_compilation_cache(config.compilation_cache)
-    with StopRequest() as stop:
-        return _Run(config, Path(workdir)).run(stop)
+    try:
+        with StopRequest() as stop:
+            return _Run(config, as_path(workdir)).run(stop)
+    except OSError as error:
+        if (full := storage_error(error, workdir)) is None:
+            raise
+        raise full from error
 
 
 def use_compilation_cache(where: str) -> None:
@@ -108,7 +117,7 @@ def use_compilation_cache(where: str) -> None:
     if where == "off":
         return
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    folder = Path(f"{cache}/spiking_mlp_jax/jax" if where == "auto" else where).expanduser()
+    folder = epath.Path(f"{cache}/spiking_mlp_jax/jax" if where == "auto" else where).expanduser()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -125,7 +134,7 @@ def use_compilation_cache(where: str) -> None:
 class _Run:
     """Everything one run is made of; `run` is the story, the other methods are its verbs."""
 
-    def __init__(self, config: Config, workdir: Path):
+    def __init__(self, config: Config, workdir: epath.Path):
         self.config, self.workdir = config, workdir
         self.model = model_config(config)
         self.main = jax.process_index() == 0
@@ -155,6 +164,8 @@ class _Run:
             config.accumulate,
             config.norm_statistics,
         )
+        skip = np.bool_(config.on_nonfinite == "skip")
+        self.guard = nonfinite.Guard(*jax.device_put((np.True_, skip), replicated(self.mesh)))
         self.eval_step = make_eval_step(self.graphdef, config.mean, config.std, self.mesh)
         self.damaged = Damaged(self.source, config.max_bad_images, self._say)
         self.damaged_eval = Damaged(self.eval_source, config.max_bad_images, self._say)
@@ -173,12 +184,15 @@ class _Run:
             workers=config.workers,
         )
         self.best: float | None = None
+        self.evaluation_due = False  # the last one was interrupted
         # Sums since the last line of metrics: they are saved, so that a resumed run writes the same lines.
         self.window: dict[str, float] = {"steps": 0, "loss": 0.0, "accuracy": 0.0, "grad_norm": 0.0}
         if config.activity_weight:
             self.window["activity"] = 0.0
+        if config.on_nonfinite == "skip":
+            self.window["skipped"] = 0
 
-    def run(self, stop: StopRequest) -> Result:
+    def run(self, signals: StopRequest) -> Result:
         try:
             self.workdir.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -186,6 +200,7 @@ class _Run:
                 f'workdir "{self.workdir}" cannot be made ({error.strerror}): name another folder'
             ) from error
         with contextlib.ExitStack() as stack:
+            stop = StopVote(signals)
             folder = self.workdir / "checkpoints"
             self.checkpoints = Checkpoints(folder, to_dict(self.config), self.config.keep)
             stack.callback(self.checkpoints.close)
@@ -193,21 +208,26 @@ class _Run:
             state, step = self._start()
             stack.push(end_together)
             self._write_descriptions()
-            self.metrics = Metrics(self.workdir, step) if self.main else None
+            self.metrics = Metrics(self.workdir, step, not self.evaluation_due) if self.main else None
             if self.metrics is not None:
                 stack.callback(self.metrics.close)
             self.display = Display(self.workdir / "log.txt" if self.main else None, step, self.last, show=self.main)
             stack.callback(self.display.close)
             self.display.say(self._greeting(state, step))
-            state, step = self._train(state, step, StopVote(stop))
-            finished = step >= self.last
+            for sentence in self.checkpoints.damaged:
+                self.display.say(f"warning: {sentence}")
+            state, step = self._train(state, step, stop)
+            self.checkpoints.wait()
+            finished = step >= self.last and not self.evaluation_due
             best = "" if self.best is None else f"; best accuracy {100 * self.best:.2f} %"
             if step > self.last:
                 ending = f"nothing to do: the run is at step {step} and was to stop after {self.last}"
             elif finished:
                 ending = f"finished at step {step} of {self.last}"
             else:
+                seconds = time.monotonic() - stop.since
                 ending = f"interrupted: the same command continues at step {step} of {self.last}"
+                ending += f" (saved {seconds:.1f} s after the signal)"
             self.display.say(ending + best)
             return Result(step, finished, self.best, self.main)
 
@@ -242,7 +262,8 @@ class _Run:
         self.batches.set_state(restored.data)
         self.damaged.seen.update(restored.progress.get("damaged", ()))
         self.best = restored.progress["best"]
-        # An older version may have summed fewer metrics.
+        # An older version may have summed fewer metrics and finished every evaluation.
+        self.evaluation_due = restored.progress.get("evaluation_due", False)
         self.window |= restored.progress["window"]
         return restored.state, int(restored.state.step)
 
@@ -251,9 +272,14 @@ class _Run:
         pending = None
         self.speedometer = Speedometer(config.batch_size)
         first = step + 1
+        if self.evaluation_due:
+            self._evaluate_and_save(state, step, stop)
         while step < self.last and not stop.requested:
-            batch = put_batch(next(self.batches), self.mesh)
-            state, metrics = self.train_step(state, batch)
+            self.checkpoints.check()
+            before, batch = self.batches.get_state(), next(self.batches)
+            state, metrics = self.train_step(state, put_batch(batch, self.mesh), self.guard)
+            if config.on_nonfinite == "stop":
+                self.guard = self.guard._replace(sound=metrics["sound"])
             step += 1
             stop.count()
             if step == first:
@@ -262,34 +288,39 @@ class _Run:
                     keep_freed_memory()
             # The metrics of a step are fetched while the next one runs.
             if pending is not None:
-                self._note(*pending)
-            pending = step, metrics
+                self._note(state, *pending)
+            pending = step, metrics, batch, before
             epoch_over = step % self.epoch_steps == 0 or step == self.last
             due = config.checkpoint_every and step % config.checkpoint_every == 0
             if not (epoch_over or due or stop.requested):
                 continue
-            self._note(*pending)
+            self._note(state, *pending)
             pending = None
             if epoch_over:
-                self._evaluate_and_save(state, step)
+                self._evaluate_and_save(state, step, stop)
             else:
                 self._save(state)
             # Neither evaluating nor saving counts as training time.
             self.speedometer.restart()
         if pending is not None:
             # Interrupted between the check after a step and the one before the next.
-            self._note(*pending)
+            self._note(state, *pending)
             self._save(state)
         return state, step
 
-    def _note(self, step: int, metrics: dict[str, jax.Array]) -> None:
+    def _note(self, state: TrainState, step: int, metrics: dict[str, jax.Array], batch: Any, before: Any) -> None:
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        self.window["steps"] += 1
-        for name, value in values.items():
-            self.window[name] += value
+        if values.pop("sound"):
+            self.window["steps"] += 1
+            for name, value in values.items():
+                self.window[name] += value
+        else:
+            self._note_nonfinite(state, step, values, batch, before)
+            self.window["skipped"] += 1
         speed = self.speedometer.step()
         epoch = f"epoch {-(-step // self.epoch_steps)}/{self.config.epochs}"
-        means = {name: self.window[name] / self.window["steps"] for name in values}
+        count = self.window["steps"] or np.nan  # each may have been skipped
+        means = {name: self.window[name] / count for name in values}
         status = f"loss {means['loss']:.4f}  accuracy {100 * means['accuracy']:.1f} %"
         status += f"  activity {means['activity']:.4f}" if "activity" in means else ""
         status += "" if speed is None else f"  {speed:.0f} images/s"
@@ -299,18 +330,39 @@ class _Run:
         self.display.report(step, epoch, status)
         if self.metrics is not None:
             rate = float(np.asarray(self.schedule(step - 1)))
-            values = {**means, "learning_rate": rate, "images_per_second": speed}
+            skipped = {"skipped": self.window["skipped"]} if "skipped" in self.window else {}
+            values = {**means, **skipped, "learning_rate": rate, "images_per_second": speed}
             self.metrics.write(step, step / self.epoch_steps, "train", values)
         self.window = dict.fromkeys(self.window, 0)
-        if not np.isfinite(means["loss"]):
-            self.display.say(
-                f"warning: the loss is {means['loss']} at step {step}: lower the learning rate or clip_norm"
-            )
 
-    def _evaluate_and_save(self, state: TrainState, step: int) -> None:
+    def _note_nonfinite(
+        self, state: TrainState, step: int, values: dict[str, float], batch: Any, before: dict[str, Any]
+    ) -> None:
+        config = self.config
+        records = batch_records(
+            self.source, batch_size=config.batch_size, seed=config.seed, step=step, copies=config.repeats
+        )
+        nonfinite.record(self.workdir, step, values, records, batch)
+        if config.on_nonfinite == "stop":
+            # The state has stayed the one before that step, as the window has; only the data have gone on.
+            self.checkpoints.wait()
+            if step - 1 not in self.checkpoints.steps():
+                self._save(state, data=before)
+                self.checkpoints.wait()
+            raise nonfinite.stopped(self.workdir, step, values, records)
+        self.display.say(
+            f"warning: step {step} was skipped: its loss is {values['loss']}, the norm of its gradient "
+            f"{values['grad_norm']}; its images are listed in {self.workdir / nonfinite.RECORDS}"
+        )
+
+    def _evaluate_and_save(self, state: TrainState, step: int, stop: StopVote) -> None:
         started = time.monotonic()
         whole = put_together(state, self.mesh)
-        result = self._evaluate(whole)
+        result = self._evaluate(whole, stop)
+        self.evaluation_due = result is None
+        if result is None:
+            self._save(state)
+            return
         seconds = time.monotonic() - started
         self.display.say(
             f"step {step}: test accuracy {100 * result.accuracy:.2f} %, loss {result.loss:.4f} "
@@ -335,7 +387,8 @@ class _Run:
                 self._save_weights(params, whole.stats, step, result)
         self._save(state, result.accuracy if sound else None)
 
-    def _evaluate(self, state: TrainState) -> Evaluation:
+    def _evaluate(self, state: TrainState, stop: StopVote) -> Evaluation | None:
+        """None when a signal came meanwhile: evaluating may take longer than the time that is left."""
         batches = eval_batches(
             self.eval_source,
             batch_size=self.config.eval_batch_size,
@@ -348,7 +401,11 @@ class _Run:
             process_count=jax.process_count(),
             workers=self.config.workers,
         )
-        return evaluate(self.eval_step, self._weights(state), state.stats, batches, self.mesh)
+        try:
+            until = _until(stop, batches)
+            return evaluate(self.eval_step, self._weights(state), state.stats, until, self.mesh)
+        except _Interrupted:
+            return None
 
     def _say(self, text: str) -> None:
         self.display.say(text)  # the display comes later than what uses it
@@ -357,10 +414,11 @@ class _Run:
         """The parameters that the network computes with: rounded ones if it is trained so."""
         return state.params if self.quantized is None else self.quantized(state.params, state.stats)
 
-    def _save(self, state: TrainState, accuracy: float | None = None) -> None:
+    def _save(self, state: TrainState, accuracy: float | None = None, data: dict[str, Any] | None = None) -> None:
         progress = {"epoch_steps": self.epoch_steps, "best": self.best, "window": self.window}
         progress["damaged"] = sorted(self.damaged.seen)
-        self.checkpoints.save(state, self.batches.get_state(), progress, accuracy)
+        progress["evaluation_due"] = self.evaluation_due
+        self.checkpoints.save(state, self.batches.get_state() if data is None else data, progress, accuracy)
 
     def _save_weights(self, params: Any, stats: Any, step: int, result: Evaluation) -> None:
         # On the host: this process alone cannot compute with arrays that lie on the devices of all.
@@ -369,7 +427,8 @@ class _Run:
         data |= {"mean": list(self.config.mean), "std": list(self.config.std)}
         data["class_names"] = list(self.source.class_names)
         summary = {"step": step, "accuracy": result.accuracy, "loss": result.loss, "images": result.images}
-        weights.save(self.workdir / "weights", model, {"data": data, "result": summary})
+        meta = {"data": data, "result": summary}
+        write_folder(self.workdir / "weights", lambda folder: weights.save(folder, model, meta))
 
     def _greeting(self, state: TrainState, step: int) -> str:
         count = sum(x.size for x in jax.tree.leaves(state.params))
@@ -390,6 +449,18 @@ class _Run:
         versions |= {name: _version(name) for name in PACKAGES.split()}
         versions["devices"] = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
         write_text(self.workdir / "versions.json", json.dumps(versions, indent=1) + "\n")
+
+
+class _Interrupted(Exception):
+    """A signal came while evaluating."""
+
+
+def _until(stop: StopVote, batches: Iterable[Any]) -> Iterator[Any]:
+    for batch in batches:
+        if stop.requested:
+            raise _Interrupted
+        yield batch
+        stop.count()
 
 
 def _check_classes(source: Source, num_classes: int, dataset: str) -> None:

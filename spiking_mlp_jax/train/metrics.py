@@ -12,16 +12,11 @@ import time
 from pathlib import Path
 from typing import Any, TextIO
 
+from etils import epath
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-
-def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Writes a file under a temporary name and renames it, so that it is never seen half written."""
-    path = Path(path)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+from spiking_mlp_jax.train.storage import Lines, as_path, is_remote, read_lines
 
 
 def to_json(value: Any, indent: int | None = None) -> str:
@@ -50,15 +45,17 @@ class Metrics:
     Args:
         workdir: the run's folder.
         step: the step a run resumes at; lines of later steps are dropped, because they will be written again.
+        evaluated: False when the evaluation of that step will be written again, too.
     """
 
-    def __init__(self, workdir: str | os.PathLike[str], step: int):
-        path = Path(workdir) / "metrics.jsonl"
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        write_text(path, "".join(line + "\n" for line in lines if _step_of(line) <= step))
-        self._file = path.open("a", encoding="utf-8")
+    def __init__(self, workdir: str | os.PathLike[str], step: int, evaluated: bool = True):
+        path = as_path(workdir) / "metrics.jsonl"
+        lines = [line for line in read_lines(path) if _step_of(line) <= step]
+        if not evaluated:
+            lines = [line for line in lines if (json.loads(line)["step"], json.loads(line)["split"]) != (step, "eval")]
+        self._lines = Lines(path, lines)
         self._board: Any = None
-        if importlib.util.find_spec("tensorboardX"):
+        if not is_remote(path) and importlib.util.find_spec("tensorboardX"):
             from tensorboardX import SummaryWriter
 
             self._board = SummaryWriter(str(Path(workdir) / "tensorboard"), purge_step=step + 1)
@@ -72,8 +69,7 @@ class Metrics:
             split: "train" or "eval".
             values: JSON values; the numbers among them go to TensorBoard, too.
         """
-        self._file.write(to_json({"step": step, "epoch": round(epoch, 4), "split": split, **values}) + "\n")
-        self._file.flush()
+        self._lines.add(to_json({"step": step, "epoch": round(epoch, 4), "split": split, **values}))
         if self._board is not None:
             for name, value in values.items():
                 if isinstance(value, int | float):
@@ -81,15 +77,13 @@ class Metrics:
 
     def close(self) -> None:
         """Closes the files."""
-        self._file.close()
         if self._board is not None:
             self._board.close()
 
 
 def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """The lines of a run's metrics.jsonl; a last line that was cut off is left out."""
-    path = Path(workdir) / "metrics.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    lines = read_lines(epath.Path(workdir) / "metrics.jsonl")
     return [json.loads(line) for line in lines if _step_of(line) != float("inf")]
 
 
@@ -141,7 +135,7 @@ class Display:
         self._console = Console(
             file=stream or sys.stdout, highlight=False, markup=False, soft_wrap=True, quiet=not show
         )
-        self._log = log
+        self._log = None if log is None else Lines(log)
         self._first, self._last = first, last
         self._started: float | None = None
         self._bar = None
@@ -159,8 +153,7 @@ class Display:
     def log(self, text: str) -> None:
         """Logs a line without showing it."""
         if self._log is not None:
-            with open(self._log, "a", encoding="utf-8") as file:
-                file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+            self._log.add(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}")
 
     def step(self, step: int, epoch: str, status: str) -> None:
         """Moves the bar.

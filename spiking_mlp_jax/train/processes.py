@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import re
 import sys
+import time
 import traceback
 import zlib
 from typing import Any
@@ -17,11 +18,11 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from spiking_mlp_jax.errors import InputError
+from spiking_mlp_jax.errors import EXIT_LOST, InputError
 from spiking_mlp_jax.train.interrupt import StopRequest
+from spiking_mlp_jax.train.storage import storage_error
 
 TIMEOUT = 60  # seconds
-LOST = 3  # exit code of a process whose computation failed, as it does when another process dies
 
 # Where launchers leave the number of processes, this one's number, and its number on this machine.
 LAUNCHERS = (
@@ -138,15 +139,17 @@ def end_together(kind: type[BaseException] | None, error: BaseException | None, 
     if error is None or jax.process_count() == 1:
         return
     who = f"process {jax.process_index()} of {jax.process_count()}"
+    if isinstance(error, OSError):
+        error = storage_error(error, "a file of the workdir") or error
     if isinstance(error, InputError):
-        message, code = f"error: {error} ({who})", 2
+        message, code = f"error: {error} ({who})", error.exit_code
     elif isinstance(error, KeyboardInterrupt):
         message, code = f"{who} stopped: the same command continues from the last checkpoint, if there is one", 130
     elif _is_lost(error):
         reason = f"if a connection failed ({_first_words(error)}), another process has ended and says why"
         message, code = (
             f"error: {who} cannot go on: {reason}; the same command continues from the last checkpoint",
-            LOST,
+            EXIT_LOST,
         )
     else:
         message, code = "".join(traceback.format_exception(error)) + f"error: {who} failed", 1
@@ -169,7 +172,7 @@ class StopVote:
     def __init__(self, stop: StopRequest):
         self._stop = stop
         self._alone = jax.process_count() == 1
-        self._heard, self._vote = False, None
+        self._heard, self._heard_at, self._vote = False, 0.0, None
         mesh = Mesh(np.array(jax.devices()), ("device",))
         self._split = NamedSharding(mesh, PartitionSpec("device"))
         self._sum = jax.jit(jnp.sum, out_shardings=NamedSharding(mesh, PartitionSpec()))
@@ -179,12 +182,18 @@ class StopVote:
         """Whether to stop: with several processes the same in all of them, and new only after `count`."""
         return self._stop.requested if self._alone else self._heard
 
+    @property
+    def since(self) -> float:
+        """When the request came, by time.monotonic; in a process that got no signal, when it heard of it."""
+        return self._stop.since or self._heard_at
+
     def count(self) -> None:
         """Hears the last step's vote and starts this step's; all processes call it after each step."""
         if self._alone:
             return
         if self._vote is not None:
             self._heard = bool(self._vote > 0)
+            self._heard_at = time.monotonic()
         mine = np.full(jax.local_device_count(), self._stop.requested, np.int32)
         self._vote = self._sum(jax.make_array_from_process_local_data(self._split, mine))
 

@@ -17,6 +17,7 @@ from spiking_mlp_jax.data.normalize import normalize
 from spiking_mlp_jax.train.gradients import make_gradients
 from spiking_mlp_jax.train.loss import Activity, Loss, class_scores, image_cross_entropy, mean_rate
 from spiking_mlp_jax.train.mix import Mix
+from spiking_mlp_jax.train.nonfinite import Guard, keep_if_sound
 from spiking_mlp_jax.train.sharding import FSDP, replicated, state_shardings
 from spiking_mlp_jax.train.state import TrainState
 
@@ -35,7 +36,7 @@ def make_train_step(
     mix: Mix | None = None,
     accumulate: int = 1,
     norm_statistics: str = "global",
-) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
+) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
     """Builds the training step.
 
     Args:
@@ -55,11 +56,12 @@ def make_train_step(
     Returns:
         a compiled function (state, {"image": uint8 [B, H, W, C], "label"}) -> (state, {"loss", "accuracy",
         "grad_norm"}), scalars of this batch; with a penalty, "loss" contains it, and "activity" is its measure
-        without the weight. It takes the old state's memory. Batches of another shape or type raise AssertionError
-        instead of compiling again.
+        without the weight. With a `Guard` as third argument, a loss or gradient that is not finite changes nothing,
+        and the metric "sound" says so. It takes the old state's memory. Batches of another shape or type raise
+        AssertionError instead of compiling again.
     """
 
-    def train_step(state: TrainState, batch: Batch):
+    def train_step(state: TrainState, batch: Batch, guard: Guard | None = None):
         images = normalize(batch["image"], mean, std)
         labels = batch["label"]
         if mix is not None:
@@ -92,10 +94,12 @@ def make_train_step(
             **measured,
         }
         params = optax.apply_updates(state.params, updates)
-        state = TrainState(state.step + 1, params, stats, opt_state)
+        new = TrainState(state.step + 1, params, stats, opt_state)
+        if guard is not None:
+            new, metrics = keep_if_sound(state, new, metrics, guard)
         if FSDP in mesh.shape:
-            state = jax.lax.with_sharding_constraint(state, state_shardings(state, mesh))
-        return state, metrics
+            new = jax.lax.with_sharding_constraint(new, state_shardings(new, mesh))
+        return new, metrics
 
     # With "fsdp" each array of the state has its own place, which is only known with its shape.
     shardings = (None if FSDP in mesh.shape else replicated(mesh), replicated(mesh))

@@ -1,0 +1,99 @@
+"""Steps whose loss or gradient is NaN or infinite: they change nothing, and can be reproduced."""
+
+from __future__ import annotations
+
+import io
+import os
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from spiking_mlp_jax.errors import NonFiniteError
+from spiking_mlp_jax.train.metrics import to_json
+from spiking_mlp_jax.train.state import TrainState
+from spiking_mlp_jax.train.storage import Lines, as_path
+
+RECORDS = "nonfinite.jsonl"
+
+
+class Guard(NamedTuple):
+    """What a training step needs to know to change nothing when its loss or gradient is not finite.
+
+    Attributes:
+        sound: bool scalar; False undoes the step whatever it computes.
+        skip: bool scalar; whether a step that is undone counts, so that the data go on.
+    """
+
+    sound: Any
+    skip: Any
+
+
+def keep_if_sound(
+    state: TrainState, new: TrainState, metrics: dict[str, jax.Array], guard: Guard
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """Undoes a training step whose loss or norm of the gradient is not finite.
+
+    The host learns of a bad step one step late. To stop at it, the metric "sound" of each step is the `guard.sound` of
+    the next: after a bad one all later ones are undone as well, and the state stays the one from which the bad step
+    started. Stopping and skipping are one program: which of them it is changes no rounding.
+
+    Args:
+        state: before the step.
+        new: after it.
+        metrics: its "loss" and "grad_norm", scalars.
+        guard: see there.
+
+    Returns:
+        one of the two states, and the metrics with "sound".
+    """
+    sound = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"]) & guard.sound
+    kept = jax.tree.map(lambda after, before: jnp.where(sound, after, before), new, state)
+    kept = kept.replace(step=jnp.where(sound | guard.skip, new.step, state.step))
+    return kept, {**metrics, "sound": sound}
+
+
+def batch_file(workdir: str | os.PathLike[str], step: int, process: int) -> Any:
+    """Where `record` puts a process's share of a batch."""
+    return as_path(workdir) / "nonfinite" / f"step_{step}_process_{process}.npz"
+
+
+def record(
+    workdir: str | os.PathLike[str],
+    step: int,
+    values: dict[str, float],
+    records: list[dict[str, Any]],
+    batch: dict[str, np.ndarray],
+) -> None:
+    """Writes down a bad step: a line in WORKDIR/nonfinite.jsonl, and its images.
+
+    Args:
+        workdir: the run's folder.
+        step: the step.
+        values: its metrics.
+        records: from `batch_records`.
+        batch: {"image", "label"}, this process's share, as the step got it.
+    """
+    file = batch_file(workdir, step, jax.process_index())
+    file.parent.mkdir(parents=True, exist_ok=True)
+    buffer = io.BytesIO()
+    np.savez(buffer, allow_pickle=False, **batch)
+    file.write_bytes(buffer.getvalue())
+    if jax.process_index() == 0:
+        # Names, not numbers, because JSON has none for these.
+        named = {name: value if np.isfinite(value) else str(value) for name, value in values.items()}
+        Lines(as_path(workdir) / RECORDS).add(to_json({"step": step, **named, "records": records}))
+
+
+def stopped(
+    workdir: str | os.PathLike[str], step: int, values: dict[str, float], records: list[dict]
+) -> NonFiniteError:
+    """The sentence with which a run ends at a bad step; arguments as for `record`."""
+    shown = ", ".join(str(entry.get("path", entry["index"])) for entry in records[:3])
+    return NonFiniteError(
+        f"the loss is {values['loss']} and the norm of its gradient {values['grad_norm']} at step {step}, whose "
+        f"{len(records)} images ({shown}, ...) are listed in {as_path(workdir) / RECORDS}; the state before that step "
+        f'is saved: "python -m spiking_mlp_jax.train.replay {workdir}" computes it again and says where it goes wrong, '
+        "--config.on_nonfinite=skip goes on without it; a lower learning_rate or a clip_norm may prevent it"
+    )

@@ -1,0 +1,149 @@
+"""Computes again the training step that stopped a run, and says where it stops being finite.
+
+    python -m spiking_mlp_jax.train.replay WORKDIR
+
+It needs the workdir alone, not the data set, and changes nothing in it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from spiking_mlp_jax.data.normalize import normalize
+from spiking_mlp_jax.errors import InputError
+from spiking_mlp_jax.train.checkpoint import Checkpoints
+from spiking_mlp_jax.train.config import default_config, model_config
+from spiking_mlp_jax.train.loss import make_activity, make_loss
+from spiking_mlp_jax.train.nonfinite import RECORDS, batch_file
+from spiking_mlp_jax.train.optimizer import make_optimizer
+from spiking_mlp_jax.train.quantized import make_quantized
+from spiking_mlp_jax.train.sharding import make_mesh, put_batch, replicated
+from spiking_mlp_jax.train.state import abstract_state
+from spiking_mlp_jax.train.step import make_train_step
+from spiking_mlp_jax.train.storage import as_path, read_lines
+
+
+@dataclasses.dataclass(frozen=True)
+class Replay:
+    """What a step computes.
+
+    Attributes:
+        step: the step.
+        loss: its loss, penalty included.
+        grad_norm: global norm of its gradient.
+        variables: names of the parameters and running averages that are not finite before it.
+        layers: names of the intermediates, as `SpikingMLP` shows them to `observe`, with values that are not finite.
+        gradients: names of the parameters whose gradient is not finite.
+        images: the records, as `batch_records` gives them, of the images whose logits are not finite.
+    """
+
+    step: int
+    loss: float
+    grad_norm: float
+    variables: list[str]
+    layers: list[str]
+    gradients: list[str]
+    images: list[dict[str, Any]]
+
+    def lines(self) -> list[str]:
+        """The same in words."""
+        text = [f"step {self.step}: loss {self.loss}, norm of the gradient {self.grad_norm}"]
+        for what, names in (
+            ("variables that are not finite before the step", self.variables),
+            ("layers with values that are not finite", self.layers),
+            ("parameters with a gradient that is not finite", self.gradients),
+            ("images with logits that are not finite", [str(e.get("path", e["index"])) for e in self.images]),
+        ):
+            shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+            text.append(f"{what}: {f'{len(names)} ({shown})' if names else 'none'}")
+        return text
+
+
+def replay(workdir: str | os.PathLike[str]) -> Replay:
+    """Computes the last step that `on_nonfinite` stopped, from the saved state and the saved images.
+
+    Args:
+        workdir: of a run in a single process.
+
+    Raises:
+        InputError: no step was stopped there, or what it was saved with is gone.
+    """
+    workdir = as_path(workdir)
+    found = read_lines(workdir / RECORDS)
+    if not found:
+        raise InputError(f"no step of {workdir} had a loss that is not finite: there is no {RECORDS} to replay")
+    entry = json.loads(found[-1])
+    step, file = entry["step"], batch_file(workdir, entry["step"], 0)
+    config: Any = default_config()
+    config.update(json.loads((workdir / "config.json").read_text()))
+    model, optimizer, mesh = model_config(config), make_optimizer(config, 1), make_mesh(jax.devices()[:1])
+    graphdef, abstract = abstract_state(model, optimizer)
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), abstract)
+    checkpoints = Checkpoints(workdir / "checkpoints", json.loads(config.to_json()), config.keep)
+    try:
+        if step - 1 not in checkpoints.steps() or not file.exists():
+            raise InputError(
+                f"step {step} of {workdir} cannot be replayed: checkpoints/{step - 1} or {file} is gone, because the "
+                "run went on"
+            )
+        restored = checkpoints.restore(abstract, step - 1)
+    finally:
+        checkpoints.close()
+    assert restored is not None
+    state = restored.state
+    with file.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
+        batch = {name: arrays[name] for name in arrays.files}
+    if len(batch["label"]) != len(entry["records"]):
+        raise InputError(f"step {step} of {workdir} was shared by several processes: replay takes a run of one")
+
+    quantized = make_quantized(config, model)
+    loss = make_loss(config)
+
+    def forward(params):
+        params = params if quantized is None else quantized(params, state.stats)
+        network = nnx.merge(graphdef, params, state.stats, copy=True)
+        network.train()
+        images = normalize(jnp.asarray(batch["image"]), config.mean, config.std)
+        logits, layers = network(images, observe=lambda name, value: jnp.isfinite(value).all())
+        return loss(logits, jnp.asarray(batch["label"])), (logits, layers)
+
+    grads, (logits, layers) = jax.jit(jax.grad(forward, has_aux=True))(state.params)
+    bad: Any = ~np.isfinite(np.asarray(logits, np.float32)).all((0, 2))
+    variables = _not_finite(state.params) + _not_finite(state.stats)
+    # The step itself comes last: it takes the state's memory.
+    take = make_train_step(graphdef, optimizer, loss, config.mean, config.std, mesh, make_activity(config), quantized)
+    _, metrics = take(state, put_batch(batch, mesh))
+    return Replay(
+        step,
+        float(metrics["loss"]),
+        float(metrics["grad_norm"]),
+        variables,
+        [name for name, finite in layers.items() if not np.all(finite)],
+        _not_finite(grads),
+        [record for record, is_bad in zip(entry["records"], bad, strict=True) if is_bad],
+    )
+
+
+def _not_finite(tree):
+    leaves = jax.tree.leaves_with_path(tree)
+    names = ((jax.tree_util.keystr(path, simple=True, separator="."), leaf) for path, leaf in leaves)
+    return [name for name, leaf in names if not np.isfinite(np.asarray(leaf, np.float64)).all()]
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python -m spiking_mlp_jax.train.replay WORKDIR")
+    try:
+        print("\n".join(replay(sys.argv[1]).lines()))
+    except InputError as error:
+        print("error:", error, file=sys.stderr)
+        sys.exit(error.exit_code)
