@@ -45,7 +45,7 @@ CROP = "decode, crop, flip"
 class Files:
     """Files as a source of so many images, over and over again."""
 
-    class_names = ("any",)
+    class_names: tuple[str, ...] = ("any",)
 
     def __init__(self, paths: list[str], length: int):
         self.paths, self.length = paths, length

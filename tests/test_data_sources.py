@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -451,6 +452,14 @@ def test_tfds_test_split_without_labels_is_replaced_by_validation(tfds_dir, monk
     monkeypatch.setenv("TFDS_DATA_DIR", str(tfds_dir))
     assert len(open_source("tfds:tiny_shapes", "test")) == 6
     assert len(open_source("tfds:tiny_shapes:1.0.0", "test")) == 4
+
+
+@pytest.mark.parametrize("label", [-1, 2])
+def test_tfds_label_without_a_name(tfds_dir, label):
+    source: Any = open_source("tfds:tiny_shapes", "train", tfds_dir)
+    source._records = [{"image": encoded(np.zeros((4, 4, 3), np.uint8)), "label": label}]
+    with pytest.raises(InputError, match=rf"0 of .* has label {label}, but the set names 2 classes"):
+        source[0]
 
 
 def test_fashion_mnist_uses_a_tfds_copy(tfds_dir, tmp_path):
