@@ -2,9 +2,34 @@
 
 from __future__ import annotations
 
+import itertools
 import signal
 import threading
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeVar
+
+Item = TypeVar("Item")
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def out_of_reach(items: Iterable[Item]) -> Iterator[Item]:
+    """The same items from processes that no SIGINT or SIGTERM reaches, if they are started for the first item.
+
+    Ctrl-C and schedulers signal a whole group of processes. The trainer then takes a last step, or ends its evaluation,
+    and needs the workers that read images for that.
+
+    Args:
+        items: what starts processes when the first item is asked for.
+    """
+    # A new process inherits what its parent's thread holds back. The parent gets it afterwards.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        iterator = iter(items)
+        first = list(itertools.islice(iterator, 1))
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    yield from first
+    yield from iterator
 
 
 class StopRequest:
@@ -21,7 +46,7 @@ class StopRequest:
     def __enter__(self) -> StopRequest:
         # Python delivers signals to the main thread and lets only that thread handle them.
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in SIGNALS:
                 self._previous[number] = signal.signal(number, self._notice)
         return self
 

@@ -27,7 +27,7 @@ from spiking_mlp_jax.train import dry_run
 from spiking_mlp_jax.train.checkpoint import Checkpoints
 from spiking_mlp_jax.train.config import Config, model_config, to_dict, validate
 from spiking_mlp_jax.train.evaluate import Evaluation, evaluate
-from spiking_mlp_jax.train.interrupt import StopRequest
+from spiking_mlp_jax.train.interrupt import StopRequest, out_of_reach
 from spiking_mlp_jax.train.loss import make_activity, make_loss
 from spiking_mlp_jax.train.metrics import Display, Metrics, Speedometer, to_json, write_text
 from spiking_mlp_jax.train.optimizer import make_optimizer, make_schedule
@@ -251,8 +251,9 @@ class _Run:
         pending = None
         self.speedometer = Speedometer(config.batch_size)
         first = step + 1
+        batches = out_of_reach(self.batches)
         while step < self.last and not stop.requested:
-            batch = put_batch(next(self.batches), self.mesh)
+            batch = put_batch(next(batches), self.mesh)
             state, metrics = self.train_step(state, batch)
             step += 1
             stop.count()
@@ -346,7 +347,7 @@ class _Run:
             process_count=jax.process_count(),
             workers=self.config.workers,
         )
-        return evaluate(self.eval_step, self._weights(state), state.stats, batches, self.mesh)
+        return evaluate(self.eval_step, self._weights(state), state.stats, out_of_reach(batches), self.mesh)
 
     def _weights(self, state: TrainState) -> Any:
         """The parameters that the network computes with: rounded ones if it is trained so."""
