@@ -21,6 +21,7 @@ from test_train_loop import lines, make_config, restored, write_idx
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.train import loop, processes
 from spiking_mlp_jax.train.config import to_dict
+from spiking_mlp_jax.train.interrupt import StopRequest, out_of_reach
 
 ROOT = pathlib.Path(__file__).parent.parent
 LIMIT = 120  # seconds; a launch takes ten where nothing hangs
@@ -277,3 +278,22 @@ def test_impossible_settings(calls, arguments, message):
     with pytest.raises(InputError, match=message):
         processes.join(*arguments)
     assert not calls
+
+
+def test_workers_are_out_of_reach():
+    """A process started for the first item holds both signals back; this one gets what came meanwhile."""
+    print_mask = "import signal; print(sorted(map(int, signal.pthread_sigmask(signal.SIG_BLOCK, ()))))"
+
+    def items():
+        os.kill(os.getpid(), signal.SIGTERM)
+        yield from (1, 2)
+
+    def started():
+        yield subprocess.run([sys.executable, "-c", print_mask], capture_output=True, text=True, check=True).stdout
+
+    assert json.loads(*out_of_reach(started(), 1)) == [signal.SIGINT, signal.SIGTERM]
+    assert json.loads(*out_of_reach(started(), 0)) == []
+    with StopRequest() as stop:
+        assert list(out_of_reach(items(), 1)) == [1, 2]
+        assert stop.requested
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == set()

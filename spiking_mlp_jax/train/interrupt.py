@@ -6,21 +6,28 @@ import itertools
 import signal
 import threading
 from collections.abc import Iterable, Iterator
+from multiprocessing import resource_tracker
 from typing import Any, TypeVar
 
 Item = TypeVar("Item")
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-def out_of_reach(items: Iterable[Item]) -> Iterator[Item]:
-    """The same items from processes that no SIGINT or SIGTERM reaches, if they are started for the first item.
+def out_of_reach(items: Iterable[Item], workers: int) -> Iterator[Item]:
+    """The same items, from worker processes that no SIGINT or SIGTERM reaches.
 
     Ctrl-C and schedulers signal a whole group of processes. The trainer then takes a last step, or ends its evaluation,
     and needs the workers that read images for that.
 
     Args:
-        items: what starts processes when the first item is asked for.
+        items: what starts its workers when the first item is asked for.
+        workers: how many; 0: none, and nothing is done.
     """
+    if not workers:
+        yield from items
+        return
+    # When it starts, this process of Python's own lets the signals through again.
+    resource_tracker.ensure_running()
     # A new process inherits what its parent's thread holds back. The parent gets it afterwards.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:

@@ -251,7 +251,7 @@ class _Run:
         pending = None
         self.speedometer = Speedometer(config.batch_size)
         first = step + 1
-        batches = out_of_reach(self.batches)
+        batches = out_of_reach(self.batches, config.workers)
         while step < self.last and not stop.requested:
             batch = put_batch(next(batches), self.mesh)
             state, metrics = self.train_step(state, batch)
@@ -347,7 +347,9 @@ class _Run:
             process_count=jax.process_count(),
             workers=self.config.workers,
         )
-        return evaluate(self.eval_step, self._weights(state), state.stats, out_of_reach(batches), self.mesh)
+        return evaluate(
+            self.eval_step, self._weights(state), state.stats, out_of_reach(batches, self.config.workers), self.mesh
+        )
 
     def _weights(self, state: TrainState) -> Any:
         """The parameters that the network computes with: rounded ones if it is trained so."""

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import re
 import sys
+import threading
 import traceback
 import zlib
 from typing import Any
@@ -21,6 +22,7 @@ from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.train.interrupt import StopRequest
 
 TIMEOUT = 60  # seconds
+PATIENCE = 20  # seconds of waiting for the others before saying so
 LOST = 3  # exit code of a process whose computation failed, as it does when another process dies
 
 # Where launchers leave the number of processes, this one's number, and its number on this machine.
@@ -69,6 +71,13 @@ def join(
             raise InputError(f"process_id is {process_id}, but must be below num_processes, which is {num_processes}")
     # JAX's own way to notice SIGTERM is not used, see StopVote; it would only take the signal away from Python.
     jax.config.update("jax_enable_preemption_service", False)
+    # At the end of the time JAX ends the process, with words that only its makers understand.
+    waiting = f"waiting for the other processes: all have to be started within {start_timeout} s, and to reach "
+    timer = threading.Timer(
+        PATIENCE, print, [waiting + (coordinator or "the first one's machine")], {"file": sys.stderr, "flush": True}
+    )
+    timer.daemon = True
+    timer.start()
     try:
         jax.distributed.initialize(
             coordinator,
@@ -92,9 +101,11 @@ def join(
     except jax.errors.JaxRuntimeError as error:
         who = f"process {process_id} of {num_processes}" if coordinator else "this process"
         raise InputError(
-            f"{who} cannot join the others ({_first_words(error)}): check that all were started, and that "
-            f"{coordinator or 'the first one'} can be reached from here"
+            f"{who} cannot join the others ({_first_words(error)}): check that all were started, that "
+            f"{coordinator or 'the first one'} can be reached from here, and that nothing else uses this port"
         ) from error
+    finally:
+        timer.cancel()
 
 
 def leave() -> None:
