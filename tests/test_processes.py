@@ -297,3 +297,27 @@ def test_workers_are_out_of_reach():
         assert list(out_of_reach(items(), 1)) == [1, 2]
         assert stop.requested
     assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == set()
+
+
+@pytest.mark.parametrize(
+    "error, code, message",
+    [
+        (InputError("a.jpg is no image"), 2, "error: a.jpg is no image (process 1 of 2)"),
+        (KeyboardInterrupt(), 130, "process 1 of 2 stopped"),
+        (ValueError("Gloo all-reduce failed"), processes.LOST, "another process has ended"),
+        (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: no memory"), 1, "process 1 of 2 failed"),
+        (ZeroDivisionError("division by zero"), 1, "ZeroDivisionError: division by zero"),
+    ],
+)
+def test_an_error_ends_one_of_several_at_once(monkeypatch, capsys, error, code, message):
+    codes = []
+    monkeypatch.setattr(os, "_exit", codes.append)
+    processes.end_together(type(error), error, None)
+    assert not codes  # a process that is alone goes the ordinary way
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    processes.end_together(None, None, None)
+    assert not codes
+    processes.end_together(type(error), error, None)
+    assert codes == [code]
+    assert message in capsys.readouterr().err

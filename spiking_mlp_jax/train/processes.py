@@ -195,7 +195,7 @@ class StopVote:
         if self._alone:
             return
         if self._vote is not None:
-            self._heard = bool(self._vote > 0)
+            self._heard = bool(np.asarray(self._vote) > 0)
         mine = np.full(jax.local_device_count(), self._stop.requested, np.int32)
         self._vote = self._sum(jax.make_array_from_process_local_data(self._split, mine))
 
