@@ -59,6 +59,12 @@ def test_a_bar_on_a_terminal(tmp_path, monkeypatch):
     text = stream.getvalue()
     assert "loss 1.25" in text and "left" in text and "evaluated" in text and "step 50/100" not in text
     assert "step 50/100" in (tmp_path / "log.txt").read_text()
+    hidden = Display(None, 0, 100, Terminal(), show=False)
+    hidden.step(50, "epoch 1/2", "loss 1.25")
+    hidden.report(50, "epoch 1/2", "loss 1.25")
+    hidden.say("evaluated")
+    hidden.close()
+    assert hidden._console.file.getvalue() == ""
 
 
 def test_the_first_step_is_not_timed(monkeypatch):

@@ -21,6 +21,7 @@ from test_train_loop import lines, make_config, restored, write_idx
 from spiking_mlp_jax.errors import EXIT_INTERRUPTED, EXIT_LOST, InputError
 from spiking_mlp_jax.train import loop, processes
 from spiking_mlp_jax.train.config import to_dict
+from spiking_mlp_jax.train.interrupt import StopRequest, out_of_reach
 
 ROOT = pathlib.Path(__file__).parent.parent
 LIMIT = 120  # seconds; a launch takes ten where nothing hangs
@@ -277,3 +278,46 @@ def test_impossible_settings(calls, arguments, message):
     with pytest.raises(InputError, match=message):
         processes.join(*arguments)
     assert not calls
+
+
+def test_workers_are_out_of_reach():
+    """A process started for the first item holds both signals back; this one gets what came meanwhile."""
+    print_mask = "import signal; print(sorted(map(int, signal.pthread_sigmask(signal.SIG_BLOCK, ()))))"
+
+    def items():
+        os.kill(os.getpid(), signal.SIGTERM)
+        yield from (1, 2)
+
+    def started():
+        yield subprocess.run([sys.executable, "-c", print_mask], capture_output=True, text=True, check=True).stdout
+
+    assert json.loads(*out_of_reach(started(), 1)) == [signal.SIGINT, signal.SIGTERM]
+    assert json.loads(*out_of_reach(started(), 0)) == []
+    with StopRequest() as stop:
+        assert list(out_of_reach(items(), 1)) == [1, 2]
+        assert stop.requested
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == set()
+
+
+@pytest.mark.parametrize(
+    "error, code, message",
+    [
+        (InputError("a.jpg is no image"), 2, "error: a.jpg is no image (process 1 of 2)"),
+        (KeyboardInterrupt(), 130, "process 1 of 2 stopped"),
+        (ValueError("Gloo all-reduce failed"), processes.LOST, "another process has ended"),
+        (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: no memory"), 1, "process 1 of 2 failed"),
+        (ZeroDivisionError("division by zero"), 1, "ZeroDivisionError: division by zero"),
+    ],
+)
+def test_an_error_ends_one_of_several_at_once(monkeypatch, capsys, error, code, message):
+    codes = []
+    monkeypatch.setattr(os, "_exit", codes.append)
+    processes.end_together(type(error), error, None)
+    assert not codes  # a process that is alone goes the ordinary way
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    processes.end_together(None, None, None)
+    assert not codes
+    processes.end_together(type(error), error, None)
+    assert codes == [code]
+    assert message in capsys.readouterr().err

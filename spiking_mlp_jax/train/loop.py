@@ -28,7 +28,7 @@ from spiking_mlp_jax.train import dry_run, nonfinite
 from spiking_mlp_jax.train.checkpoint import Checkpoints
 from spiking_mlp_jax.train.config import Config, augmentation, model_config, to_dict, validate
 from spiking_mlp_jax.train.evaluate import Evaluation, evaluate
-from spiking_mlp_jax.train.interrupt import StopRequest
+from spiking_mlp_jax.train.interrupt import StopRequest, out_of_reach
 from spiking_mlp_jax.train.loss import make_activity, make_loss
 from spiking_mlp_jax.train.metrics import Display, Metrics, Speedometer, to_json
 from spiking_mlp_jax.train.mix import make_mix
@@ -272,11 +272,12 @@ class _Run:
         pending = None
         self.speedometer = Speedometer(config.batch_size)
         first = step + 1
+        batches = out_of_reach(self.batches, config.workers)
         if self.evaluation_due:
             self._evaluate_and_save(state, step, stop)
         while step < self.last and not stop.requested:
             self.checkpoints.check()
-            before, batch = self.batches.get_state(), next(self.batches)
+            before, batch = self.batches.get_state(), next(batches)
             state, metrics = self.train_step(state, put_batch(batch, self.mesh), self.guard)
             if config.on_nonfinite == "stop":
                 self.guard = self.guard._replace(sound=metrics["sound"])
@@ -402,7 +403,7 @@ class _Run:
             workers=self.config.workers,
         )
         try:
-            until = _until(stop, batches)
+            until = _until(stop, out_of_reach(batches, self.config.workers))
             return evaluate(self.eval_step, self._weights(state), state.stats, until, self.mesh)
         except _Interrupted:
             return None

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import re
 import sys
+import threading
 import time
 import traceback
 import zlib
@@ -23,6 +24,7 @@ from spiking_mlp_jax.train.interrupt import StopRequest
 from spiking_mlp_jax.train.storage import storage_error
 
 TIMEOUT = 60  # seconds
+PATIENCE = 20  # seconds of waiting for the others before saying so
 
 # Where launchers leave the number of processes, this one's number, and its number on this machine.
 LAUNCHERS = (
@@ -70,6 +72,13 @@ def join(
             raise InputError(f"process_id is {process_id}, but must be below num_processes, which is {num_processes}")
     # JAX's own way to notice SIGTERM is not used, see StopVote; it would only take the signal away from Python.
     jax.config.update("jax_enable_preemption_service", False)
+    # At the end of the time JAX ends the process, with words that only its makers understand.
+    waiting = f"waiting for the other processes: all have to be started within {start_timeout} s, and to reach "
+    timer = threading.Timer(
+        PATIENCE, print, [waiting + (coordinator or "the first one's machine")], {"file": sys.stderr, "flush": True}
+    )
+    timer.daemon = True
+    timer.start()
     try:
         jax.distributed.initialize(
             coordinator,
@@ -93,9 +102,11 @@ def join(
     except jax.errors.JaxRuntimeError as error:
         who = f"process {process_id} of {num_processes}" if coordinator else "this process"
         raise InputError(
-            f"{who} cannot join the others ({_first_words(error)}): check that all were started, and that "
-            f"{coordinator or 'the first one'} can be reached from here"
+            f"{who} cannot join the others ({_first_words(error)}): check that all were started, that "
+            f"{coordinator or 'the first one'} can be reached from here, and that nothing else uses this port"
         ) from error
+    finally:
+        timer.cancel()
 
 
 def leave() -> None:
@@ -192,7 +203,7 @@ class StopVote:
         if self._alone:
             return
         if self._vote is not None:
-            self._heard = bool(self._vote > 0)
+            self._heard = bool(np.asarray(self._vote) > 0)
             self._heard_at = time.monotonic()
         mine = np.full(jax.local_device_count(), self._stop.requested, np.int32)
         self._vote = self._sum(jax.make_array_from_process_local_data(self._split, mine))
