@@ -126,7 +126,8 @@ class ModelConfig:
             object.__setattr__(self, "remat", "block" if self.remat else "none")
         for name, known in CHOICES.items():
             if getattr(self, name) not in known:
-                raise InputError(f'{name} cannot be "{getattr(self, name)}": {nearest(getattr(self, name), known)}')
+                wrong = " ".join(str(getattr(self, name)).split())
+                raise InputError(f'{name} cannot be "{wrong}": {nearest(wrong, known)}')
         for name in ("decay_input", "detach_reset"):
             if not isinstance(getattr(self, name), bool):
                 raise InputError(f"{name} must be True or False, but it is {getattr(self, name)!r}")

@@ -108,6 +108,12 @@ def test_what_is_sent():
     sent, messages = roofline.moved_between(config, state, 8)
     assert sent == 2 * 7 / 8 * (parameters + averages + 4 * 2 * averages)
     assert messages == 1 + 4 * 3 * (1 + 5 + 1 + 5 * 3)
+    # With remat a block's means and variances again.
+    config.remat = "block"
+    again, messages = roofline.moved_between(config, state, 8)
+    blocks = [stage["blocks"] for stage in state.stats["stages"].values()]
+    assert again - sent == 2 * 7 / 8 * 4 * sum(4 * x.size for x in jax.tree.leaves(blocks) if x.dtype == jnp.float32)
+    assert messages == 1 + 4 * (3 * (1 + 5 + 1) + 5 * 5 * 3)
 
 
 def test_shared_out_memory_and_what_it_sends():

@@ -358,6 +358,15 @@ def test_a_workdir_that_cannot_be_made(shared, tmp_path):
         loop.use_compilation_cache(str(tmp_path / "file" / "cache"))
 
 
+def test_a_run_continues_with_parameters_shared_out_otherwise(shared, tmp_path):
+    fields = dict(dim=48, accumulate=2, norm_statistics="device")
+    assert loop.train(make_config(shared, fsdp=2, max_steps=2, **fields), tmp_path).step == 2
+    network, _ = weights.load(tmp_path / "weights")
+    assert network.config.dim == 48
+    result = loop.train(make_config(shared, fsdp=4, max_steps=4, **fields), tmp_path)
+    assert result.step == 4 and result.finished
+
+
 def test_the_second_signal_stops_at_once():
     with StopRequest() as stop:
         assert not stop.requested

@@ -104,7 +104,7 @@ def _bounds(config: Config, work: Work, devices: int) -> Iterator[str]:
     yield "each device and step"
     yield _row("  computes", f"{work.flops / 1e12:.2f} TFLOP")
     yield _row("  moves in memory", f"at least {_size(work.memory_bytes)}")
-    yield _row("  sends", f"at least {_size(work.link_bytes)} in {work.messages} messages")
+    yield _row("  sends", f"at least {_size(work.link_bytes)} in {work.messages} message(s)")
     yield f"not faster on {devices} chips than (computed from the vendors' figures, not measured)"
     for name, chip in CHIPS.items():
         if devices <= chip.group or chip.outside is not None:

@@ -21,6 +21,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jax.sharding import AbstractMesh
 
 from spiking_mlp_jax.config import ModelConfig
@@ -174,24 +175,29 @@ def moved_between(config: Config, state: TrainState, devices: int) -> tuple[floa
         return 0.0, 0
     model, fsdp, accumulate = model_config(config), config.fsdp, config.accumulate
     shared_bytes = sum(size_of(x) for x in jax.tree.leaves(state.params) if _is_shared(x, config.fsdp))
-    averages = sum(size_of(x) for x in jax.tree.leaves(state.stats) if jnp.issubdtype(x.dtype, jnp.floating))
+    averages = sum(size_of(x) for x in jax.tree.leaves(state.stats) if _is_average(x))
     sent = all_reduce_bytes(bytes_of(state.params) - shared_bytes + averages, devices)
     # Parts are put together and gradients shared out along "fsdp"; each part is summed along "data".
     sent += 2 * gather_bytes(shared_bytes, fsdp) + all_reduce_bytes(shared_bytes / fsdp, devices // fsdp)
     messages = 1 if fsdp == 1 else 3
     if config.norm_statistics == "global":
-        again = 2 if model.remat == "block" else 1
+        again = model.remat == "block"
+        blocks = sum(size_of(x) for path, x in nnx.to_flat_state(state.stats) if "blocks" in path and _is_average(x))
         # The averages are as many as means and variances, reduced forward, and as the two sums, reduced backward.
-        sent += accumulate * all_reduce_bytes(averages * (again + 1), devices)
-        messages += accumulate * norms(model) * (2 * again + 1)
+        sent += accumulate * all_reduce_bytes(2 * averages + again * blocks, devices)
+        messages += accumulate * (3 * norms(model) + again * 2 * norms_of_block(model) * sum(model.depths))
     return sent, messages
 
 
 def norms(model: ModelConfig) -> int:
     """Batch norms that run one after the other in the network, counting each block's."""
-    blocks = {"layer": 1}.get(model.norm, 5) + (model.encoding == "plain")
     encoding = 5 if model.encoding == "spe" else 1
-    return 2 + encoding * (model.stages - 1) + blocks * sum(model.depths)
+    return 2 + encoding * (model.stages - 1) + norms_of_block(model) * sum(model.depths)
+
+
+def norms_of_block(model: ModelConfig) -> int:
+    """Batch norms of a block: rows, columns, fusion and two of the channels, and the identity's with "plain"."""
+    return (1 if model.norm == "layer" else 5) + (model.encoding == "plain")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -270,6 +276,11 @@ def bytes_of(tree: Any) -> int:
 def size_of(x: Any) -> int:
     """Bytes of an array, or of a shape with a dtype."""
     return math.prod(x.shape) * x.dtype.itemsize
+
+
+def _is_average(x):
+    # The others count batches.
+    return jnp.issubdtype(x.dtype, jnp.floating)
 
 
 def _is_shared(x, fsdp):
