@@ -20,13 +20,13 @@ from spiking_mlp_jax.train.config import default_config
 SUFFIX = ".orbax-checkpoint-tmp"
 
 
-def configuration(data):
-    """48 steps of 8 images, a checkpoint after each step and an evaluation every 8 steps."""
+def configuration(data, kills=0):
+    """48 steps of 8 images or, to be killed more often, more; a checkpoint after each, an evaluation every 8."""
     config = default_config()
     config.update(
         dataset="idx", data_dir=str(data), image_size=8, in_channels=1, num_classes=3, patch_size=4, dim=4, depths=(1,),
         expansion=1, time_steps=1, mean=(0.5,), std=(0.25,), crop_padding=1, flip=True, batch_size=8,
-        eval_batch_size=16, epochs=6, log_every=4, checkpoint_every=1,
+        eval_batch_size=16, epochs=max(6, 1 + kills // 4), log_every=4, checkpoint_every=1,
         host_memory="default", compilation_cache=str(data / "cache"), optimizer="adam", learning_rate=0.01,
     )  # fmt: skip
     return config
@@ -93,7 +93,7 @@ def kill(child, how, workdir, before, draw, seconds):
 
 
 def main(data, workdir, kills, seed):
-    config, draw = configuration(data), random.Random(seed)
+    config, draw = configuration(data, kills), random.Random(seed)
     workdir.mkdir(parents=True)
     whole, broken = workdir / "whole", workdir / "broken"
     started = time.monotonic()

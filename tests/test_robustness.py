@@ -81,10 +81,10 @@ def test_killed_at_random_moments(data, tmp_path):
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
     print(result)
-    assert result["kills"] >= min(KILLS, 20)
+    assert result["kills"] >= 0.9 * KILLS
     assert result["half_written"] >= 2
-    config = configuration(data)
-    assert restored(config, tmp_path / "runs" / "whole").state.step == 48
+    config = configuration(data, KILLS)
+    assert restored(config, tmp_path / "runs" / "whole").state.step == config.epochs * EPOCH
     assert_same_run(config, tmp_path / "runs" / "whole", tmp_path / "runs" / "broken")
     assert not list((tmp_path / "runs" / "broken" / "checkpoints").glob("*tmp*"))
     assert not (tmp_path / "runs" / "broken" / "damaged").exists()

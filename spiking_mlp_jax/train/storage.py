@@ -6,6 +6,7 @@ appears when its upload is complete, whole, and the older one is there until the
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import tempfile
@@ -55,8 +56,13 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
         path.write_text(text)
         return
     temporary = path.parent / f"{path.name}.{os.getpid()}.tmp"
-    temporary.write_text(text)
-    temporary.replace(path)
+    try:
+        temporary.write_text(text)
+        temporary.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
 
 
 def write_folder(folder: epath.Path, write: Callable[[Path], None]) -> None:
