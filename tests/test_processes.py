@@ -188,7 +188,7 @@ def test_a_signal_to_one_stops_all_at_the_same_step(shared, tmp_path, x64):
         launch.wait_for("step 6/")
         launch.processes[1].send_signal(signal.SIGTERM)
         ends = launch.end()
-    assert [code for code, *_ in ends] == [0, 0], ends
+    assert [code for code, *_ in ends] == [EXIT_INTERRUPTED] * 2, ends
     assert "interrupted: the same command continues" in ends[0][1]
     stopped = restored(config, tmp_path / "run")
     config.max_steps = int(stopped.state.step)
@@ -304,7 +304,7 @@ def test_workers_are_out_of_reach():
     [
         (InputError("a.jpg is no image"), 2, "error: a.jpg is no image (process 1 of 2)"),
         (KeyboardInterrupt(), 130, "process 1 of 2 stopped"),
-        (ValueError("Gloo all-reduce failed"), processes.LOST, "another process has ended"),
+        (ValueError("Gloo all-reduce failed"), EXIT_LOST, "another process has ended"),
         (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: no memory"), 1, "process 1 of 2 failed"),
         (ZeroDivisionError("division by zero"), 1, "ZeroDivisionError: division by zero"),
     ],
