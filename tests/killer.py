@@ -83,7 +83,7 @@ def kill(child, how, workdir, before, draw, seconds):
     if status is None and how == "save":
         status = wait_for(child, lambda: unfinished(workdir) - before)
     if status is None:
-        span = {"start": 0, "save": seconds / 200, "any": seconds / 8}[how]
+        span = {"start": 0, "save": seconds / 60, "any": seconds / 8}[how]
         deadline = time.monotonic() + draw.uniform(0, span)
         status = wait_for(child, lambda: time.monotonic() > deadline)
     if status is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import os
 from typing import Any, NamedTuple
@@ -103,7 +104,8 @@ class Checkpoints:
         """
         self.wait()
         self._saving = step = int(state.step)
-        run = {"config": self.config, "data": data, "progress": progress}
+        # A copy: it is written in the background, while the loop goes on changing its own.
+        run = copy.deepcopy({"config": self.config, "data": data, "progress": progress})
         try:
             if step in self.steps():
                 self._manager.delete(step)
