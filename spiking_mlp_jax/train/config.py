@@ -13,10 +13,10 @@ from typing import Any, Protocol
 
 from ml_collections import config_dict
 
-from spiking_mlp_jax.config import ADDED, ModelConfig, nearest
+from spiking_mlp_jax.config import ADDED, ModelConfig
 from spiking_mlp_jax.data.augment import RESIZE_MODES, check_resize
 from spiking_mlp_jax.data.normalize import check_statistics
-from spiking_mlp_jax.errors import InputError
+from spiking_mlp_jax.errors import InputError, nearest
 
 MODEL_FIELDS = tuple(field.name for field in dataclasses.fields(ModelConfig))
 CHOICES = {
