@@ -19,8 +19,7 @@ Result: 89.57 % of the test set with 41 % of the first network's synaptic operat
 docs/runs/fashion_mnist_sparse).
 """
 
-from spiking_mlp_jax.config import nearest
-from spiking_mlp_jax.errors import InputError
+from spiking_mlp_jax.errors import InputError, nearest
 from spiking_mlp_jax.train.config import default_config
 
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from spiking_mlp_jax.model import SpikingMLP
 
 PREDICT_BATCH = 32
+TRAINING_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax", "chex", "grain", "ml_collections")
 Item = TypeVar("Item")
 
 
@@ -56,6 +57,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
     except InputError as error:
         print("error:", " ".join(str(error).split()), file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        # Compiled networks are run where numpy and numba are all there is.
+        if (error.name or "").partition(".")[0] not in TRAINING_PACKAGES:
+            raise
+        print(f"error: this needs {error.name}, which is not installed: pip install spiking-mlp-jax", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)

@@ -143,7 +143,6 @@ def evaluate(chosen: argparse.Namespace, steps_of) -> None:
     import json
     import time
 
-    from spiking_mlp_jax import weights
     from spiking_mlp_jax.data.augment import fit_image
     from spiking_mlp_jax.data.sources import open_source
 
@@ -156,7 +155,7 @@ def evaluate(chosen: argparse.Namespace, steps_of) -> None:
             f"{chosen.weights} knows {c.num_classes} classes, but the data have {len(source.class_names)}: name its "
             "own data with --dataset and --data-dir"
         )
-    against = _FloatNetwork(weights.find(chosen.against), c) if chosen.against else None
+    against = _FloatNetwork(chosen.against, c) if chosen.against else None
     count = min(len(source), chosen.limit or len(source))
     fitting = c.image_size, c.in_channels, data["resize_mode"], data["eval_resize"]
     right = agreed = taken = 0
@@ -191,10 +190,10 @@ def evaluate(chosen: argparse.Namespace, steps_of) -> None:
 class _FloatNetwork:
     """Trained weights, evaluated in floating point, for images of a compiled network."""
 
-    def __init__(self, folder: Path, c):
+    def __init__(self, where: str, c):
         from spiking_mlp_jax import weights
 
-        self.folder = folder
+        self.folder = folder = weights.find(where)
         self.model, meta = weights.load(folder)
         if "data" not in meta:
             raise InputError(f'{folder} has no "data", which says how images become inputs: save it again')
@@ -333,6 +332,8 @@ def _export_c(chosen: argparse.Namespace) -> None:
     from spiking_mlp_jax.infer.export_c import export_c
 
     output = Path(chosen.output) if chosen.output else Path(chosen.network).with_suffix(".c")
+    if output.exists() and output.samefile(chosen.network):
+        raise InputError(f"{output} is the network itself, which the C file would replace: give another -o")
     memory = export_c(artifact.load(chosen.network), output)
     print(f"{output}: {memory.constants:,} bytes of constants, {memory.ram:,} bytes of RAM")
     print(f"try it: cc -std=c99 -O2 -DSMLP_MAIN {output} -o {output.stem}", file=sys.stderr)

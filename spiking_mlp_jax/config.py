@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 import numbers
 from typing import Any
 
 from spiking_mlp_jax.dynamics import BACKENDS
-from spiking_mlp_jax.errors import InputError
+from spiking_mlp_jax.errors import InputError, nearest
 from spiking_mlp_jax.surrogate import SURROGATES
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -41,15 +40,6 @@ MINIMA = {
     "expansion": 1,
     "time_steps": 1,
 }
-
-
-def nearest(wrong: str, known) -> str:
-    """`, did you mean "x"?` for the known name nearest to a wrong one, or a list of all when none is near."""
-    known = list(known)
-    close = difflib.get_close_matches(str(wrong), known, 1, 0.5)
-    if close:
-        return f'did you mean "{close[0]}"?'
-    return "the known ones are " + ", ".join(known[:20]) + (f" and {len(known) - 20} more" if len(known) > 20 else "")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,6 @@
-"""The exceptions that are not bugs, and the statuses with which programs end."""
+"""The exceptions that are not bugs, and the statuses with which programs end; what sentences suggest."""
+
+import difflib
 
 # Statuses of train.py besides 0 (finished), 1 (a bug, with its traceback) and 130 (stopped at once, by a second
 # Ctrl-C); docs/robustness.md says what to do after each.
@@ -29,3 +31,12 @@ class StorageError(InputError):
     """Something could not be written, such as for want of space; what was written before is whole."""
 
     exit_code = EXIT_STORAGE
+
+
+def nearest(wrong: str, known) -> str:
+    """`, did you mean "x"?` for the known name nearest to a wrong one, or a list of all when none is near."""
+    known = list(known)
+    close = difflib.get_close_matches(str(wrong), known, 1, 0.5)
+    if close:
+        return f'did you mean "{close[0]}"?'
+    return "the known ones are " + ", ".join(known[:20]) + (f" and {len(known) - 20} more" if len(known) > 20 else "")

@@ -22,10 +22,10 @@ from flax import nnx
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_bytes
 
-from spiking_mlp_jax.config import ADDED, ModelConfig, nearest
+from spiking_mlp_jax.config import ADDED, ModelConfig
 from spiking_mlp_jax.data.augment import check_resize
 from spiking_mlp_jax.data.normalize import check_statistics
-from spiking_mlp_jax.errors import InputError
+from spiking_mlp_jax.errors import InputError, nearest
 from spiking_mlp_jax.model import Pixels, SpikingMLP
 
 FORMAT = 1

@@ -236,6 +236,12 @@ def test_foreign_files_are_named(tmp_path):
         assert re.fullmatch(rf"{re.escape(str(file))} .*{sentence}.*", refusal(lambda: artifact.load(file)))
 
 
+@pytest.mark.parametrize("wrong", [None, 3, b"net.smlp"])
+def test_what_is_no_network_and_no_path(wrong, tmp_path):
+    assert "an artifact is loaded from a path" in refusal(lambda: artifact.load(wrong))
+    assert "an integer network is saved" in refusal(lambda: artifact.save(wrong, tmp_path / "a"))
+
+
 def test_a_place_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").touch()
     assert "cannot be written" in refusal(lambda: artifact.save(tiny_net(0), tmp_path / "file" / "net.smlp"))

@@ -107,6 +107,8 @@ CLASSIFIED = {
     "cumlogsumexp": (lax.cumlogsumexp, X, "cumlogsumexp", "multiplication", 6),
     "fft": (jnp.fft.fft, X, "fft", "multiplication", 6),
     "cholesky": (lambda x: lax.linalg.cholesky(x[:, :2], symmetrize_input=False), X, "cholesky", "multiplication", 4),
+    "complex abs": (lambda x: jnp.abs(lax.complex(x, x)), X, "abs", "multiplication", 6),
+    "complex sign": (lambda x: lax.sign(lax.complex(x, x)), X, "sign", "multiplication", 6),
     "complex product": (lambda x: (x > 0).astype("complex64") * lax.complex(x, x), X, "mul", "multiplication", 6),
 }
 
@@ -318,6 +320,14 @@ def test_counts_of_loops_and_branches():
     assert (rows["sin"].count, rows["cos"].count, rows["tanh"].count) == (90, 12, 6)
     assert rows["tanh"].where.endswith(" (one turn of a while loop)")
     assert "while" not in rows["cos"].where
+
+
+def test_first_power_is_nothing():
+    assert audit(lambda x: lax.integer_pow(x, 1), X).ok and audit(lambda x: lax.integer_pow(x, 1), X).rows == []
+
+
+def test_a_function_without_frames_is_named():
+    assert [row.where for row in audit(jnp.abs, X).rows] == ["abs"]
 
 
 def test_table():

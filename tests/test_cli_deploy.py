@@ -122,6 +122,40 @@ def test_audit(workdir, network, capsys):
     assert left == {"stage0.encode", "head"} or left == {"stage0.encode", "dot_general"}
 
 
+def test_export_c_keeps_its_input(network, tmp_path, capsys):
+    before = network.read_bytes()
+    (tmp_path / "net.c").write_bytes(before)
+    for arguments in (["export-c", network, "-o", network], ["export-c", tmp_path / "net.c"]):
+        assert "is the network itself" in refusal(capsys, *arguments)
+    assert network.read_bytes() == before == (tmp_path / "net.c").read_bytes()
+
+
+WITHOUT_JAX = """
+import sys
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {"jax", "jaxlib", "flax", "optax", "orbax", "chex", "grain"}:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Blocker())
+from spiking_mlp_jax.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("command", "status"),
+    [("evaluate {} --data-dir {}/../data", 0), ("audit {}", 2), ("cost {}", 2), ("compile x -o {}.2", 2)],
+)
+def test_without_jax(network, command, status):
+    arguments = [part.format(network).replace("net.smlp/..", "") for part in command.split()]
+    done = subprocess.run([sys.executable, "-c", WITHOUT_JAX, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == status, done.stderr
+    if status:
+        assert done.stderr.startswith("error: this needs jax") and done.stderr.count("\n") == 1, done.stderr
+
+
 def test_export_c(network, capsys):
     assert main(["export-c", str(network)]) == 0
     assert "bytes of RAM" in capsys.readouterr().out

@@ -135,11 +135,49 @@ def test_wrong_input():
         lambda: engine.predict(images, margin="1"),
         lambda: engine.predict_early(images, 1.0, min_steps=0),
         lambda: engine.predict_early(images, 1.0, min_steps=last + 1),
+        lambda: engine.predict([images[0], images[0][:2]]),
+        lambda: Engine(None),  # pyright: ignore[reportArgumentType]
         lambda: Engine(net, 0),
         lambda: Engine(net, 1.5),  # pyright: ignore[reportArgumentType]
     ):
         with pytest.raises(InputError):
             call()
+
+
+def test_numbers_of_numpy():
+    net = random_integer_net(0)
+    images, last = random_images(net, 3), np.int64(net.description.time_steps)
+    engine, want = Engine(net, 1), reference.run(net, images)
+    assert np.array_equal(Engine(net, np.int64(2)).logits(images, steps=last), want)  # pyright: ignore[reportArgumentType]
+    for margin in (np.float32(0.5), np.int64(1)):
+        scores, steps = engine.predict_early(images, margin, np.int8(1))  # pyright: ignore[reportArgumentType]
+        expected = engine.predict_early(images, float(margin))
+        assert np.array_equal(scores, expected[0]) and np.array_equal(steps, expected[1])
+
+
+FORKED = """
+import os, pickle, sys, warnings
+import numpy as np
+from spiking_mlp_jax.infer.engine import Engine
+
+warnings.simplefilter("ignore", DeprecationWarning)  # newer Pythons warn of forks beside threads
+net, images = pickle.load(sys.stdin.buffer)
+engine = Engine(net, 2)
+want = engine.predict(images)
+child = os.fork()
+if not child:
+    os._exit(0 if np.array_equal(engine.predict(images), want) else 1)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+def test_a_forked_process_has_threads_of_its_own():
+    net = random_integer_net(2)
+    done = subprocess.run(
+        [sys.executable, "-c", FORKED], input=pickle.dumps((net, random_images(net, 40))), capture_output=True,
+        check=False, cwd=TESTS.parent, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr.decode()
 
 
 def test_unproven_words_are_refused():

@@ -131,3 +131,13 @@ def test_wrong_images():
             folded(images)
     with pytest.raises(InputError, match="normalised"):
         folded(jnp.zeros((2, 16, 16, 1), jnp.uint8))
+
+
+def test_what_is_no_model_and_no_images():
+    folded = fold(random_model())
+    for wrong in (None, folded, "model"):
+        with pytest.raises(InputError, match="a SpikingMLP is folded, not a"):
+            fold(wrong)  # pyright: ignore[reportArgumentType]
+    for wrong in (None, "images", [[1.0], [1.0, 2.0]]):
+        with pytest.raises(InputError, match="images must be"):
+            folded(wrong)  # pyright: ignore[reportArgumentType]

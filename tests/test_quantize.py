@@ -14,7 +14,7 @@ from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.infer import ranges, reference
 from spiking_mlp_jax.infer.audit import audit
 from spiking_mlp_jax.infer.fold import fold
-from spiking_mlp_jax.infer.quantize import quantize, signed_digits
+from spiking_mlp_jax.infer.quantize import _Inputs, quantize, round_weights, signed_digits
 
 MEAN, STD = (0.3,), (0.4,)
 
@@ -153,6 +153,54 @@ def test_impossible_bits(bits):
 def test_wrong_calibration_images(wrong):
     with pytest.raises(InputError, match="calibration images"):
         quantize(fold(random_model()), wrong)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e30])
+def test_calibration_pixels_that_are_no_pixels(value):
+    with pytest.raises(InputError, match="NaN, infinity or pixels beyond 1e\\+06"):
+        quantize(fold(random_model()), np.full((2, 16, 16, 1), value, np.float32))
+
+
+def test_calibration_images_of_different_shapes():
+    with pytest.raises(InputError, match="calibration images must be one array"):
+        quantize(fold(random_model()), [np.zeros((16, 16, 1)), np.zeros((8, 8, 1))])
+
+
+@pytest.mark.parametrize("value", [0, 37, 128, 200, 255])
+@pytest.mark.parametrize("encoding", ["spe", "plain"])
+def test_calibration_images_that_do_not_vary(value, encoding):
+    folded = fold(random_model(seed=1, in_channels=3, encoding=encoding))
+    net = quantize(folded, np.full((8, 16, 16, 3), value, np.uint8))
+    same = np.full((1, 16, 16, 3), value, np.uint8)
+    close = integer_logits(net, same), float_logits(folded, same)
+    assert np.isfinite(close[0]).all() and np.abs(close[0] - close[1]).max() < 0.5 * np.abs(close[1]).max() + 0.5
+
+
+def test_a_covariance_that_rounding_made_indefinite():
+    rng = np.random.default_rng(0)
+    mean = np.ones(24)
+    noise = rng.normal(size=(24, 24)) * 1e-5
+    inputs = _Inputs(mean[None], np.outer(mean, mean) + noise)
+    kernel, shift = round_weights(rng.normal(size=(1, 24, 8)), inputs, 8)
+    assert np.isfinite(kernel).all() and np.abs(kernel).max() <= 127 and np.isfinite(shift).all()
+
+
+def test_numbers_of_numpy_and_wrong_types():
+    folded = fold(random_model())
+    assert quantize(folded, images(2), np.int64(4)).description.bits == 4
+    for wrong in (None, random_model(), 3):
+        with pytest.raises(InputError, match="a folded network is rounded"):
+            quantize(wrong, images(2))  # pyright: ignore[reportArgumentType]
+
+
+def test_networks_can_be_compiled_hashed_and_compared():
+    folded, net = quantized(4)
+    pixels = images(2)
+    inputs = normalize(pixels, folded.mean, folded.std)
+    assert np.allclose(jax.jit(folded)(inputs), folded(inputs), atol=1e-5)
+    assert np.array_equal(jax.jit(net)(pixels), reference.run(net, pixels))
+    assert audit(jax.jit(net), pixels).ok and audit(jax.checkpoint(net), pixels).ok
+    assert net == net and net != quantize(folded, pixels) and len({net, folded, net}) == 2
 
 
 def test_weights_that_are_no_numbers():

@@ -6,11 +6,10 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from spiking_mlp_jax.config import nearest
 from spiking_mlp_jax.data.idx import find_idx, read_idx_split
 from spiking_mlp_jax.data.image import decode_image, read_encoded
 from spiking_mlp_jax.data.tfds import TfdsSource, find_version
-from spiking_mlp_jax.errors import InputError
+from spiking_mlp_jax.errors import InputError, nearest
 
 FASHION_MNIST_FILE = Path(__file__).parent / "fashion_mnist" / "fashion_mnist.npz"
 FASHION_MNIST_CLASSES = (

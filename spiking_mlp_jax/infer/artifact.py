@@ -59,6 +59,8 @@ def save(net: IntegerNet, path: str | os.PathLike[str]) -> None:
     Raises:
         InputError: the network would not pass `load`, or the file cannot be written.
     """
+    if not isinstance(net, IntegerNet):
+        raise InputError(f"an integer network is saved, as quantize gives it, not a {type(net).__name__}")
     prefix, header, parts = _encode(net)
     write_whole(path, [prefix, header, *parts])
 
@@ -109,6 +111,8 @@ def load(path: str | os.PathLike[str]) -> IntegerNet:
         InputError: the file is missing, damaged, cut short, of another kind or version, or holds no network that can
             run without overflow; the sentence names it.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise InputError(f"an artifact is loaded from a path, not from a {type(path).__name__}")
     path = Path(path)
     data = _map(path)
     prefix, header_size = _read_prefix(path, data)

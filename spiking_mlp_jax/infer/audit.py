@@ -127,14 +127,13 @@ def audit(fn: Callable[..., Any], *example_args: Any) -> Report:
     except InputError:
         raise
     except Exception as error:
-        name = getattr(fn, "__name__", type(fn).__name__)
         reason = (str(error).strip() or "no reason given").splitlines()[0].rstrip(".")
         raise InputError(
-            f"{name} cannot be traced for arguments of these shapes and dtypes, so give it others or make it depend "
-            f"on no input's value while it is traced ({type(error).__name__}: {reason})"
+            f"{_name(fn)} cannot be traced for arguments of these shapes and dtypes, so give it others or make it "
+            f"depend on no input's value while it is traced ({type(error).__name__}: {reason})"
         ) from error
     walk = _Walk()
-    walk.closed(closed, [top(dtype_of(variable)) for variable in closed.jaxpr.invars], _Place())
+    walk.closed(closed, [top(dtype_of(variable)) for variable in closed.jaxpr.invars], _Place(frame=_name(fn)))
     return Report([Row(*key[:2], count, key[2]) for key, count in walk.counts.items()])
 
 
@@ -180,9 +179,15 @@ class _Place:
         return (".".join(self.scopes) or self.frame) + self.note
 
 
+def _name(fn) -> str:
+    return getattr(fn, "__name__", type(fn).__name__)
+
+
 def _frame(source_info) -> str | None:
-    match = re.match(r"(?:.*[/\\])?([^/\\]+?:\d+)", source_info_util.summarize(source_info))
-    return match[1] if match else None
+    summary = source_info_util.summarize(source_info)
+    match = re.match(r"(?:.*[/\\])?([^/\\]+?:\d+)", summary)
+    # The lambda in `audit` is no place of the user's.
+    return match[1] if match and not summary.startswith(f"{__file__}:") else None
 
 
 class _Walk:

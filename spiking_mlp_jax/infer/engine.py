@@ -7,6 +7,7 @@ scores = engine.predict(images)
 from __future__ import annotations
 
 import math
+import numbers
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +20,7 @@ from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.infer import ranges
 from spiking_mlp_jax.infer.compiled import COMPILED
 from spiking_mlp_jax.infer.constants import Constants
-from spiking_mlp_jax.infer.network import Description, IntegerNet, check_images
+from spiking_mlp_jax.infer.network import Description, IntegerNet, check_images, is_whole
 from spiking_mlp_jax.infer.program import Program
 
 if TYPE_CHECKING:
@@ -55,19 +56,24 @@ class Engine:
             net = load(net)
         if threads is None:
             threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
+        if not is_whole(threads) or threads < 1:
             raise InputError(f"threads must be a whole number from 1 on, but it is {threads!r}")
         ranges.check(net)
         self.net: IntegerNet = net
         self.description: Description = net.description
-        self.threads = threads
+        self.threads = threads = int(threads)
         self.score_scale = 2.0 ** -self.description.formats["head"].fraction
-        self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
-        self._idle: dict[tuple[int, int, bool], list[Program]] = {}
         self._constants = Constants(net)
-        self._lock = threading.Lock()
+        self._begin()
         self._slots = max(1, IN_FLIGHT_BYTES // _bytes_in_flight(self.description))
         self._team = threads > 1 and _additions(net) >= WORTH_A_TEAM
+
+    def _begin(self):
+        """What belongs to this process: a forked one has no threads, and a lock may have been held."""
+        self._process = os.getpid()
+        self._pool = ThreadPoolExecutor(self.threads) if self.threads > 1 else None
+        self._idle: dict[tuple[int, int, bool], list[Program]] = {}
+        self._lock = threading.Lock()
 
     def logits(self, images: np.ndarray, steps: int | None = None) -> np.ndarray:
         """Logits at every time step.
@@ -142,11 +148,11 @@ class Engine:
         """
         images = check_images(self.description, images)
         steps = self._steps(steps)
-        if not isinstance(margin, int | float) or isinstance(margin, bool) or not margin >= 0:
+        if not isinstance(margin, numbers.Real) or isinstance(margin, bool) or not margin >= 0:
             raise InputError(f"margin must be a number from 0 on, but it is {margin!r}")
-        if isinstance(min_steps, bool) or not isinstance(min_steps, int) or not 1 <= min_steps <= steps:
+        if not is_whole(min_steps) or not 1 <= min_steps <= steps:
             raise InputError(f"min_steps must be a whole number from 1 to {steps}, but it is {min_steps!r}")
-        needed = [_threshold(margin, self.description.formats["head"].fraction, t) for t in range(1, steps + 1)]
+        needed = [_threshold(float(margin), self.description.formats["head"].fraction, t) for t in range(1, steps + 1)]
         classes = self.description.num_classes
         scores = np.zeros((len(images), classes), np.int64)
         ran = np.zeros(len(images), np.int32)
@@ -185,12 +191,14 @@ class Engine:
         most = self.description.time_steps
         if steps is None:
             return most
-        if isinstance(steps, bool) or not isinstance(steps, int | np.integer) or not 1 <= steps <= most:
+        if not is_whole(steps) or not 1 <= steps <= most:
             raise InputError(f"steps must be a whole number from 1 to {most}, but it is {steps!r}")
         return int(steps)
 
     def _over_images(self, run, count: int, most: int):
         """Calls run(start, stop, team) for parts of a batch: a thread each, or all threads for one part."""
+        if self._process != os.getpid():
+            self._begin()
         if self._pool is None or (count < self.threads and not self._team):
             parts, team = _cut(count, most), False
         elif count < self.threads:

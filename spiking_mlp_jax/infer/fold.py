@@ -31,19 +31,17 @@ from flax import nnx
 from spiking_mlp_jax.config import ModelConfig
 from spiking_mlp_jax.data.normalize import check_statistics
 from spiking_mlp_jax.errors import InputError
-from spiking_mlp_jax.model import Pixels
+from spiking_mlp_jax.model import Pixels, SpikingMLP
 from spiking_mlp_jax.norm import EPSILON, BatchNorm
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
-    from spiking_mlp_jax.model import SpikingMLP
-
 Observe = Callable[[str, Any], None]
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class FoldedNet:
     """A network without norms, for evaluation only.
 
@@ -99,6 +97,8 @@ def fold(model: SpikingMLP, mean: tuple[float, ...] | None = None, std: tuple[fl
         InputError: the network has LayerNorms, which depend on what they normalise and so cannot be folded; mean and
             std do not fit its channels.
     """
+    if not isinstance(model, SpikingMLP):
+        raise InputError(f"a SpikingMLP is folded, not a {type(model).__name__}: give the trained model")
     c = model.config
     if c.norm == "layer":
         raise InputError(

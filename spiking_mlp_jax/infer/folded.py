@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from spiking_mlp_jax.errors import InputError
+from spiking_mlp_jax.infer.network import as_array
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float
@@ -21,7 +22,8 @@ def logits(net: FoldedNet, images: Float[Array, "B H W C"], observe: Observe | N
     """See `FoldedNet.__call__`."""
     c = net.config
     expected = (c.image_size, c.image_size, c.in_channels)
-    images = jnp.asarray(images)
+    if not isinstance(images, jax.Array):
+        images = jnp.asarray(as_array(images, "images"))
     if images.ndim != 4 or images.shape[1:] != expected or not images.shape[0]:
         raise InputError(f"images must be [batch, {', '.join(map(str, expected))}], but they are {images.shape}")
     if not jnp.issubdtype(images.dtype, jnp.floating):

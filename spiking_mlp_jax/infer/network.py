@@ -12,6 +12,7 @@ A map's result is shift(acc, shift) + bias. A value stands for itself times 2^-f
 from __future__ import annotations
 
 import dataclasses
+import numbers
 from collections.abc import Callable
 from typing import Any
 
@@ -95,7 +96,7 @@ class Description:
         return self.image_size // self.patch_size >> stage
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class IntegerNet:
     """A network of integers. Calling it runs it through JAX; `reference.run` and `engine.Engine` give the same bits.
 
@@ -160,9 +161,29 @@ def check_images(description: Description, images) -> np.ndarray:
     Raises:
         InputError: another shape or type than the network's.
     """
-    images = np.asarray(images)
+    images = as_array(images, "images")
     check_pixels(description, images.shape, images.dtype)
     return images
+
+
+def as_array(images, name: str) -> np.ndarray:
+    """Images as an array.
+
+    Raises:
+        InputError: they are of different shapes, or no numbers.
+    """
+    try:
+        array = np.asarray(images)
+    except ValueError as error:
+        raise InputError(f"{name} must be one array, but they have different shapes: fit them first") from error
+    if array.dtype.kind in "OSU":
+        raise InputError(f"{name} must be an array of numbers, but they are {type(images).__name__}")
+    return array
+
+
+def is_whole(number) -> bool:
+    """Whether something is a whole number, of Python or NumPy; True and False are none."""
+    return isinstance(number, numbers.Integral) and not isinstance(number, bool)
 
 
 def check_pixels(c: Description, shape: tuple[int, ...], dtype) -> None:

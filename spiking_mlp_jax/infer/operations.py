@@ -81,6 +81,8 @@ def classify(equation: Any, values: list[Value]) -> tuple[Kind, int] | None:
     count = (
         sum(math.prod(getattr(variable.aval, "shape", ())) for variable in equation.outvars) if equation.outvars else 1
     )
+    if name in ("abs", "sign") and equation.invars[0].aval.dtype.kind == "c":
+        return "multiplication", count  # squares and a root
     if name in ADD_OR_COMPARE:
         return "add_or_compare", count
     if name in REDUCTIONS:
@@ -105,6 +107,8 @@ def classify(equation: Any, values: list[Value]) -> tuple[Kind, int] | None:
         if name.startswith("reduce"):
             count = math.prod(shapes[0])
         elif name == "integer_pow":
+            if equation.params["y"] == 1:
+                return None
             # By squaring.
             count *= max(abs(equation.params["y"]).bit_length() - 1, 1)
         return "accumulate" if gate else "multiplication", count

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,12 +30,11 @@ import numpy as np
 from spiking_mlp_jax.data.normalize import normalize
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.infer import ranges
-from spiking_mlp_jax.infer.network import Description, Format, IntegerNet, format_names
-
-if TYPE_CHECKING:
-    from spiking_mlp_jax.infer.fold import FoldedNet
+from spiking_mlp_jax.infer.fold import FoldedNet
+from spiking_mlp_jax.infer.network import Description, Format, IntegerNet, as_array, format_names, is_whole
 
 BATCH = 32
+LARGEST_PIXEL = 1e6
 # Bits after the binary point: what is tried first in 16 bits, what is the least there, and what is tried first in 32.
 MOST_16, LEAST_16, MOST_32 = 12, 8, 16
 
@@ -63,11 +62,14 @@ def quantize(
 
     Raises:
         InputError: neurons that need multiplications (a time constant that is no power of two, "plif"), images that do
-            not fit, bits out of range, or weights too large for 32 bits.
+            not fit or are not finite, bits out of range, or weights too large for 32 bits.
     """
+    if not isinstance(folded, FoldedNet):
+        raise InputError(f"a folded network is rounded, as fold(model) gives it, not a {type(folded).__name__}")
     c = folded.config
-    if isinstance(bits, bool) or not isinstance(bits, int) or not 2 <= bits <= 8:
+    if not is_whole(bits) or not 2 <= bits <= 8:
         raise InputError(f"weights can have 2 to 8 bits, but bits is {bits!r}")
+    bits = int(bits)
     if not 0 < scale_error < 1:
         raise InputError(f"scale_error must be between 0 and 1, but it is {scale_error}")
     leak = _leak(c)
@@ -123,16 +125,20 @@ def _leak(c) -> int:
 
 
 def _statistics(folded: FoldedNet, images) -> dict[str, _Inputs]:
-    images = np.asarray(images)
-    c = folded.config
+    images, c = as_array(images, "calibration images"), folded.config
     if images.ndim != 4 or images.shape[1:] != (c.image_size, c.image_size, c.in_channels) or not len(images):
         raise InputError(
             f"calibration images must be [count, {c.image_size}, {c.image_size}, {c.in_channels}], but they are "
             f"{images.shape}"
         )
     raw = images.dtype == np.uint8
-    if not raw and not np.issubdtype(images.dtype, np.floating):
+    if not raw and not jnp.issubdtype(images.dtype, jnp.floating):
         raise InputError(f"calibration images must be raw uint8 or normalised floating pixels, not {images.dtype}")
+    if not raw and not np.all(np.abs(images) <= LARGEST_PIXEL):
+        raise InputError(
+            f"calibration images hold NaN, infinity or pixels beyond {LARGEST_PIXEL:g}: give normalised pixels, or raw "
+            "uint8 ones"
+        )
 
     @jax.jit
     def sums(folded, images):
@@ -183,9 +189,9 @@ def round_weights(kernel: np.ndarray, inputs: _Inputs, bits: int) -> tuple[np.nd
     most = (1 << (bits - 1)) - 1
     fan_in = kernel.shape[1]
     # The mean is the bias's to correct.
-    centred = inputs.moments - np.outer(inputs.mean.mean(0), inputs.mean.mean(0))
+    centred = _positive(inputs.moments - np.outer(inputs.mean.mean(0), inputs.mean.mean(0)))
     # Inputs that were silent count a little too: other images may use them.
-    centred += 0.01 * max(np.trace(centred) / fan_in, 1e-9) * np.eye(fan_in)
+    centred += np.eye(fan_in) * max(0.01 * np.trace(centred) / fan_in, 1e-6 * np.trace(inputs.moments) / fan_in, 1e-11)
     # Rows of the upper factor of the inverse: how a weight's error is shared among the later ones.
     spread = np.linalg.cholesky(np.linalg.inv(centred)).T
     found = []
@@ -201,6 +207,17 @@ def round_weights(kernel: np.ndarray, inputs: _Inputs, bits: int) -> tuple[np.nd
         found.append(tuple(np.where(better, b, a) for a, b in zip(options[0][1:], options[1][1:], strict=True)))
     kernels, shifts = zip(*found, strict=True)
     return np.stack(kernels), np.stack(shifts).astype(np.int64)
+
+
+def _positive(centred: np.ndarray) -> np.ndarray:
+    """A covariance without what rounding made of it: where inputs hardly vary, float32 sums leave little else."""
+    centred = (centred + centred.T) / 2
+    try:
+        np.linalg.cholesky(centred + np.eye(len(centred)) * max(0.005 * np.trace(centred) / len(centred), 0))
+    except np.linalg.LinAlgError:
+        values, vectors = np.linalg.eigh(centred)
+        centred = vectors * np.maximum(values, 0) @ vectors.T
+    return centred
 
 
 def _round_in_turn(weights, spread, most, block=64):

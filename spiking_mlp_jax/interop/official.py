@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from spiking_mlp_jax.config import ModelConfig, nearest
-from spiking_mlp_jax.errors import InputError
+from spiking_mlp_jax.config import ModelConfig
+from spiking_mlp_jax.errors import InputError, nearest
 from spiking_mlp_jax.model import SpikingMLP
 
 Path = tuple[Any, ...]

@@ -13,11 +13,11 @@ from typing import Any, Protocol
 
 from ml_collections import config_dict
 
-from spiking_mlp_jax.config import ADDED, ModelConfig, nearest
+from spiking_mlp_jax.config import ADDED, ModelConfig
 from spiking_mlp_jax.data.augment import RESIZE_MODES, Augment, check_resize
 from spiking_mlp_jax.data.normalize import check_statistics
 from spiking_mlp_jax.data.randaugment import parse_rand_augment
-from spiking_mlp_jax.errors import InputError
+from spiking_mlp_jax.errors import InputError, nearest
 
 MODEL_FIELDS = tuple(field.name for field in dataclasses.fields(ModelConfig))
 CHOICES = {
