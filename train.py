@@ -4,7 +4,8 @@
     python train.py --config configs/fashion_mnist.py --workdir runs/t2 --config.time_steps=2
 
 --config FILE.py or FILE.py:ARGUMENT says what to train, --config.NAME=VALUE changes a field of it. The same
-command continues an interrupted run. --config.dry_run=True prints sizes and costs instead of training.
+command continues an interrupted run. Instead of training, --config.dry_run=True prints sizes and costs, and
+--config.eval_only=True evaluates the run's newest checkpoint, or the weights that --config.init_weights names.
 """
 
 import sys
@@ -28,7 +29,7 @@ def main(arguments):
         if workdir is None and not config.dry_run:
             raise InputError("say where to write with --workdir DIR, such as --workdir runs/demo")
         result = train(config, workdir or "")
-        if workdir and result.finished and not config.dry_run:
+        if workdir and result.finished and not (config.dry_run or config.eval_only):
             if result.best_accuracy is None:
                 raise InputError(
                     "there are no weights and no plots, because no evaluation had a finite loss: take a new workdir "

@@ -24,6 +24,8 @@ FREE_FIELDS = (
     "keep",
     "max_steps",
     "dry_run",
+    "eval_only",
+    "profile_steps",
     "compilation_cache",
     "host_memory",
 )

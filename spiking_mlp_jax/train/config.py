@@ -17,6 +17,7 @@ from spiking_mlp_jax.config import ADDED, ModelConfig, nearest
 from spiking_mlp_jax.data.augment import RESIZE_MODES, check_resize
 from spiking_mlp_jax.data.normalize import check_statistics
 from spiking_mlp_jax.errors import InputError
+from spiking_mlp_jax.train.profile import parse_window
 
 MODEL_FIELDS = tuple(field.name for field in dataclasses.fields(ModelConfig))
 CHOICES = {
@@ -45,6 +46,7 @@ MINIMA = {
     "label_smoothing": (0.0, True),
     "activity_weight": (0.0, True),
     "weight_bits": (0, True),
+    "ema_decay": (0.0, True),
     "clip_norm": (0.0, True),
     "crop_padding": (0, True),
     "eval_resize": (0, True),
@@ -55,7 +57,15 @@ MINIMA = {
     "max_steps": (0, True),
 }
 # Fields of training that came after the first runs: a run saved without them had their defaults.
-ADDED_TO_TRAINING = ("activity_weight", "activity_measure", "init_weights", "weight_bits")
+ADDED_TO_TRAINING = (
+    "activity_weight",
+    "activity_measure",
+    "init_weights",
+    "weight_bits",
+    "ema_decay",
+    "eval_only",
+    "profile_steps",
+)
 # Largest value of each field that has one, and whether that value itself is allowed.
 MAXIMA = {
     "momentum": (1.0, False),
@@ -64,6 +74,7 @@ MAXIMA = {
     "tet_lambda": (1.0, True),
     "label_smoothing": (1.0, False),
     "weight_bits": (8, True),
+    "ema_decay": (1.0, False),
     "seed": (2**31 - 1, True),
 }
 
@@ -116,6 +127,7 @@ def default_config() -> config_dict.ConfigDict:
     config.momentum = 0.9
     config.weight_decay = 0.0
     config.clip_norm = 0.0  # largest global norm of the gradient; 0: not clipped
+    config.ema_decay = 0.0  # of a moving average of the weights, which is evaluated and kept; 0: none
     config.schedule = "cosine"  # or "step", "exponential", "constant"
     config.step_epochs = 30.0  # "step" multiplies by gamma every so many epochs
     config.gamma = 0.1  # factor of "step", and of "exponential" per epoch
@@ -129,6 +141,8 @@ def default_config() -> config_dict.ConfigDict:
     config.keep = 2  # newest checkpoints that are kept besides the best
     config.max_steps = 0  # stop after this step; 0: train all epochs
     config.dry_run = False  # print sizes and costs, then stop
+    config.eval_only = False  # evaluate the workdir's newest checkpoint, or else init_weights, and stop
+    config.profile_steps = ""  # "10:15" traces the five steps after the tenth into WORKDIR/profile; "": none
     # "keep": freed memory stays with the process (faster steps on CPUs); "auto": "keep" on CPUs, else "default"
     config.host_memory = "auto"
     config.compilation_cache = "auto"  # folder of compiled programs; "auto": in the user's cache, "off": none
@@ -204,6 +218,7 @@ def validate(config: Config, device_count: int) -> None:
         raise InputError(
             'weight_bits rounds as an integer network does, but norm="layer" cannot become one: take "batch"'
         )
+    parse_window(config.profile_steps)
     if config.warmup_epochs >= config.epochs:
         raise InputError(f"warmup_epochs {config.warmup_epochs} must be below epochs, which is {config.epochs}")
     if config.crop_padding >= model.image_size:

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from spiking_mlp_jax.config import ModelConfig
+from spiking_mlp_jax.train.average import with_average
 from spiking_mlp_jax.train.config import Config, model_config
 from spiking_mlp_jax.train.loss import make_activity, make_loss
 from spiking_mlp_jax.train.optimizer import make_optimizer
@@ -72,9 +73,21 @@ def describe(config: Config) -> Iterator[str]:
     yield _row("  parameters", _size(_bytes(state.params)))
     yield _row("  running averages", _size(_bytes(state.stats)))
     yield _row("  optimiser state", _size(_bytes(state.opt_state)))
+    if config.ema_decay:
+        state = jax.eval_shape(with_average, state)
+        yield _row("  averaged weights", _size(_bytes(state.average)))
     yield _row("  batch", _size(_bytes(batch) / mesh.size))
     placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), state)
-    step = make_train_step(graphdef, optimizer, make_loss(config), config.mean, config.std, mesh, make_activity(config))
+    step = make_train_step(
+        graphdef,
+        optimizer,
+        make_loss(config),
+        config.mean,
+        config.std,
+        mesh,
+        make_activity(config),
+        ema_decay=config.ema_decay,
+    )
     memory = step.lower(placed, batch).compile().memory_analysis()
     size = "unknown on this platform" if memory is None else _size(memory.temp_size_in_bytes)
     yield _row("  temporaries", f"{size}, gradients included")

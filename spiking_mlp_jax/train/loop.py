@@ -19,18 +19,22 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from spiking_mlp_jax import weights
 from spiking_mlp_jax.data.augment import Augment
-from spiking_mlp_jax.data.pipeline import eval_batches, steps_per_epoch, train_batches
+from spiking_mlp_jax.data.pipeline import steps_per_epoch, train_batches
 from spiking_mlp_jax.data.sources import Source, open_source
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.memory import keep_freed_memory, return_freed_memory
-from spiking_mlp_jax.train import dry_run
+from spiking_mlp_jax.train import dry_run, finetune
+from spiking_mlp_jax.train.average import with_average
 from spiking_mlp_jax.train.checkpoint import Checkpoints
 from spiking_mlp_jax.train.config import Config, model_config, to_dict, validate
+from spiking_mlp_jax.train.data_wait import DataWait
+from spiking_mlp_jax.train.eval_only import evaluate_only, evaluated, evaluation_batches
 from spiking_mlp_jax.train.evaluate import Evaluation, evaluate
 from spiking_mlp_jax.train.interrupt import StopRequest
 from spiking_mlp_jax.train.loss import make_activity, make_loss
 from spiking_mlp_jax.train.metrics import Display, Metrics, Speedometer, to_json, write_text
 from spiking_mlp_jax.train.optimizer import make_optimizer, make_schedule
+from spiking_mlp_jax.train.profile import Profiler, annotate
 from spiking_mlp_jax.train.quantized import make_quantized
 from spiking_mlp_jax.train.sharding import make_mesh, put_batch, replicated
 from spiking_mlp_jax.train.state import TrainState, abstract_state, init_state, load_state
@@ -40,6 +44,8 @@ PACKAGES = (
     "spiking-mlp-jax jax jaxlib flax optax orbax-checkpoint grain numpy chex ml-collections "
     "tensorflow-datasets safetensors"
 )
+
+STARVED = 0.1  # share of the time waited for images of which a run warns
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +75,7 @@ def train(config: Config, workdir: str | os.PathLike[str]) -> Result:
         workdir: folder of everything the run writes; made when missing.
 
     Returns:
-        how it ended. A dry run only prints and has taken no step.
+        how it ended. A dry run only prints and has taken no step; with eval_only, best_accuracy is the one found.
 
     Raises:
         InputError: a configuration, data set or workdir that cannot be used.
@@ -83,6 +89,12 @@ def train(config: Config, workdir: str | os.PathLike[str]) -> Result:
             print(line, flush=True)
         return Result(0, True, None)
     use_compilation_cache(config.compilation_cache)
+    if config.eval_only:
+        source = open_source(config.dataset, "test", config.data_dir or None)
+        _check_classes(source, config.num_classes, config.dataset)
+        _make_workdir(Path(workdir))
+        step, result = evaluate_only(config, Path(workdir), source)
+        return Result(step, True, result.accuracy if np.isfinite(result.loss) else None)
     with StopRequest() as stop:
         return _Run(config, Path(workdir)).run(stop)
 
@@ -132,6 +144,8 @@ class _Run:
         self.optimizer = make_optimizer(config, self.epoch_steps)
         self.schedule = make_schedule(config, self.epoch_steps)
         self.graphdef, self.abstract = abstract_state(self.model, self.optimizer)
+        if config.ema_decay:
+            self.abstract = jax.eval_shape(with_average, self.abstract)
         self.quantized = make_quantized(config, self.model)
         self.train_step = make_train_step(
             self.graphdef,
@@ -142,6 +156,7 @@ class _Run:
             self.mesh,
             make_activity(config),
             self.quantized,
+            config.ema_decay,
         )
         self.eval_step = make_eval_step(self.graphdef, config.mean, config.std, self.mesh)
         self.batches: Any = train_batches(
@@ -169,17 +184,14 @@ class _Run:
             self.window["activity"] = 0.0
 
     def run(self, stop: StopRequest) -> Result:
-        try:
-            self.workdir.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(
-                f'workdir "{self.workdir}" cannot be made ({error.strerror}): name another folder'
-            ) from error
+        _make_workdir(self.workdir)
         with contextlib.ExitStack() as stack:
             folder = self.workdir / "checkpoints"
             self.checkpoints = Checkpoints(folder, to_dict(self.config), self.config.keep)
             stack.callback(self.checkpoints.close)
             state, step = self._start()
+            if self.config.ema_decay and state.average is None:
+                state = with_average(state)
             self._write_descriptions()
             self.metrics = Metrics(self.workdir, step) if self.main else None
             if self.metrics is not None:
@@ -187,6 +199,8 @@ class _Run:
             self.display = Display(self.workdir / "log.txt" if self.main else None, step, self.last)
             stack.callback(self.display.close)
             self.display.say(self._greeting(state, step))
+            self.profiler = Profiler(self.config.profile_steps, self.workdir / "profile", self.display.say)
+            stack.callback(self.profiler.close)
             state, step = self._train(state, step, stop)
             finished = step >= self.last
             best = "" if self.best is None else f"; best accuracy {100 * self.best:.2f} %"
@@ -209,7 +223,8 @@ class _Run:
         )
         restored = self.checkpoints.restore(shardings)
         if restored is None and self.config.init_weights:
-            return load_state(self.model, self.optimizer, self.config.init_weights, self.mesh), 0
+            where, seed = self.config.init_weights, self.config.seed
+            return load_state(self.model, self.optimizer, where, self.mesh, seed), 0
         if restored is None:
             return init_state(self.model, self.optimizer, self.config.seed, self.mesh), 0
         if restored.progress["epoch_steps"] != self.epoch_steps:
@@ -226,11 +241,15 @@ class _Run:
     def _train(self, state: TrainState, step: int, stop: StopRequest) -> tuple[TrainState, int]:
         config = self.config
         pending = None
-        self.speedometer = Speedometer(config.batch_size)
+        self.speedometer, self.data_wait = Speedometer(config.batch_size), DataWait()
+        self.waiting_told = False
         first = step + 1
         while step < self.last and not stop.requested:
-            batch = put_batch(next(self.batches), self.mesh)
-            state, metrics = self.train_step(state, batch)
+            self.profiler.between_steps(step, state)
+            with annotate(step + 1):
+                batch = put_batch(self.data_wait.next(self.batches), self.mesh)
+                state, metrics = self.train_step(state, batch)
+            self.data_wait.dispatched(metrics)
             step += 1
             if step == first:
                 return_freed_memory()  # the compiler's
@@ -246,6 +265,7 @@ class _Run:
                 continue
             self._note(*pending)
             pending = None
+            self.data_wait.pause()
             if epoch_over:
                 self._evaluate_and_save(state, step)
             else:
@@ -256,6 +276,7 @@ class _Run:
             # Interrupted between the check after a step and the one before the next.
             self._note(*pending)
             self._save(state)
+        self.profiler.close(state)
         return state, step
 
     def _note(self, step: int, metrics: dict[str, jax.Array]) -> None:
@@ -269,6 +290,8 @@ class _Run:
         status = f"loss {means['loss']:.4f}  accuracy {100 * means['accuracy']:.1f} %"
         status += f"  activity {means['activity']:.4f}" if "activity" in means else ""
         status += "" if speed is None else f"  {speed:.0f} images/s"
+        share, waited = self.data_wait.so_far()
+        status += "" if share is None else f"  data wait {100 * share:.0f} %"
         self.display.step(step, epoch, status)
         if step % self.config.log_every and step != self.last:
             return
@@ -276,11 +299,22 @@ class _Run:
         if self.metrics is not None:
             rate = float(np.asarray(self.schedule(step - 1)))
             values = {**means, "learning_rate": rate, "images_per_second": speed}
+            values |= {"data_wait_share": share, "data_wait_seconds": waited}
             self.metrics.write(step, step / self.epoch_steps, "train", values)
         self.window = dict.fromkeys(self.window, 0)
+        self._tell_of_waiting(share)
         if not np.isfinite(means["loss"]):
             self.display.say(
                 f"warning: the loss is {means['loss']} at step {step}: lower the learning rate or clip_norm"
+            )
+
+    def _tell_of_waiting(self, share: float | None) -> None:
+        self.data_wait.clear()
+        if share is not None and share > STARVED and not self.waiting_told:
+            self.waiting_told = True
+            self.display.say(
+                f"warning: {100 * share:.0f} % of the time since the last line was spent waiting for images: raise "
+                f"workers, which is {self.config.workers}, or give the images a faster disk or a cheaper preparation"
             )
 
     def _evaluate_and_save(self, state: TrainState, step: int) -> None:
@@ -310,29 +344,15 @@ class _Run:
         self._save(state, result.accuracy if sound else None)
 
     def _evaluate(self, state: TrainState) -> Evaluation:
-        batches = eval_batches(
-            self.eval_source,
-            batch_size=self.config.eval_batch_size,
-            image_size=self.model.image_size,
-            in_channels=self.model.in_channels,
-            resize_mode=self.config.resize_mode,
-            eval_resize=self.config.eval_resize,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-            workers=self.config.workers,
-        )
-        return evaluate(self.eval_step, self._weights(state), state.stats, batches, self.mesh)
-
-    def _weights(self, state: TrainState) -> Any:
-        """The parameters that the network computes with: rounded ones if it is trained so."""
-        return state.params if self.quantized is None else self.quantized(state.params, state.stats)
+        batches = evaluation_batches(self.config, self.eval_source)
+        return evaluate(self.eval_step, *evaluated(state, self.quantized), batches, self.mesh)
 
     def _save(self, state: TrainState, accuracy: float | None = None) -> None:
         progress = {"epoch_steps": self.epoch_steps, "best": self.best, "window": self.window}
         self.checkpoints.save(state, self.batches.get_state(), progress, accuracy)
 
     def _save_weights(self, state: TrainState, step: int, result: Evaluation) -> None:
-        model = nnx.merge(self.graphdef, self._weights(state), state.stats, copy=True)
+        model = nnx.merge(self.graphdef, *evaluated(state, self.quantized), copy=True)
         data = {name: self.config[name] for name in ("dataset", "resize_mode", "eval_resize")}
         data |= {"mean": list(self.config.mean), "std": list(self.config.std)}
         data["class_names"] = list(self.source.class_names)
@@ -341,8 +361,9 @@ class _Run:
 
     def _greeting(self, state: TrainState, step: int) -> str:
         count = sum(x.size for x in jax.tree.leaves(state.params))
-        origin = f" from the weights of {self.config.init_weights}" if self.config.init_weights else ""
-        start = f"resuming at step {step}" if step else f"starting{origin}"
+        start = f"resuming at step {step}" if step else "starting"
+        if self.config.init_weights and not step:
+            start += f" from {finetune.describe(self.config.init_weights, self.model)}"
         device = jax.devices()[0]
         return (
             f"{start}: {count:,} parameters, {len(self.source):,} training and {len(self.eval_source):,} "
@@ -358,6 +379,13 @@ class _Run:
         versions |= {name: _version(name) for name in PACKAGES.split()}
         versions["devices"] = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
         write_text(self.workdir / "versions.json", json.dumps(versions, indent=1) + "\n")
+
+
+def _make_workdir(workdir: Path) -> None:
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f'workdir "{workdir}" cannot be made ({error.strerror}): name another folder') from error
 
 
 def _check_classes(source: Source, num_classes: int, dataset: str) -> None:

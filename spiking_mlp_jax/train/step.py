@@ -14,6 +14,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from spiking_mlp_jax.data.normalize import normalize
+from spiking_mlp_jax.train.average import update_average
 from spiking_mlp_jax.train.loss import Activity, Loss, class_scores, image_cross_entropy, mean_rate
 from spiking_mlp_jax.train.sharding import replicated
 from spiking_mlp_jax.train.state import TrainState
@@ -30,6 +31,7 @@ def make_train_step(
     mesh: Mesh,
     activity: Activity | None = None,
     quantized: Callable[[Any, Any], Any] | None = None,
+    ema_decay: float = 0.0,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """Builds the training step.
 
@@ -42,6 +44,7 @@ def make_train_step(
         mesh: the devices.
         activity: penalty on firing that is added to the loss, or None.
         quantized: function of params and stats to the params that the network computes with, or None.
+        ema_decay: of the state's average, where it has one.
 
     Returns:
         a compiled function (state, {"image": uint8 [B, H, W, C], "label"}) -> (state, {"loss", "accuracy",
@@ -78,7 +81,10 @@ def make_train_step(
             **measured,
         }
         params = optax.apply_updates(state.params, updates)
-        return TrainState(state.step + 1, params, stats, opt_state), metrics
+        step, average = state.step + 1, state.average
+        if average is not None:
+            average = update_average(average, params, stats, step, ema_decay)
+        return TrainState(step, params, stats, opt_state, average), metrics
 
     return _compile_once(train_step, out_shardings=replicated(mesh), donate_argnums=0)
 
