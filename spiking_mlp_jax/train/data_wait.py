@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import threading
 import time
 from collections.abc import Iterator
@@ -53,11 +54,11 @@ class DataWait:
             self._running_since = None
 
     def so_far(self) -> tuple[float | None, float | None]:
-        """Share of the time spent waiting, 0 to 1, and seconds of it a step, since `clear`; None: not known yet."""
+        """Share of the time spent waiting, 0 to 1, and its seconds a step, since `clear`; None: not known yet."""
         total = self._total + (0.0 if self._running_since is None else time.monotonic() - self._running_since)
         if not self._steps or total <= 0:
             return None, None
-        return min(1.0, self._waited / total), self._waited / self._steps
+        return round(min(1.0, self._waited / total), 4), round(self._waited / self._steps, 6)
 
     def clear(self) -> None:
         """Begins anew, after a line of metrics."""
@@ -68,8 +69,7 @@ class DataWait:
 
 
 def _note_end(outputs, ended):
-    try:
+    # A step that failed has ended too; whoever fetches its outputs hears why.
+    with contextlib.suppress(Exception):
         jax.block_until_ready(outputs)
-    finally:
-        # A step that failed has ended too; whoever fetches its outputs hears why.
-        ended.set_result(time.monotonic())
+    ended.set_result(time.monotonic())

@@ -6,6 +6,7 @@ and the norms per token. `docs/finetuning.md` compares what can be done with the
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -34,13 +35,26 @@ def describe(where: str, model: ModelConfig) -> str:
     return ", with ".join(found)
 
 
-def adapt(network: SpikingMLP, model: ModelConfig, seed: int) -> tuple[Any, Any]:
+def resize_matrix(old: int, new: int, method: str = "linear") -> np.ndarray:
+    """The matrix [new, old], float64, that resizes a row of `old` positions to `new` over the same field of view.
+
+    "linear" interpolates between the positions' centres; towards fewer positions it takes a triangle as wide as the new
+    ones are apart. Each row sums to 1. `method` is one of `jax.image.resize`'s.
+    """
+    resized = np.asarray(jax.image.resize(jnp.eye(old, dtype=float), (new, old), method), np.float64)
+    return resized / resized.sum(1, keepdims=True)
+
+
+def adapt(
+    network: SpikingMLP, model: ModelConfig, seed: int, matrix: Callable[[int, int], np.ndarray] = resize_matrix
+) -> tuple[Any, Any]:
     """The variables of a network, made to fit one of another image size or number of classes.
 
     Args:
         network: with concrete arrays.
         model: a configuration that shapes variables like the network's own but for ADAPTABLE.
         seed: of the new head, which is drawn where the number of classes differs.
+        matrix: how positions are resized, a function like `resize_matrix`.
 
     Returns:
         params and stats, nnx.States of `model`'s shapes. With equal sizes these are the network's own arrays.
@@ -52,30 +66,10 @@ def adapt(network: SpikingMLP, model: ModelConfig, seed: int) -> tuple[Any, Any]
         params["head"] = nnx.state(head, nnx.Param)
     if saved.image_size == model.image_size:
         return params, stats
-    return _resampled(params, saved, model), _resampled(stats, saved, model)
+    return _resampled(params, saved, model, matrix), _resampled(stats, saved, model, matrix)
 
 
-def resize_matrix(old: int, new: int) -> np.ndarray:
-    """The matrix [new, old], float64, that resizes a row of `old` positions to `new` over the same field of view.
-
-    Linear interpolation between the positions' centres; towards fewer positions a triangle as wide as the new ones are
-    apart. Each row sums to 1, and no entry is negative.
-    """
-    resized = np.asarray(jax.image.resize(jnp.eye(old, dtype=float), (new, old), "linear"), np.float64)
-    return resized / resized.sum(1, keepdims=True)
-
-
-def resample_mixing(kernel: np.ndarray, new: int) -> np.ndarray:
-    """Mixing matrices [..., old, old] for `new` positions: resize to the old positions, mix, resize to the new ones.
-
-    Each row of the result sums to what the old rows sum to there: a constant input gives the old output. A matrix
-    that is interpolated as a picture would sum to new / old times as much.
-    """
-    old = kernel.shape[-1]
-    return resize_matrix(old, new) @ np.asarray(kernel, np.float64) @ resize_matrix(new, old)
-
-
-def _resampled(state: Any, saved: ModelConfig, model: ModelConfig) -> Any:
+def _resampled(state, saved, model, matrix):
     """All variables of an nnx.State, those of the grid resampled; a stage's blocks lead."""
     flat = []
     for path, variable in nnx.to_flat_state(state):
@@ -83,23 +77,25 @@ def _resampled(state: Any, saved: ModelConfig, model: ModelConfig) -> Any:
         if "blocks" in path:
             stage: Any = path[1]
             old, new = saved.stage_side(stage), model.stage_side(stage)
-            found = _of_the_grid(path, value, old, new, per_token=_norms_tokens(saved))
+            found = _of_the_grid(path, value, matrix(old, new), matrix(new, old), _norms_tokens(saved))
             if found is not None:
                 variable = variable.replace(jnp.asarray(found, value.dtype))
         flat.append((path, variable))
     return nnx.from_flat_state(flat)
 
 
-def _of_the_grid(path, value, old, new, per_token):
-    matrix = resize_matrix(old, new)
+def _of_the_grid(path, value, there, back, per_token):
+    new, old = there.shape
     if "height" in path or "width" in path:
         if path[-1] == "kernel":
-            return resample_mixing(value, new)
+            # Resize to the old positions, mix, resize to the new ones: rows sum to what they did, so that a constant
+            # input gives the old output. Interpolated like a picture they would sum to new / old times as much.
+            return there @ value.astype(np.float64) @ back
         if path[-1] in _PER_POSITION:
-            return np.einsum("ni,di...->dn...", matrix, value)
+            return np.einsum("ni,di...->dn...", there, value)
     if per_token and path[-3] == "channel" and path[-2] in ("hidden_norm", "norm") and path[-1] in _PER_POSITION:
         grid = value.reshape(-1, old, old)
-        return np.einsum("ni,mj,dij->dnm", matrix, matrix, grid).reshape(-1, new * new)
+        return np.einsum("ni,mj,dij->dnm", there, there, grid).reshape(-1, new * new)
     return None
 
 
