@@ -5,8 +5,8 @@
 
 The shipped Fashion-MNIST network, trained at 32 px, sees the same test images enlarged or reduced to `--size`. Columns:
 test accuracy with the resampled running averages; mean over the layers of how far their firing rates are from those
-at 32 px, in points; test accuracy once the running averages have seen some training batches, with no parameter changed;
-and after `--steps` steps of training. Figures are in docs/finetuning.md.
+at 32 px, in points; and test accuracy once the running averages have seen some training batches, with no parameter
+changed or, with `--steps`, after so many steps of training. Figures are in docs/finetuning.md.
 """
 
 from __future__ import annotations
@@ -69,7 +69,8 @@ def ways(network: SpikingMLP, model: ModelConfig) -> dict[str, Callable[[], tupl
     ratio = model.image_size / network.config.image_size
 
     def fresh():
-        return nnx.split(SpikingMLP(model, rngs=nnx.Rngs(0)), nnx.Param, nnx.BatchStat)[1:]
+        _, params, stats = nnx.split(SpikingMLP(model, rngs=nnx.Rngs(0)), nnx.Param, nnx.BatchStat)
+        return params, stats
 
     def by(method):
         params, stats = adapt(network, model, 0, functools.partial(resize_matrix, method=method))
@@ -85,11 +86,11 @@ def ways(network: SpikingMLP, model: ModelConfig) -> dict[str, Callable[[], tupl
     def keeping_the_grid():
         # Whatever the grid does not shape is kept, the rest is drawn.
         kept = [dict(nnx.to_flat_state(state)) for state in nnx.split(network, nnx.Param, nnx.BatchStat)[1:]]
-        parts = []
+        parts: list[Any] = []
         for drawn, old in zip(fresh(), kept, strict=True):
             pairs = [(p, old[p] if old[p].shape == v.shape else v) for p, v in nnx.to_flat_state(drawn)]
             parts.append(nnx.from_flat_state(pairs))
-        return tuple(parts)
+        return parts[0], parts[1]
 
     return {
         "linear, rows keep their sums": lambda: adapt(network, model, 0),
@@ -122,8 +123,8 @@ class Bench:
         )
 
     def evaluate(self, params, stats):
-        placed = jax.device_put((params, stats), replicated(self.mesh))
-        return evaluate(self.eval_step, *placed, self.test, self.mesh)
+        params, stats = jax.device_put((params, stats), replicated(self.mesh))
+        return evaluate(self.eval_step, params, stats, self.test, self.mesh)
 
     def steps(self, params, stats, count: int, rate: bool):
         """Params and stats after some training steps; without a rate the stats alone change."""
@@ -141,6 +142,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=48, help="side of the images in pixels, a multiple of 8")
     parser.add_argument("--images", type=int, default=2000, help="test images, a multiple of 100")
     parser.add_argument("--steps", type=int, default=0, help="steps of training, of 100 images")
+    parser.add_argument("--only", nargs="*", default=[""], help="beginnings of the ways to compare")
     chosen = parser.parse_args()
     network, _ = weights.load(weights.find("fashion_mnist"))
     mesh = make_mesh(jax.devices()[:1])
@@ -151,21 +153,24 @@ def main() -> None:
     print(f"as trained, {network.config.image_size} px: {100 * home.accuracy:.2f} % of {home.images} test images")
 
     model = dataclasses.replace(network.config, image_size=chosen.size)
-    count = max(RECALIBRATION, chosen.steps) * BATCH
+    count = (chosen.steps or RECALIBRATION) * BATCH
     bench = Bench(
         network, model, mesh, images_of(test, chosen.images, chosen.size), images_of(train, count, chosen.size)
     )
-    steps = f"{chosen.steps} steps" if chosen.steps else ""
-    print(f"{f'at {chosen.size} px':48}{'at once':>10}{'rates off':>11}{'averages renewed':>18}{steps:>10}")
+    last = f"{chosen.steps} steps" if chosen.steps else "averages renewed"
+    print(f"{f'at {chosen.size} px':48}{'at once':>10}{'rates off':>11}{last:>18}", flush=True)
     for name, way in ways(network, model).items():
+        if not name.startswith(tuple(chosen.only)):
+            continue
         params, stats = way()
         first = bench.evaluate(params, stats)
         off = 100 * np.mean([abs(rate - home.firing_rates[layer]) for layer, rate in first.firing_rates.items()])
-        row = f"{name:48}{100 * first.accuracy:8.1f} %{off:11.1f}"
-        row += f"{100 * bench.evaluate(*bench.steps(params, stats, RECALIBRATION, False)).accuracy:16.1f} %"
-        if chosen.steps:
-            row += f"{100 * bench.evaluate(*bench.steps(params, stats, chosen.steps, True)).accuracy:8.1f} %"
-        print(row, flush=True)
+        params, stats = bench.steps(params, stats, chosen.steps or RECALIBRATION, bool(chosen.steps))
+        later = bench.evaluate(params, stats)
+        print(
+            f"{name:48}{100 * first.accuracy:8.1f} %{off:11.1f}{100 * later.accuracy:16.1f} %",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":
