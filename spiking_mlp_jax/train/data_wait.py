@@ -44,8 +44,8 @@ class DataWait:
     def dispatched(self, outputs: Any) -> None:
         """To be called with small outputs of a step as soon as it has been dispatched."""
         self._ended = concurrent.futures.Future()
-        # A daemon: where a device never answers, it keeps no process alive.
-        threading.Thread(target=_note_end, args=(outputs, self._ended), daemon=True).start()
+        # No daemon: Python would end it inside the runtime when the process exits, which aborts.
+        threading.Thread(target=_note_end, args=(outputs, self._ended)).start()
 
     def pause(self) -> None:
         """Stops the clock until the next batch: an evaluation is not training time."""
