@@ -4,7 +4,8 @@
     python train.py --config configs/fashion_mnist.py --workdir runs/t2 --config.time_steps=2
 
 --config FILE.py or FILE.py:ARGUMENT says what to train, --config.NAME=VALUE changes a field of it. The same
-command continues an interrupted run. --config.dry_run=True prints sizes and costs instead of training.
+command continues an interrupted run. Instead of training, --config.dry_run=True prints sizes and costs, and
+--config.eval_only=True evaluates the run's newest checkpoint, or the weights that --config.init_weights names.
 
 On a TPU pod, under SLURM and under Open MPI the same command in every process is one run; elsewhere add
 --coordinator HOST:PORT --num_processes N --process_id I. See docs/multiprocess.md.
@@ -43,7 +44,7 @@ def main(arguments):
         processes.leave()
         if not result.finished:
             return EXIT_INTERRUPTED
-        if result.main and workdir and not config.dry_run:
+        if result.main and workdir and not (config.dry_run or config.eval_only):
             if result.best_accuracy is None:
                 raise InputError(
                     "there are no weights and no plots, because no evaluation had a finite loss: take a new workdir "

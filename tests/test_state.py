@@ -74,8 +74,8 @@ def test_evaluation_before_any_step_is_that_of_the_weights(saved):
         ({"norm": "tebn", "expansion": 3}, r"in expansion \(2 there, 3 now\), norm \(batch there, tebn now\);"),
         ({"encoding": "plain", "dim": 4}, r"in dim \(6 there, 4 now\), encoding \(spe there, plain now\);"),
         ({"neuron": "plif"}, "neuron"),
-        ({"image_size": 32}, "image_size"),
-        ({"num_classes": 4, "in_channels": 3}, r"in_channels \(1 there, 3 now\), num_classes \(3 there, 4 now\)"),
+        ({"num_classes": 4, "in_channels": 3}, r"differ in in_channels \(1 there, 3 now\);"),
+        ({"image_size": 12, "patch_size": 2}, r"differ in patch_size \(4 there, 2 now\);"),
     ],
 )
 def test_other_architectures_are_named(saved, fields, said):

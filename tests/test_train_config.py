@@ -46,7 +46,7 @@ def test_shipped_configs_are_valid(path):
 @pytest.mark.parametrize(("older", "remat"), [(False, "none"), (True, "block"), ("block", "block")])
 def test_older_configurations_in_todays_words(older, remat):
     today = to_dict(default_config())
-    later = ("neuron_backend", "activity_weight", "activity_measure", "init_weights")
+    later = ("neuron_backend", "activity_weight", "activity_measure", "init_weights", "ema_decay", "eval_only")
     saved = {name: value for name, value in today.items() if name not in later}
     assert in_todays_words({**saved, "remat": older}) == {**today, "remat": remat}
     assert in_todays_words({**today, "neuron_backend": "xla"})["neuron_backend"] == "xla"
@@ -80,6 +80,10 @@ def test_imagenet_variants_are_the_papers():
         ("activity_weight", -0.1, "activity_weight must be at least 0"),
         ("activity_weight", float("inf"), "finite"),
         ("activity_measure", "synop", '"synops"'),
+        ("ema_decay", 1.0, "ema_decay must be below 1"),
+        ("profile_steps", "10", "A below B"),
+        ("profile_steps", "15:10", "15:10"),
+        ("profile_steps", "-1:2", "-1:2"),
         ("warmup_method", "lin", '"linear"'),
         ("resize_mode", "padd", '"pad"'),
         ("neuron", "liff", '"lif"'),

@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import os
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import grain
 import numpy as np
@@ -179,7 +180,7 @@ def batch_records(source: Source, *, batch_size: int, seed: int, step: int, copi
       second's, and so on; with "path" where the source has a file for each image. In the place of a damaged image
       there was another.
     """
-    order = _order(source, batch_size, seed, copies)
+    order: Any = _order(source, batch_size, seed, copies)
     path = getattr(source, "path", None)
     indices = (int(order[k]) for k in range((step - 1) * batch_size, step * batch_size))
     return [{"index": i} if path is None else {"index": i, "path": str(path(i))} for i in indices]

@@ -31,6 +31,8 @@ FREE_FIELDS = (
     "max_steps",
     "on_nonfinite",
     "dry_run",
+    "eval_only",
+    "profile_steps",
     "compilation_cache",
     "host_memory",
     "fsdp",

@@ -18,6 +18,7 @@ from spiking_mlp_jax.data.augment import RESIZE_MODES, Augment, check_resize
 from spiking_mlp_jax.data.normalize import check_statistics
 from spiking_mlp_jax.data.randaugment import parse_rand_augment
 from spiking_mlp_jax.errors import InputError, nearest
+from spiking_mlp_jax.train.profile import parse_window
 
 MODEL_FIELDS = tuple(field.name for field in dataclasses.fields(ModelConfig))
 CHOICES = {
@@ -50,6 +51,7 @@ MINIMA = {
     "label_smoothing": (0.0, True),
     "activity_weight": (0.0, True),
     "weight_bits": (0, True),
+    "ema_decay": (0.0, True),
     "clip_norm": (0.0, True),
     "crop_padding": (0, True),
     "crop_min_area": (0.0, False),
@@ -74,6 +76,7 @@ ADDED_TO_TRAINING = (
     *("crop_min_area", "rand_augment", "color_jitter", "random_erasing"),
     *("mixup", "cutmix", "mix_probability", "mix_switch", "repeats", "max_bad_images"),
     *("accumulate", "norm_statistics", "fsdp"),
+    *("ema_decay", "eval_only", "profile_steps"),
 )
 # Largest value of each field that has one, and whether that value itself is allowed.
 MAXIMA = {
@@ -88,6 +91,7 @@ MAXIMA = {
     "mix_switch": (1.0, True),
     "max_bad_images": (1.0, True),
     "weight_bits": (8, True),
+    "ema_decay": (1.0, False),
     "seed": (2**31 - 1, True),
 }
 
@@ -154,6 +158,7 @@ def default_config() -> config_dict.ConfigDict:
     config.momentum = 0.9
     config.weight_decay = 0.0
     config.clip_norm = 0.0  # largest global norm of the gradient; 0: not clipped
+    config.ema_decay = 0.0  # of a moving average of the weights, which is evaluated and kept; 0: none
     config.schedule = "cosine"  # or "step", "exponential", "constant"
     config.step_epochs = 30.0  # "step" multiplies by gamma every so many epochs
     config.gamma = 0.1  # factor of "step", and of "exponential" per epoch
@@ -168,6 +173,8 @@ def default_config() -> config_dict.ConfigDict:
     config.on_nonfinite = "stop"  # what a NaN or infinite loss or gradient does; "skip": that step changes nothing
     config.max_steps = 0  # stop after this step; 0: train all epochs
     config.dry_run = False  # print sizes and costs, then stop
+    config.eval_only = False  # evaluate the workdir's newest checkpoint, or else init_weights, and stop
+    config.profile_steps = ""  # "10:15" traces the five steps after the tenth into WORKDIR/profile; "": none
     # "keep": freed memory stays with the process (faster steps on CPUs); "auto": "keep" on CPUs, else "default"
     config.host_memory = "auto"
     config.compilation_cache = "auto"  # folder of compiled programs; "auto": in the user's cache, "off": none
@@ -282,6 +289,7 @@ def validate(config: Config, device_count: int) -> None:
         raise InputError(
             'weight_bits rounds as an integer network does, but norm="layer" cannot become one: take "batch"'
         )
+    parse_window(config.profile_steps)
     if config.warmup_epochs >= config.epochs:
         raise InputError(f"warmup_epochs {config.warmup_epochs} must be below epochs, which is {config.epochs}")
     if config.crop_padding >= model.image_size:

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from spiking_mlp_jax.config import ModelConfig
+from spiking_mlp_jax.train.average import with_average
 from spiking_mlp_jax.train.config import Config, model_config
 from spiking_mlp_jax.train.loss import make_activity, make_loss
 from spiking_mlp_jax.train.mix import make_mix
@@ -75,6 +76,9 @@ def describe(config: Config) -> Iterator[str]:
     yield _row("  parameters", _size(device_bytes(state.params, config.fsdp)))
     yield _row("  running averages", _size(bytes_of(state.stats)))
     yield _row("  optimiser state", _size(device_bytes(state.opt_state, config.fsdp)))
+    if config.ema_decay:
+        state = jax.eval_shape(with_average, state)
+        yield _row("  averaged weights", _size(device_bytes(state.average, config.fsdp)))
     yield _row("  batch", _size(bytes_of(batch) / mesh.size))
     yield from _bounds(config, device_work(config, state, macs, mesh.size), mesh.size)
     step = make_train_step(
@@ -85,6 +89,7 @@ def describe(config: Config) -> Iterator[str]:
         config.std,
         mesh,
         make_activity(config),
+        ema_decay=config.ema_decay,
         mix=make_mix(config),
         accumulate=config.accumulate,
         norm_statistics=config.norm_statistics,

@@ -20,13 +20,16 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from spiking_mlp_jax import weights
 from spiking_mlp_jax.data.damaged import Damaged
-from spiking_mlp_jax.data.pipeline import batch_records, eval_batches, steps_per_epoch, train_batches
+from spiking_mlp_jax.data.pipeline import batch_records, steps_per_epoch, train_batches
 from spiking_mlp_jax.data.sources import Source, open_source
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.memory import keep_freed_memory, return_freed_memory
-from spiking_mlp_jax.train import dry_run, nonfinite
+from spiking_mlp_jax.train import dry_run, finetune, nonfinite
+from spiking_mlp_jax.train.average import with_average
 from spiking_mlp_jax.train.checkpoint import Checkpoints
 from spiking_mlp_jax.train.config import Config, augmentation, model_config, to_dict, validate
+from spiking_mlp_jax.train.data_wait import DataWait
+from spiking_mlp_jax.train.eval_only import evaluate_only, evaluated, evaluation_batches
 from spiking_mlp_jax.train.evaluate import Evaluation, evaluate
 from spiking_mlp_jax.train.interrupt import StopRequest, out_of_reach
 from spiking_mlp_jax.train.loss import make_activity, make_loss
@@ -34,6 +37,7 @@ from spiking_mlp_jax.train.metrics import Display, Metrics, Speedometer, to_json
 from spiking_mlp_jax.train.mix import make_mix
 from spiking_mlp_jax.train.optimizer import make_optimizer, make_schedule
 from spiking_mlp_jax.train.processes import StopVote, check_alike, end_together
+from spiking_mlp_jax.train.profile import Profiler, annotate
 from spiking_mlp_jax.train.quantized import make_quantized
 from spiking_mlp_jax.train.sharding import make_mesh, placed, put_batch, put_together, replicated
 from spiking_mlp_jax.train.state import TrainState, abstract_state, init_state, load_state
@@ -44,6 +48,8 @@ PACKAGES = (
     "spiking-mlp-jax jax jaxlib flax optax orbax-checkpoint grain numpy chex ml-collections "
     "tensorflow-datasets safetensors"
 )
+
+STARVED = 0.1  # share of the time waited for images of which a run warns
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +84,7 @@ def train(config: Config, workdir: str | os.PathLike[str]) -> Result:
         workdir: folder of everything the run writes, on a disk or in an object store (gs://); made when missing.
 
     Returns:
-        how it ended. A dry run only prints and has taken no step.
+        how it ended. A dry run only prints and has taken no step; with eval_only, best_accuracy is the one found.
 
     Raises:
         InputError: a configuration, data set or workdir that cannot be used.
@@ -97,6 +103,8 @@ def train(config: Config, workdir: str | os.PathLike[str]) -> Result:
         return Result(0, True, None, main)
     use_compilation_cache(config.compilation_cache)
     try:
+        if config.eval_only:
+            return _evaluate_only(config, as_path(workdir))
         with StopRequest() as stop:
             return _Run(config, as_path(workdir)).run(stop)
     except OSError as error:
@@ -150,6 +158,8 @@ class _Run:
         self.optimizer = make_optimizer(config, self.epoch_steps)
         self.schedule = make_schedule(config, self.epoch_steps)
         self.graphdef, self.abstract = abstract_state(self.model, self.optimizer)
+        if config.ema_decay:
+            self.abstract = jax.eval_shape(with_average, self.abstract)
         self.quantized = make_quantized(config, self.model)
         self.train_step = make_train_step(
             self.graphdef,
@@ -163,6 +173,7 @@ class _Run:
             make_mix(config),
             config.accumulate,
             config.norm_statistics,
+            config.ema_decay,
         )
         skip = np.bool_(config.on_nonfinite == "skip")
         self.guard = nonfinite.Guard(*jax.device_put((np.True_, skip), replicated(self.mesh)))
@@ -193,12 +204,7 @@ class _Run:
             self.window["skipped"] = 0
 
     def run(self, signals: StopRequest) -> Result:
-        try:
-            self.workdir.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(
-                f'workdir "{self.workdir}" cannot be made ({error.strerror}): name another folder'
-            ) from error
+        _make_workdir(self.workdir)
         with contextlib.ExitStack() as stack:
             stop = StopVote(signals)
             folder = self.workdir / "checkpoints"
@@ -206,6 +212,8 @@ class _Run:
             stack.callback(self.checkpoints.close)
             self._check_alike()
             state, step = self._start()
+            if self.config.ema_decay and state.average is None:
+                state = with_average(state)
             stack.push(end_together)
             self._write_descriptions()
             self.metrics = Metrics(self.workdir, step, not self.evaluation_due) if self.main else None
@@ -216,6 +224,8 @@ class _Run:
             self.display.say(self._greeting(state, step))
             for sentence in self.checkpoints.damaged:
                 self.display.say(f"warning: {sentence}")
+            self.profiler = Profiler(self.config.profile_steps, self.workdir / "profile", self.display.say)
+            stack.callback(self.profiler.close)
             state, step = self._train(state, step, stop)
             self.checkpoints.wait()
             finished = step >= self.last and not self.evaluation_due
@@ -251,7 +261,8 @@ class _Run:
         # 3. at weights drawn from the seed.
         restored = self.checkpoints.restore(placed(self.abstract, self.mesh))
         if restored is None and self.config.init_weights:
-            return load_state(self.model, self.optimizer, self.config.init_weights, self.mesh), 0
+            where, seed = self.config.init_weights, self.config.seed
+            return load_state(self.model, self.optimizer, where, self.mesh, seed), 0
         if restored is None:
             return init_state(self.model, self.optimizer, self.config.seed, self.mesh), 0
         if restored.progress["epoch_steps"] != self.epoch_steps:
@@ -270,15 +281,19 @@ class _Run:
     def _train(self, state: TrainState, step: int, stop: StopVote) -> tuple[TrainState, int]:
         config = self.config
         pending = None
-        self.speedometer = Speedometer(config.batch_size)
+        self.speedometer, self.data_wait = Speedometer(config.batch_size), DataWait()
+        self.waiting_told = False
         first = step + 1
         batches = out_of_reach(self.batches, config.workers)
         if self.evaluation_due:
             self._evaluate_and_save(state, step, stop)
         while step < self.last and not stop.requested:
             self.checkpoints.check()
-            before, batch = self.batches.get_state(), next(batches)
-            state, metrics = self.train_step(state, put_batch(batch, self.mesh), self.guard)
+            self.profiler.between_steps(step, state)
+            with annotate(step + 1):
+                before, batch = self.batches.get_state(), self.data_wait.next(batches)
+                state, metrics = self.train_step(state, put_batch(batch, self.mesh), self.guard)
+            self.data_wait.dispatched(metrics)
             if config.on_nonfinite == "stop":
                 self.guard = self.guard._replace(sound=metrics["sound"])
             step += 1
@@ -297,6 +312,7 @@ class _Run:
                 continue
             self._note(state, *pending)
             pending = None
+            self.data_wait.pause()
             if epoch_over:
                 self._evaluate_and_save(state, step, stop)
             else:
@@ -307,6 +323,7 @@ class _Run:
             # Interrupted between the check after a step and the one before the next.
             self._note(state, *pending)
             self._save(state)
+        self.profiler.close(state)
         return state, step
 
     def _note(self, state: TrainState, step: int, metrics: dict[str, jax.Array], batch: Any, before: Any) -> None:
@@ -325,6 +342,8 @@ class _Run:
         status = f"loss {means['loss']:.4f}  accuracy {100 * means['accuracy']:.1f} %"
         status += f"  activity {means['activity']:.4f}" if "activity" in means else ""
         status += "" if speed is None else f"  {speed:.0f} images/s"
+        share, waited = self.data_wait.so_far()
+        status += "" if share is None else f"  data wait {100 * share:.0f} %"
         self.display.step(step, epoch, status)
         if step % self.config.log_every and step != self.last:
             return
@@ -333,8 +352,10 @@ class _Run:
             rate = float(np.asarray(self.schedule(step - 1)))
             skipped = {"skipped": self.window["skipped"]} if "skipped" in self.window else {}
             values = {**means, **skipped, "learning_rate": rate, "images_per_second": speed}
+            values |= {"data_wait_share": share, "data_wait_seconds": waited}
             self.metrics.write(step, step / self.epoch_steps, "train", values)
         self.window = dict.fromkeys(self.window, 0)
+        self._tell_of_waiting(share)
 
     def _note_nonfinite(
         self, state: TrainState, step: int, values: dict[str, float], batch: Any, before: dict[str, Any]
@@ -355,6 +376,15 @@ class _Run:
             f"warning: step {step} was skipped: its loss is {values['loss']}, the norm of its gradient "
             f"{values['grad_norm']}; its images are listed in {self.workdir / nonfinite.RECORDS}"
         )
+
+    def _tell_of_waiting(self, share: float | None) -> None:
+        self.data_wait.clear()
+        if share is not None and share > STARVED and not self.waiting_told:
+            self.waiting_told = True
+            self.display.say(
+                f"warning: {100 * share:.0f} % of the time since the last line was spent waiting for images: raise "
+                f"workers, which is {self.config.workers}, or give the images a faster disk or a cheaper preparation"
+            )
 
     def _evaluate_and_save(self, state: TrainState, step: int, stop: StopVote) -> None:
         started = time.monotonic()
@@ -383,37 +413,21 @@ class _Run:
             self.display.say(f"warning: the test loss is {result.loss} at step {step}: these weights are not kept")
         elif self.best is None or result.accuracy > self.best:
             self.best = result.accuracy
-            params = self._weights(whole)
+            params, stats = evaluated(whole, self.quantized)
             if self.main:
-                self._save_weights(params, whole.stats, step, result)
+                self._save_weights(params, stats, step, result)
         self._save(state, result.accuracy if sound else None)
 
     def _evaluate(self, state: TrainState, stop: StopVote) -> Evaluation | None:
         """None when a signal came meanwhile: evaluating may take longer than the time that is left."""
-        batches = eval_batches(
-            self.eval_source,
-            batch_size=self.config.eval_batch_size,
-            image_size=self.model.image_size,
-            in_channels=self.model.in_channels,
-            resize_mode=self.config.resize_mode,
-            eval_resize=self.config.eval_resize,
-            damaged=self.damaged_eval,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-            workers=self.config.workers,
-        )
+        batches = evaluation_batches(self.config, self.eval_source, self.damaged_eval)
         try:
-            until = _until(stop, out_of_reach(batches, self.config.workers))
-            return evaluate(self.eval_step, self._weights(state), state.stats, until, self.mesh)
+            return evaluate(self.eval_step, *evaluated(state, self.quantized), _until(stop, batches), self.mesh)
         except _Interrupted:
             return None
 
     def _say(self, text: str) -> None:
         self.display.say(text)  # the display comes later than what uses it
-
-    def _weights(self, state: TrainState) -> Any:
-        """The parameters that the network computes with: rounded ones if it is trained so."""
-        return state.params if self.quantized is None else self.quantized(state.params, state.stats)
 
     def _save(self, state: TrainState, accuracy: float | None = None, data: dict[str, Any] | None = None) -> None:
         progress = {"epoch_steps": self.epoch_steps, "best": self.best, "window": self.window}
@@ -433,8 +447,9 @@ class _Run:
 
     def _greeting(self, state: TrainState, step: int) -> str:
         count = sum(x.size for x in jax.tree.leaves(state.params))
-        origin = f" from the weights of {self.config.init_weights}" if self.config.init_weights else ""
-        start = f"resuming at step {step}" if step else f"starting{origin}"
+        start = f"resuming at step {step}" if step else "starting"
+        if self.config.init_weights and not step:
+            start += f" from {finetune.describe(self.config.init_weights, self.model)}"
         device = jax.devices()[0]
         return (
             f"{start}: {count:,} parameters, {len(self.source):,} training and {len(self.eval_source):,} "
@@ -462,6 +477,21 @@ def _until(stop: StopVote, batches: Iterable[Any]) -> Iterator[Any]:
             raise _Interrupted
         yield batch
         stop.count()
+
+
+def _evaluate_only(config: Config, workdir: epath.Path) -> Result:
+    source = open_source(config.dataset, "test", config.data_dir or None)
+    _check_classes(source, config.num_classes, config.dataset)
+    _make_workdir(workdir)
+    step, result = evaluate_only(config, workdir, source)
+    return Result(step, True, result.accuracy if np.isfinite(result.loss) else None, jax.process_index() == 0)
+
+
+def _make_workdir(workdir: epath.Path) -> None:
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f'workdir "{workdir}" cannot be made ({error.strerror}): name another folder') from error
 
 
 def _check_classes(source: Source, num_classes: int, dataset: str) -> None:

@@ -16,6 +16,7 @@ from spiking_mlp_jax import weights
 from spiking_mlp_jax.config import ModelConfig
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.model import SpikingMLP
+from spiking_mlp_jax.train import finetune
 from spiking_mlp_jax.train.sharding import state_shardings
 
 
@@ -28,12 +29,14 @@ class TrainState:
         params: parameters, an nnx.State of nnx.Param.
         stats: running averages of the normalisation layers, an nnx.State of nnx.BatchStat.
         opt_state: the optimiser's state.
+        average: moving averages of params and stats, an `average.Average`; None where none is kept.
     """
 
     step: jax.Array
     params: Any
     stats: Any
     opt_state: Any
+    average: Any = None
 
 
 def abstract_state(model: ModelConfig, optimizer: optax.GradientTransformation) -> tuple[nnx.GraphDef, TrainState]:
@@ -64,15 +67,18 @@ def init_state(model: ModelConfig, optimizer: optax.GradientTransformation, seed
     return jax.jit(lambda: _fresh(model, optimizer, seed), out_shardings=shardings)()
 
 
-def load_state(model: ModelConfig, optimizer: optax.GradientTransformation, where: str, mesh: Mesh) -> TrainState:
+def load_state(
+    model: ModelConfig, optimizer: optax.GradientTransformation, where: str, mesh: Mesh, seed: int = 0
+) -> TrainState:
     """A state at step 0 with the parameters and running averages of saved weights.
 
     Args:
         model: the network; what changes no variable's shape, such as tau or time_steps (but with TEBN), may differ
-            from that of the weights.
+            from that of the weights, and so may the image size and the number of classes, see `finetune.adapt`.
         optimizer: the optimiser, which starts anew.
         where: a workdir, a weights folder or the name of a shipped network, as `weights.find` takes it.
         mesh: the devices.
+        seed: of a head for another number of classes.
 
     Raises:
         InputError: there are no such weights, they are damaged, or they are another architecture's; the sentence
@@ -81,15 +87,24 @@ def load_state(model: ModelConfig, optimizer: optax.GradientTransformation, wher
     folder = weights.find(where)
     saved, _ = weights.read_config(folder)
     shapes = _shapes(model)
-    if _shapes(saved) != shapes:
+    if not _fits(model, saved, shapes):
         raise InputError(
             f"the weights in {folder}, which init_weights names, do not fit: they differ in "
             f"{', '.join(_shaping(model, saved, shapes))}; take the same values or other weights"
         )
-    _, params, stats = nnx.split(weights.load(folder)[0], nnx.Param, nnx.BatchStat)
+    params, stats = finetune.adapt(weights.load(folder)[0], model, seed)
     state = TrainState(jnp.zeros((), jnp.int32), params, stats, optimizer.init(params))
     # Copies: the training step takes the memory of what it is given.
     return jax.device_put(state, state_shardings(state, mesh), may_alias=False)
+
+
+def _fits(model, saved, shapes):
+    try:
+        return (
+            _shapes(dataclasses.replace(saved, **{name: getattr(model, name) for name in finetune.ADAPTABLE})) == shapes
+        )
+    except InputError:
+        return False  # other patches or stages, which do not divide these images
 
 
 def _shapes(model):
@@ -101,7 +116,7 @@ def _shaping(model, saved, shapes):
     """The fields that differ and, of these, change shapes by themselves, in words."""
     for field in dataclasses.fields(model):
         there, now = getattr(saved, field.name), getattr(model, field.name)
-        if there == now:
+        if there == now or field.name in finetune.ADAPTABLE:
             continue
         try:
             changed = _shapes(dataclasses.replace(model, **{field.name: there})) != shapes

@@ -14,6 +14,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from spiking_mlp_jax.data.normalize import normalize
+from spiking_mlp_jax.train.average import update_average
 from spiking_mlp_jax.train.gradients import make_gradients
 from spiking_mlp_jax.train.loss import Activity, Loss, class_scores, image_cross_entropy, mean_rate
 from spiking_mlp_jax.train.mix import Mix
@@ -36,6 +37,7 @@ def make_train_step(
     mix: Mix | None = None,
     accumulate: int = 1,
     norm_statistics: str = "global",
+    ema_decay: float = 0.0,
 ) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
     """Builds the training step.
 
@@ -52,6 +54,7 @@ def make_train_step(
         accumulate: micro-batches that a batch is computed in, see `gradients`.
         norm_statistics: whose images a batch norm's statistics are of: "global", all devices', or "device", each
             device's own; of one micro-batch.
+        ema_decay: of the state's average, where it has one.
 
     Returns:
         a compiled function (state, {"image": uint8 [B, H, W, C], "label"}) -> (state, {"loss", "accuracy",
@@ -94,7 +97,10 @@ def make_train_step(
             **measured,
         }
         params = optax.apply_updates(state.params, updates)
-        new = TrainState(state.step + 1, params, stats, opt_state)
+        step, average = state.step + 1, state.average
+        if average is not None:
+            average = update_average(average, params, stats, step, ema_decay)
+        new = TrainState(step, params, stats, opt_state, average)
         if guard is not None:
             new, metrics = keep_if_sound(state, new, metrics, guard)
         if FSDP in mesh.shape:
