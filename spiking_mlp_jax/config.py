@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import math
 import numbers
 from typing import Any
@@ -126,7 +127,9 @@ class ModelConfig:
             object.__setattr__(self, "remat", "block" if self.remat else "none")
         for name, known in CHOICES.items():
             if getattr(self, name) not in known:
-                raise InputError(f'{name} cannot be "{getattr(self, name)}": {nearest(getattr(self, name), known)}')
+                raise InputError(
+                    f"{name} cannot be {json.dumps(str(getattr(self, name)))}: {nearest(getattr(self, name), known)}"
+                )
         for name in ("decay_input", "detach_reset"):
             if not isinstance(getattr(self, name), bool):
                 raise InputError(f"{name} must be True or False, but it is {getattr(self, name)!r}")

@@ -194,7 +194,7 @@ def validate(config: Config, device_count: int) -> None:
         _check_type(name, values[name], defaults[name])
     for name, known in CHOICES.items():
         if values[name] not in known:
-            raise InputError(f'{name} cannot be "{values[name]}": {nearest(values[name], known)}')
+            raise InputError(f"{name} cannot be {json.dumps(str(values[name]))}: {nearest(values[name], known)}")
     for name, (least, inclusive) in MINIMA.items():
         if values[name] < least or (values[name] == least and not inclusive):
             raise InputError(f"{name} must be {'at least' if inclusive else 'above'} {least}, but it is {values[name]}")
