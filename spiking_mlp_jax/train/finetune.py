@@ -66,7 +66,8 @@ def adapt(
         params["head"] = nnx.state(head, nnx.Param)
     if saved.image_size == model.image_size:
         return params, stats
-    return _resampled(params, saved, model, matrix), _resampled(stats, saved, model, matrix)
+    resampled = _resampled(params, saved, model, matrix)
+    return resampled, _with_variances(_resampled(stats, saved, model, matrix), params, resampled, matrix)
 
 
 def _resampled(state, saved, model, matrix):
@@ -81,6 +82,23 @@ def _resampled(state, saved, model, matrix):
             if found is not None:
                 variable = variable.replace(jnp.asarray(found, value.dtype))
         flat.append((path, variable))
+    return nnx.from_flat_state(flat)
+
+
+def _with_variances(stats, old, new, matrix):
+    """Running averages whose variances of mixed inputs shrink as they do for independent inputs.
+
+    A sum of independent inputs of equal variance varies in proportion to the squares of its weights, and resampling,
+    which averages, makes these smaller.
+    """
+    before, flat = dict(nnx.to_flat_state(old)), dict(nnx.to_flat_state(stats))
+    for path, variable in nnx.to_flat_state(new):
+        norm = (*path[:-1], "norm", "var")
+        if path[-1] == "kernel" and path[-2] in ("height", "width") and norm in flat:
+            squares, there = (np.square(np.asarray(v[...], np.float64)).sum(-1) for v in (variable, before[path]))
+            ratio = squares / (there @ matrix(there.shape[-1], squares.shape[-1]).T + np.finfo(np.float32).tiny)
+            value = flat[norm][...]
+            flat[norm] = flat[norm].replace((value * jnp.asarray(ratio, value.dtype)).astype(value.dtype))
     return nnx.from_flat_state(flat)
 
 

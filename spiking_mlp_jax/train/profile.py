@@ -23,7 +23,7 @@ def parse_window(text: str) -> tuple[int, int] | None:
     if not (first.isdecimal() and last.isdecimal() and int(first) < int(last)):
         raise InputError(
             f'profile_steps must be "A:B" with A below B, such as "10:15" for the five steps after the tenth, '
-            f'but it is "{text}"'
+            f"but it is {text!r}"
         )
     return int(first), int(last)
 
