@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import chex
@@ -23,6 +24,7 @@ from spiking_mlp_jax.data.pipeline import batch_records
 from spiking_mlp_jax.data.sources import open_source
 from spiking_mlp_jax.errors import EXIT_INTERRUPTED, InputError, NonFiniteError, StorageError
 from spiking_mlp_jax.train import loop
+from spiking_mlp_jax.train.checkpoint import Checkpoints
 from spiking_mlp_jax.train.config import to_dict
 from spiking_mlp_jax.train.manifest import MANIFEST, UNLISTED, find_damage
 from spiking_mlp_jax.train.replay import replay
@@ -136,6 +138,32 @@ def test_a_signal_ends_an_evaluation_which_is_made_up_for(data, whole, tmp_path,
             json.loads((run / "checkpoints" / step / "metrics" / "metrics").read_text()) for run in (tmp_path, whole)
         ]
         assert found[0] == found[1] and found[0]["accuracy"] > 0
+
+
+def test_what_is_saved_is_what_it_was_then(data, whole, tmp_path, monkeypatch):
+    gate, dumps = threading.Event(), json.dumps
+
+    def late(value, *rest, **more):
+        if (
+            isinstance(value, dict)
+            and "progress" in value
+            and threading.current_thread() is not threading.main_thread()
+        ):
+            assert gate.wait(60)
+        return dumps(value, *rest, **more)
+
+    monkeypatch.setattr(json, "dumps", late)
+    config = make_config(data)
+    state, progress = restored(config, whole).state, {"window": {"loss": 0.5}}
+    position = {"next_index": 16}
+    checkpoints = Checkpoints(tmp_path / "checkpoints", to_dict(config), 2)
+    checkpoints.save(state, position, progress)
+    # The loop goes on with its own dicts while they are being written.
+    progress["window"]["loss"], position["next_index"] = 1.5, 17
+    gate.set()
+    checkpoints.close()
+    found = restored(config, tmp_path)
+    assert found.progress == {"window": {"loss": 0.5}} and found.data == {"next_index": 16}
 
 
 # --- damage
