@@ -25,7 +25,7 @@ from spiking_mlp_jax.train.config import (
 ROOT = Path(__file__).parent.parent
 FASHION = str(ROOT / "configs" / "fashion_mnist.py")
 ALL = [f"{FASHION}{arg}" for arg in ("", ":full", ":demo", ":sparse")]
-ALL += [str(ROOT / "configs" / f"cifar10.py{arg}") for arg in ("", ":32", ":224", ":folder")]
+ALL += [str(ROOT / "configs" / f"cifar10.py{arg}") for arg in ("", ":32", ":224", ":one_step", ":small")]
 ALL += [str(ROOT / "configs" / f"imagenet.py:{arg}") for arg in VARIANTS]
 
 
