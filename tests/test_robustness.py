@@ -361,8 +361,11 @@ def test_a_loss_that_is_nan_stops_the_run_or_is_skipped(data, poisoned, tmp_path
     chex.assert_trees_all_equal(restored(config, tmp_path / "stop").state, restored(config, tmp_path / "skip").state)
 
 
-def test_replaying_a_step(data, tmp_path):
-    config = make_config(data, learning_rate=1e38)
+@pytest.mark.parametrize(
+    "fields", [{}, {"mixup": 0.4, "cutmix": 1.0, "accumulate": 2, "ema_decay": 0.9, "batch_size": 16}], ids=str
+)
+def test_replaying_a_step(data, tmp_path, fields):
+    config = make_config(data, learning_rate=1e38, **fields)
     with pytest.raises(InputError, match=r"no step of .* had a loss that is not finite"):
         replay(tmp_path)
     with pytest.raises(NonFiniteError) as error:

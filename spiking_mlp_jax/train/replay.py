@@ -20,13 +20,15 @@ from flax import nnx
 
 from spiking_mlp_jax.data.normalize import normalize
 from spiking_mlp_jax.errors import InputError
+from spiking_mlp_jax.train.average import with_average
 from spiking_mlp_jax.train.checkpoint import Checkpoints
 from spiking_mlp_jax.train.config import default_config, model_config
 from spiking_mlp_jax.train.loss import make_activity, make_loss
+from spiking_mlp_jax.train.mix import make_mix
 from spiking_mlp_jax.train.nonfinite import RECORDS, batch_file
 from spiking_mlp_jax.train.optimizer import make_optimizer
 from spiking_mlp_jax.train.quantized import make_quantized
-from spiking_mlp_jax.train.sharding import make_mesh, put_batch, replicated
+from spiking_mlp_jax.train.sharding import make_mesh, placed, put_batch
 from spiking_mlp_jax.train.state import abstract_state
 from spiking_mlp_jax.train.step import make_train_step
 from spiking_mlp_jax.train.storage import as_path, read_lines
@@ -87,7 +89,8 @@ def replay(workdir: str | os.PathLike[str]) -> Replay:
     config.update(json.loads((workdir / "config.json").read_text()))
     model, optimizer, mesh = model_config(config), make_optimizer(config, 1), make_mesh(jax.devices()[:1])
     graphdef, abstract = abstract_state(model, optimizer)
-    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), abstract)
+    if config.ema_decay:
+        abstract = jax.eval_shape(with_average, abstract)
     checkpoints = Checkpoints(workdir / "checkpoints", json.loads(config.to_json()), config.keep)
     try:
         if step - 1 not in checkpoints.steps() or not file.exists():
@@ -95,7 +98,7 @@ def replay(workdir: str | os.PathLike[str]) -> Replay:
                 f"step {step} of {workdir} cannot be replayed: checkpoints/{step - 1} or {file} is gone, because the "
                 "run went on"
             )
-        restored = checkpoints.restore(abstract, step - 1)
+        restored = checkpoints.restore(placed(abstract, mesh), step - 1)
     finally:
         checkpoints.close()
     assert restored is not None
@@ -105,22 +108,37 @@ def replay(workdir: str | os.PathLike[str]) -> Replay:
     if len(batch["label"]) != len(entry["records"]):
         raise InputError(f"step {step} of {workdir} was shared by several processes: replay takes a run of one")
 
-    quantized = make_quantized(config, model)
+    quantized, mix = make_quantized(config, model), make_mix(config)
     loss = make_loss(config)
 
     def forward(params):
         params = params if quantized is None else quantized(params, state.stats)
         network = nnx.merge(graphdef, params, state.stats, copy=True)
         network.train()
-        images = normalize(jnp.asarray(batch["image"]), config.mean, config.std)
+        images, labels = normalize(jnp.asarray(batch["image"]), config.mean, config.std), jnp.asarray(batch["label"])
+        if mix is not None:
+            images, labels = mix(state.step, images, labels)
         logits, layers = network(images, observe=lambda name, value: jnp.isfinite(value).all())
-        return loss(logits, jnp.asarray(batch["label"])), (logits, layers)
+        return loss(logits, labels), (logits, layers)
 
     grads, (logits, layers) = jax.jit(jax.grad(forward, has_aux=True))(state.params)
     bad: Any = ~np.isfinite(np.asarray(logits, np.float32)).all((0, 2))
     variables = _not_finite(state.params) + _not_finite(state.stats)
     # The step itself comes last: it takes the state's memory.
-    take = make_train_step(graphdef, optimizer, loss, config.mean, config.std, mesh, make_activity(config), quantized)
+    take = make_train_step(
+        graphdef,
+        optimizer,
+        loss,
+        config.mean,
+        config.std,
+        mesh,
+        make_activity(config),
+        quantized,
+        mix,
+        config.accumulate,
+        config.norm_statistics,
+        config.ema_decay,
+    )
     _, metrics = take(state, put_batch(batch, mesh))
     return Replay(
         step,
