@@ -266,6 +266,7 @@ def _evaluate(chosen: argparse.Namespace) -> None:
         return cli_deploy.evaluate(chosen, _steps)
     _refuse_compiled_options(chosen)
     from spiking_mlp_jax import weights
+    from spiking_mlp_jax.data.damaged import Damaged
     from spiking_mlp_jax.data.pipeline import eval_batches
     from spiking_mlp_jax.data.sources import open_source
     from spiking_mlp_jax.probe.activity import SPIKES, in_network_order
@@ -299,6 +300,7 @@ def _evaluate(chosen: argparse.Namespace) -> None:
         in_channels=config.in_channels,
         resize_mode=data["resize_mode"],
         eval_resize=data["eval_resize"],
+        damaged=Damaged(source, weights.max_bad_images(folder), lambda text: print(text, file=sys.stderr)),
     )
     count = -(-len(source) // chosen.batch_size)
     result = evaluate_model(model, _with_progress(batches, count), data["mean"], data["std"])

@@ -207,12 +207,22 @@ def data_dir(folder: Path) -> str | None:
 
     Weights do not say it, because they travel; the configuration of the workdir around them does.
     """
+    found = _workdir_config(folder).get("data_dir")
+    return found if isinstance(found, str) else None
+
+
+def max_bad_images(folder: Path) -> float:
+    """The share of damaged images that a workdir's run allows; 0 where that is not known."""
+    found = _workdir_config(folder).get("max_bad_images")
+    return found if isinstance(found, float) else 0.0
+
+
+def _workdir_config(folder):
     try:
         config = json.loads((folder.parent / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return None
-    found = config.get("data_dir") if isinstance(config, dict) else None
-    return found if isinstance(found, str) else None
+        return {}
+    return config if isinstance(config, dict) else {}
 
 
 def _variables(model) -> dict[str, nnx.Variable]:

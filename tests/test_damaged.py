@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from spiking_mlp_jax.data.augment import Augment
-from spiking_mlp_jax.data.damaged import Damaged
+from spiking_mlp_jax.data.damaged import Damaged, next_decodable
 from spiking_mlp_jax.data.pipeline import eval_batches, train_batches
 from spiking_mlp_jax.data.sources import open_source
 from spiking_mlp_jax.errors import InputError
@@ -123,3 +123,31 @@ def test_a_run_names_them_in_its_log_and_stops_past_the_limit(folder, tmp_path):
     config.max_bad_images = 0.02
     with pytest.raises(InputError, match="more than max_bad_images"):
         train(config, tmp_path / "other")
+
+
+def test_processes_count_together(folder):
+    source = open_source("folder", "train", folder)
+    met: list[set[int]] = []
+    said: list[str] = []
+
+    def union(numbers):
+        met.append(set(numbers))
+        return {5, 17, 79}  # what all have met
+
+    one = Damaged(source, 0.04, said.append, union)
+    assert one.sift({"damaged": np.array([5, -1])}).keys() == set()
+    assert one.seen == set() and said == []
+    one.share()
+    assert met == [{5}] and one.seen == {5, 17, 79} and len(said) == 3
+    one.sift({"damaged": np.array([5, -1])})
+    one.share()
+    assert met == [{5}, set()] and len(said) == 3
+    with pytest.raises(InputError, match=r"2 damaged of 80 are more than max_bad_images 0.02"):
+        Damaged(source, 0.02, said.append, union).share()
+
+
+def test_the_next_decodable_image(folder):
+    source = open_source("folder", "train", folder)
+    assert next_decodable(source, 4)["image"][0, 0, 0] == 16
+    assert next_decodable(source, 5)["image"][0, 0, 0] == 24
+    assert next_decodable(source, 79)["image"][0, 0, 0] == 0

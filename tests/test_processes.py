@@ -209,8 +209,9 @@ def test_a_killed_process_takes_the_other_down(shared, tmp_path, victim):
     assert "another process has ended" in message or "another task died" in message
 
 
-def test_processes_that_differ_are_told(shared, tmp_path):
-    with Launch(experiment(shared), tmp_path / "run", 2, process_1=["--config.seed=1"]) as launch:
+@pytest.mark.parametrize("eval_only", [False, True])
+def test_processes_that_differ_are_told(shared, tmp_path, eval_only):
+    with Launch(experiment(shared, eval_only=eval_only), tmp_path / "run", 2, process_1=["--config.seed=1"]) as launch:
         ends = launch.end()
     for code, _, message in ends:
         assert code == 2 and "process 1 has another configuration than process 0" in message

@@ -24,7 +24,7 @@ from spiking_mlp_jax.data.augment import Augment
 from spiking_mlp_jax.data.pipeline import batch_records
 from spiking_mlp_jax.data.sources import open_source
 from spiking_mlp_jax.errors import EXIT_INTERRUPTED, InputError, NonFiniteError, StorageError
-from spiking_mlp_jax.train import loop
+from spiking_mlp_jax.train import loop, nonfinite
 from spiking_mlp_jax.train.checkpoint import Checkpoints
 from spiking_mlp_jax.train.config import to_dict
 from spiking_mlp_jax.train.manifest import MANIFEST, UNLISTED, find_damage
@@ -367,6 +367,14 @@ def test_a_loss_that_is_nan_stops_the_run_or_is_skipped(data, poisoned, tmp_path
     # Going on after a stop is the same as having skipped.
     assert loop.train(config, tmp_path / "stop").finished
     chex.assert_trees_all_equal(restored(config, tmp_path / "stop").state, restored(config, tmp_path / "skip").state)
+
+
+def test_skipping_without_end_ends(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(nonfinite, "MOST_IN_A_ROW", 3)
+    config = make_config(data, learning_rate=1e38, on_nonfinite="skip")
+    with pytest.raises(NonFiniteError, match=r"^3 steps in a row up to step \d+ were skipped, the last with loss"):
+        loop.train(config, tmp_path)
+    assert len((tmp_path / "nonfinite.jsonl").read_text().splitlines()) == 3
 
 
 @pytest.mark.parametrize(

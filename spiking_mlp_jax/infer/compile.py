@@ -8,6 +8,7 @@ import numpy as np
 
 from spiking_mlp_jax import weights
 from spiking_mlp_jax.data.augment import fit_image
+from spiking_mlp_jax.data.damaged import next_decodable
 from spiking_mlp_jax.data.sources import open_source
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.infer.fold import fold
@@ -40,5 +41,5 @@ def compile_weights(
     source = open_source(dataset or data["dataset"], "train", data_dir)
     order = np.random.default_rng(0).permutation(len(source))[:images]
     fitting = config.image_size, config.in_channels, data["resize_mode"], data["eval_resize"]
-    pixels = np.stack([fit_image(source[int(i)]["image"], *fitting) for i in order])
+    pixels = np.stack([fit_image(next_decodable(source, int(i))["image"], *fitting) for i in order])
     return quantize(folded, pixels, bits, data=data)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from spiking_mlp_jax import weights
+from spiking_mlp_jax.data.damaged import Damaged, next_decodable
 from spiking_mlp_jax.data.normalize import normalize
 from spiking_mlp_jax.data.pipeline import eval_batches, fit_image
 from spiking_mlp_jax.data.sources import Source, open_source
@@ -86,7 +88,7 @@ def plot_workdir(workdir: str | os.PathLike[str]) -> list[Path]:
     }
 
     # Evenly spaced over the test images: neither the best nor the worst.
-    records = [source[int(i)] for i in np.linspace(0, len(source) - 1, min(8, len(source)))]
+    records = [next_decodable(source, int(i)) for i in np.linspace(0, len(source) - 1, min(8, len(source)))]
     labels = [int(record["label"]) for record in records]
     size, channels = model.config.image_size, model.config.in_channels
     fitted = [fit_image(r["image"], size, channels, data["resize_mode"], data["eval_resize"]) for r in records]
@@ -327,6 +329,7 @@ def _evaluation(workdir: Path, model, meta, source: Source, settings) -> dict[st
         in_channels=model.config.in_channels,
         resize_mode=data["resize_mode"],
         eval_resize=data["eval_resize"],
+        damaged=Damaged(source, settings.get("max_bad_images", 0.0), lambda text: print(text, file=sys.stderr)),
     )
     return evaluate_model(model, batches, data["mean"], data["std"]).to_dict()
 

@@ -23,6 +23,7 @@ from spiking_mlp_jax.train.evaluate import Evaluation, evaluate
 from spiking_mlp_jax.train.interrupt import out_of_reach
 from spiking_mlp_jax.train.metrics import Display, to_json
 from spiking_mlp_jax.train.optimizer import make_optimizer
+from spiking_mlp_jax.train.processes import check_alike, union
 from spiking_mlp_jax.train.quantized import make_quantized
 from spiking_mlp_jax.train.sharding import make_mesh, placed, put_together
 from spiking_mlp_jax.train.state import TrainState, abstract_state, load_state
@@ -55,11 +56,13 @@ def evaluate_only(config: Config, workdir: epath.Path, source: Source) -> tuple[
     main = jax.process_index() == 0
     batches = -(-len(source) // config.eval_batch_size)
     display = Display(workdir / "log.txt" if main else None, 0, batches, show=main)
-    damaged = Damaged(source, config.max_bad_images, display.say)
+    together = None if jax.process_count() == 1 else union
+    damaged = Damaged(source, config.max_bad_images, display.say, together)
     try:
         started = time.monotonic()
         watched = _watched(evaluation_batches(config, source, damaged), display, config.eval_batch_size)
         result = evaluate(eval_step, *evaluated(state, make_quantized(config, model_config(config))), watched, mesh)
+        damaged.share()
         if main:
             write_text(workdir / "evaluation.json", to_json({"step": step, **result.to_dict()}) + "\n")
         display.say(
@@ -101,6 +104,7 @@ def _given(config, workdir, mesh) -> tuple[TrainState, str]:
     # The number of steps an epoch shapes no state.
     optimizer = make_optimizer(config, steps_per_epoch=1)
     folder = workdir / "checkpoints"
+    check_alike({"list of checkpoints": sorted(x.name for x in folder.iterdir()) if folder.is_dir() else None})
     if folder.is_dir():
         _, abstract = abstract_state(model, optimizer)
         if config.ema_decay:

@@ -36,7 +36,7 @@ from spiking_mlp_jax.train.loss import make_activity, make_loss
 from spiking_mlp_jax.train.metrics import Display, Metrics, Speedometer, to_json
 from spiking_mlp_jax.train.mix import make_mix
 from spiking_mlp_jax.train.optimizer import make_optimizer, make_schedule
-from spiking_mlp_jax.train.processes import StopVote, check_alike, end_together
+from spiking_mlp_jax.train.processes import StopVote, check_alike, end_together, union
 from spiking_mlp_jax.train.profile import Profiler, annotate
 from spiking_mlp_jax.train.quantized import make_quantized
 from spiking_mlp_jax.train.sharding import make_mesh, placed, put_batch, put_together, replicated
@@ -104,7 +104,9 @@ def train(config: Config, workdir: str | os.PathLike[str]) -> Result:
     use_compilation_cache(config.compilation_cache)
     try:
         if config.eval_only:
-            return _evaluate_only(config, as_path(workdir))
+            with contextlib.ExitStack() as stack:
+                stack.push(end_together)
+                return _evaluate_only(config, as_path(workdir))
         with StopRequest() as stop:
             return _Run(config, as_path(workdir)).run(stop)
     except OSError as error:
@@ -178,8 +180,9 @@ class _Run:
         skip = np.bool_(config.on_nonfinite == "skip")
         self.guard = nonfinite.Guard(*jax.device_put((np.True_, skip), replicated(self.mesh)))
         self.eval_step = make_eval_step(self.graphdef, config.mean, config.std, self.mesh)
-        self.damaged = Damaged(self.source, config.max_bad_images, self._say)
-        self.damaged_eval = Damaged(self.eval_source, config.max_bad_images, self._say)
+        together = None if jax.process_count() == 1 else union
+        self.damaged = Damaged(self.source, config.max_bad_images, self._say, together)
+        self.damaged_eval = Damaged(self.eval_source, config.max_bad_images, self._say, together)
         self.batches: Any = train_batches(
             self.source,
             batch_size=config.batch_size,
@@ -210,7 +213,8 @@ class _Run:
             folder = self.workdir / "checkpoints"
             self.checkpoints = Checkpoints(folder, to_dict(self.config), self.config.keep)
             stack.callback(self.checkpoints.close)
-            self._check_alike()
+            _check_alike(self.config, [self.source, self.eval_source])
+            check_alike({"list of checkpoints": self.checkpoints.steps()})
             state, step = self._start()
             if self.config.ema_decay and state.average is None:
                 state = with_average(state)
@@ -241,19 +245,6 @@ class _Run:
             self.display.say(ending + best)
             return Result(step, finished, self.best, self.main)
 
-    def _check_alike(self) -> None:
-        fields = to_dict(self.config)
-        paths = "data_dir", "compilation_cache"  # may be another place on each machine
-        check_alike(
-            {
-                "configuration": {name: value for name, value in fields.items() if name not in paths},
-                "number of images or list of classes": [
-                    [len(source), list(source.class_names)] for source in (self.source, self.eval_source)
-                ],
-                "list of checkpoints": self.checkpoints.steps(),
-            }
-        )
-
     def _start(self) -> tuple[TrainState, int]:
         # Where a run starts, in this order:
         # 1. at the newest checkpoint of its workdir, whose configuration has to be the same;
@@ -282,7 +273,7 @@ class _Run:
         config = self.config
         pending = None
         self.speedometer, self.data_wait = Speedometer(config.batch_size), DataWait()
-        self.waiting_told = False
+        self.waiting_told, self.skipped_in_a_row = False, 0
         first = step + 1
         batches = out_of_reach(self.batches, config.workers)
         if self.evaluation_due:
@@ -310,7 +301,7 @@ class _Run:
             due = config.checkpoint_every and step % config.checkpoint_every == 0
             if not (epoch_over or due or stop.requested):
                 continue
-            self._note(state, *pending)
+            self._note(state, *pending, timed=False)
             pending = None
             self.data_wait.pause()
             if epoch_over:
@@ -326,16 +317,20 @@ class _Run:
         self.profiler.close(state)
         return state, step
 
-    def _note(self, state: TrainState, step: int, metrics: dict[str, jax.Array], batch: Any, before: Any) -> None:
+    def _note(
+        self, state: TrainState, step: int, metrics: dict[str, jax.Array], batch: Any, before: Any, timed: bool = True
+    ) -> None:
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         if values.pop("sound"):
+            self.skipped_in_a_row = 0
             self.window["steps"] += 1
             for name, value in values.items():
                 self.window[name] += value
         else:
             self._note_nonfinite(state, step, values, batch, before)
             self.window["skipped"] += 1
-        speed = self.speedometer.step()
+        # The last step before a pause is noted right after the one before it, where no time has passed.
+        speed = self.speedometer.step() if timed else self.speedometer.rate
         epoch = f"epoch {-(-step // self.epoch_steps)}/{self.config.epochs}"
         count = self.window["steps"] or np.nan  # each may have been skipped
         means = {name: self.window[name] / count for name in values}
@@ -347,6 +342,7 @@ class _Run:
         self.display.step(step, epoch, status)
         if step % self.config.log_every and step != self.last:
             return
+        self.damaged.share()
         self.display.report(step, epoch, status)
         if self.metrics is not None:
             rate = float(np.asarray(self.schedule(step - 1)))
@@ -372,6 +368,10 @@ class _Run:
                 self._save(state, data=before)
                 self.checkpoints.wait()
             raise nonfinite.stopped(self.workdir, step, values, records)
+        self.skipped_in_a_row += 1
+        if self.skipped_in_a_row == nonfinite.MOST_IN_A_ROW:
+            self.checkpoints.wait()
+            raise nonfinite.hopeless(self.workdir, step, values)
         self.display.say(
             f"warning: step {step} was skipped: its loss is {values['loss']}, the norm of its gradient "
             f"{values['grad_norm']}; its images are listed in {self.workdir / nonfinite.RECORDS}"
@@ -422,15 +422,18 @@ class _Run:
         """None when a signal came meanwhile: evaluating may take longer than the time that is left."""
         batches = evaluation_batches(self.config, self.eval_source, self.damaged_eval)
         try:
-            return evaluate(self.eval_step, *evaluated(state, self.quantized), _until(stop, batches), self.mesh)
+            result = evaluate(self.eval_step, *evaluated(state, self.quantized), _until(stop, batches), self.mesh)
         except _Interrupted:
             return None
+        self.damaged_eval.share()
+        return result
 
     def _say(self, text: str) -> None:
         self.display.say(text)  # the display comes later than what uses it
 
     def _save(self, state: TrainState, accuracy: float | None = None, data: dict[str, Any] | None = None) -> None:
         progress = {"epoch_steps": self.epoch_steps, "best": self.best, "window": self.window}
+        self.damaged.share()
         progress["damaged"] = sorted(self.damaged.seen)
         progress["evaluation_due"] = self.evaluation_due
         self.checkpoints.save(state, self.batches.get_state() if data is None else data, progress, accuracy)
@@ -482,6 +485,7 @@ def _until(stop: StopVote, batches: Iterable[Any]) -> Iterator[Any]:
 def _evaluate_only(config: Config, workdir: epath.Path) -> Result:
     source = open_source(config.dataset, "test", config.data_dir or None)
     _check_classes(source, config.num_classes, config.dataset)
+    _check_alike(config, [source])
     _make_workdir(workdir)
     step, result = evaluate_only(config, workdir, source)
     return Result(step, True, result.accuracy if np.isfinite(result.loss) else None, jax.process_index() == 0)
@@ -492,6 +496,13 @@ def _make_workdir(workdir: epath.Path) -> None:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f'workdir "{workdir}" cannot be made ({error.strerror}): name another folder') from error
+
+
+def _check_alike(config: Config, sources: list[Source]) -> None:
+    paths = "data_dir", "compilation_cache"  # may be another place on each machine
+    fields = {name: value for name, value in to_dict(config).items() if name not in paths}
+    sizes = [[len(source), list(source.class_names)] for source in sources]
+    check_alike({"configuration": fields, "number of images or list of classes": sizes})
 
 
 def _check_classes(source: Source, num_classes: int, dataset: str) -> None:

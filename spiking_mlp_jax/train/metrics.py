@@ -101,7 +101,12 @@ class Speedometer:
     def step(self) -> float | None:
         """Counts a step; images per second, None until that is known."""
         self._times.append(time.monotonic())
-        seconds = self._times[-1] - self._times[0]
+        return self.rate
+
+    @property
+    def rate(self) -> float | None:
+        """Images per second so far, None until that is known."""
+        seconds = self._times[-1] - self._times[0] if self._times else 0
         return round((len(self._times) - 1) * self._batch_size / seconds, 1) if seconds > 0 else None
 
 

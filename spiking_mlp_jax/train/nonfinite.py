@@ -16,6 +16,8 @@ from spiking_mlp_jax.train.state import TrainState
 from spiking_mlp_jax.train.storage import Lines, as_path
 
 RECORDS = "nonfinite.jsonl"
+# Steps that are skipped one after the other until it is clear that no later one will be better.
+MOST_IN_A_ROW = 50
 
 
 class Guard(NamedTuple):
@@ -90,10 +92,21 @@ def stopped(
     workdir: str | os.PathLike[str], step: int, values: dict[str, float], records: list[dict]
 ) -> NonFiniteError:
     """The sentence with which a run ends at a bad step; arguments as for `record`."""
+    again = f'"python -m spiking_mlp_jax.train.replay {workdir}" computes it again and says where it goes wrong, '
+    again = again if jax.process_count() == 1 else ""  # it takes the images of one process
     shown = ", ".join(str(entry.get("path", entry["index"])) for entry in records[:3])
     return NonFiniteError(
         f"the loss is {values['loss']} and the norm of its gradient {values['grad_norm']} at step {step}, whose "
         f"{len(records)} images ({shown}, ...) are listed in {as_path(workdir) / RECORDS}; the state before that step "
-        f'is saved: "python -m spiking_mlp_jax.train.replay {workdir}" computes it again and says where it goes wrong, '
+        f"is saved: {again}"
         "--config.on_nonfinite=skip goes on without it; a lower learning_rate or a clip_norm may prevent it"
+    )
+
+
+def hopeless(workdir: str | os.PathLike[str], step: int, values: dict[str, float]) -> NonFiniteError:
+    """The sentence with which a run ends that has skipped `MOST_IN_A_ROW` steps; arguments as for `record`."""
+    return NonFiniteError(
+        f"{MOST_IN_A_ROW} steps in a row up to step {step} were skipped, the last with loss {values['loss']} and norm "
+        f"of its gradient {values['grad_norm']}, see {as_path(workdir) / RECORDS}: the weights themselves are ruined, "
+        "so start from an earlier checkpoint or anew with a lower learning_rate or a clip_norm"
     )

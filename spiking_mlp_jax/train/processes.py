@@ -140,6 +140,16 @@ def check_alike(values: dict[str, Any]) -> None:
             )
 
 
+def union(numbers: set[int]) -> set[int]:
+    """The numbers, below 2^31 and not negative, of all processes, which call it together."""
+    if jax.process_count() == 1:
+        return numbers
+    most = int(multihost_utils.process_allgather(np.int32(len(numbers))).max())
+    padded = np.full(most, -1, np.int32)
+    padded[: len(numbers)] = sorted(numbers)
+    return set(multihost_utils.process_allgather(padded).ravel().tolist()) - {-1}
+
+
 def end_together(kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
     """Ends this process at once where an error would end one of several; for contextlib.ExitStack.push.
 

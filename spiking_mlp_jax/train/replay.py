@@ -87,7 +87,7 @@ def replay(workdir: str | os.PathLike[str]) -> Replay:
     step, file = entry["step"], batch_file(workdir, entry["step"], 0)
     config: Any = default_config()
     config.update(json.loads((workdir / "config.json").read_text()))
-    model, optimizer, mesh = model_config(config), make_optimizer(config, 1), make_mesh(jax.devices()[:1])
+    model, optimizer, mesh = model_config(config), make_optimizer(config, 1), _mesh(config)
     graphdef, abstract = abstract_state(model, optimizer)
     if config.ema_decay:
         abstract = jax.eval_shape(with_average, abstract)
@@ -149,6 +149,12 @@ def replay(workdir: str | os.PathLike[str]) -> Replay:
         _not_finite(grads),
         [record for record, is_bad in zip(entry["records"], bad, strict=True) if is_bad],
     )
+
+
+def _mesh(config):
+    # As many devices as the run has on the same machine: with norm_statistics="device" they are part of the step.
+    devices = jax.devices()
+    return make_mesh(devices if config.batch_size % (len(devices) * config.accumulate) == 0 else devices[:1])
 
 
 def _not_finite(tree):
