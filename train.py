@@ -64,7 +64,7 @@ def _parse(arguments):
     # Imported here, where Ctrl-C is already answered.
     from ml_collections import config_flags
 
-    from spiking_mlp_jax.train.config import read_arguments
+    from spiking_mlp_jax.train.arguments import read_arguments
 
     try:
         if not {"--help", "-h", "-?", "--helpfull", "--helpshort"} & set(arguments):

@@ -219,7 +219,7 @@ def _predict(chosen: argparse.Namespace) -> None:
         scores /= scores.sum(1, keepdims=True)
     else:
         _refuse_compiled_options(chosen)
-        from spiking_mlp_jax.train.loop import use_compilation_cache
+        from spiking_mlp_jax.train.compilation_cache import use_compilation_cache
 
         use_compilation_cache("auto")
         where, model, meta = _load(chosen.weights)
@@ -270,8 +270,8 @@ def _evaluate(chosen: argparse.Namespace) -> None:
     from spiking_mlp_jax.data.pipeline import eval_batches
     from spiking_mlp_jax.data.sources import open_source
     from spiking_mlp_jax.probe.activity import SPIKES, in_network_order
+    from spiking_mlp_jax.train.compilation_cache import use_compilation_cache
     from spiking_mlp_jax.train.evaluate import evaluate_model, silent_and_saturated
-    from spiking_mlp_jax.train.loop import use_compilation_cache
     from spiking_mlp_jax.train.metrics import to_json
 
     use_compilation_cache("auto")
@@ -329,7 +329,7 @@ def _evaluate(chosen: argparse.Namespace) -> None:
 
 def _plot(chosen: argparse.Namespace) -> None:
     from spiking_mlp_jax.probe.plots import plot_workdir
-    from spiking_mlp_jax.train.loop import use_compilation_cache
+    from spiking_mlp_jax.train.compilation_cache import use_compilation_cache
 
     use_compilation_cache("auto")
     for path in plot_workdir(chosen.workdir):

@@ -225,7 +225,7 @@ def _compile(chosen: argparse.Namespace) -> None:
     from spiking_mlp_jax import weights
     from spiking_mlp_jax.infer import artifact
     from spiking_mlp_jax.infer.compile import compile_weights
-    from spiking_mlp_jax.train.loop import use_compilation_cache
+    from spiking_mlp_jax.train.compilation_cache import use_compilation_cache
 
     use_compilation_cache("auto")
     folder = weights.find(chosen.weights)
@@ -282,7 +282,7 @@ def _cost(chosen: argparse.Namespace) -> None:
     from spiking_mlp_jax.data.augment import fit_image
     from spiking_mlp_jax.data.sources import open_source
     from spiking_mlp_jax.infer.cost import cost
-    from spiking_mlp_jax.train.loop import use_compilation_cache
+    from spiking_mlp_jax.train.compilation_cache import use_compilation_cache
 
     use_compilation_cache("auto")
     net: Any

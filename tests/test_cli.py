@@ -33,7 +33,7 @@ def workdir(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def no_cache(monkeypatch):
     """Keeps compiled programs out of the user's cache."""
-    monkeypatch.setattr("spiking_mlp_jax.train.loop.use_compilation_cache", lambda where: None)
+    monkeypatch.setattr("spiking_mlp_jax.train.compilation_cache.use_compilation_cache", lambda where: None)
 
 
 def run(capsys, *arguments):

@@ -11,7 +11,8 @@ from flax import nnx
 
 from spiking_mlp_jax.config import ModelConfig
 from spiking_mlp_jax.model import SpikingMLP
-from spiking_mlp_jax.train.config import load_config, validate
+from spiking_mlp_jax.train.arguments import load_config
+from spiking_mlp_jax.train.config import validate
 from spiking_mlp_jax.train.dry_run import describe, macs_per_step, parameter_count
 from spiking_mlp_jax.train.optimizer import make_optimizer
 from spiking_mlp_jax.train.state import abstract_state

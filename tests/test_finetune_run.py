@@ -14,8 +14,8 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
-from jax.experimental.compilation_cache import compilation_cache
 from random_model import meta_for, random_model
+from shades import forget_compiled, write_shades
 
 from spiking_mlp_jax import weights
 from spiking_mlp_jax.errors import InputError
@@ -23,6 +23,7 @@ from spiking_mlp_jax.train import loop, profile
 from spiking_mlp_jax.train.average import Average, with_average
 from spiking_mlp_jax.train.checkpoint import Checkpoints
 from spiking_mlp_jax.train.config import default_config, model_config, to_dict
+from spiking_mlp_jax.train.data_wait import DataWait
 from spiking_mlp_jax.train.metrics import read_metrics
 from spiking_mlp_jax.train.optimizer import make_optimizer
 from spiking_mlp_jax.train.state import abstract_state
@@ -30,26 +31,15 @@ from spiking_mlp_jax.train.state import abstract_state
 LAST = 6  # steps: 2 epochs of 3
 
 
-def write_idx(path, array):
-    header = bytes((0, 0, 8, array.ndim)) + b"".join(int(n).to_bytes(4, "big") for n in array.shape)
-    path.write_bytes(header + array.astype(np.uint8).tobytes())
-
-
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory):
     """Images of four classes, the weights of a network that knows three, and the compiled programs."""
     folder = tmp_path_factory.mktemp("shared")
-    rng = np.random.default_rng(0)
-    for prefix, count in (("train", 50), ("t10k", 20)):
-        labels = np.arange(count) % 4
-        images = rng.integers(40, size=(count, 24, 24)) + 70 * labels[:, None, None]
-        write_idx(folder / f"{prefix}-images-idx3-ubyte", images)
-        write_idx(folder / f"{prefix}-labels-idx1-ubyte", labels)
+    write_shades(folder, train=50, test=20, side=24, classes=4, step=70)
     network = random_model(depths=(1, 1))
     weights.save(folder / "given", network, meta_for(network))
     yield folder
-    jax.config.update("jax_compilation_cache_dir", None)
-    compilation_cache.reset_cache()
+    forget_compiled()
 
 
 def make_config(shared, **fields):
@@ -87,7 +77,7 @@ def whole(shared, tmp_path_factory):
     """A run that nothing interrupts; its loop is told of much waiting."""
     workdir = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop.DataWait, "so_far", lambda self: (0.25, 0.125))
+        patch.setattr(DataWait, "so_far", lambda self: (0.25, 0.125))
         assert loop.train(make_config(shared), workdir).finished
     return workdir
 

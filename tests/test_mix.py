@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import tiny_config
+from tiny import tiny_batches, tiny_config
 
 from spiking_mlp_jax.train import mix
 from spiking_mlp_jax.train.config import default_config
@@ -118,13 +118,6 @@ def experiment(mesh):
     return types.SimpleNamespace(model=model, optimizer=optimizer, abstract=abstract, step=step)
 
 
-def batches(count):
-    rng = np.random.default_rng(0)
-    for _ in range(count):
-        images = rng.integers(256, size=(BATCH, 16, 16, 1), dtype=np.uint8)
-        yield {"image": images, "label": rng.integers(3, size=BATCH, dtype=np.int32)}
-
-
 def test_one_and_eight_devices_mix_alike_and_exchange_no_images(x64):
     results, fresh = [], None
     for count in (1, 8):
@@ -133,8 +126,8 @@ def test_one_and_eight_devices_mix_alike_and_exchange_no_images(x64):
         if fresh is None:
             fresh = jax.device_get(init_state(parts.model, parts.optimizer, 3, mesh))
         state, losses = jax.device_put(fresh, replicated(mesh)), []
-        step = parts.step.lower(state, put_batch(next(batches(1)), mesh)).compile()
-        for batch in batches(3):
+        step = parts.step.lower(state, put_batch(next(tiny_batches(1, BATCH)), mesh)).compile()
+        for batch in tiny_batches(3, BATCH):
             state, metrics = step(state, put_batch(batch, mesh))
             losses.append(float(metrics["loss"]))
         results.append((losses, jax.device_get((state.params, state.stats))))

@@ -8,14 +8,12 @@ import signal
 from pathlib import Path
 
 import chex
-import jax
-import numpy as np
 import pytest
 from etils.epath import backend, gpath
-from jax.experimental.compilation_cache import compilation_cache
 from killer import configuration
 from orbax.checkpoint._src.path import gcs_utils
-from test_train_loop import lines, restored, write_idx
+from shades import forget_compiled, write_shades
+from test_train_loop import lines, restored
 
 from spiking_mlp_jax import weights
 from spiking_mlp_jax.errors import InputError
@@ -89,17 +87,11 @@ def bucket(tmp_path, monkeypatch):
 
 @pytest.fixture
 def config(tmp_path):
-    rng = np.random.default_rng(0)
-    for prefix, count in (("train", 32), ("t10k", 16)):
-        labels = np.arange(count) % 3
-        images = rng.integers(40, size=(count, 8, 8)) + 90 * labels[:, None, None]
-        write_idx(tmp_path / f"{prefix}-images-idx3-ubyte", images)
-        write_idx(tmp_path / f"{prefix}-labels-idx1-ubyte", labels)
+    write_shades(tmp_path, train=32, test=16, side=8, step=90)
     config = configuration(tmp_path)
     config.update(epochs=2, checkpoint_every=0)
     yield config
-    jax.config.update("jax_compilation_cache_dir", None)
-    compilation_cache.reset_cache()
+    forget_compiled()
 
 
 def test_a_run_in_a_bucket_is_that_on_a_disk(bucket, config, tmp_path, monkeypatch, capsys):

@@ -15,8 +15,8 @@ import jax
 import numpy as np
 import pytest
 from conftest import FLAGS
-from jax.experimental.compilation_cache import compilation_cache
-from test_train_loop import lines, make_config, restored, write_idx
+from shades import forget_compiled, write_shades
+from test_train_loop import lines, make_config, restored
 
 from spiking_mlp_jax.errors import EXIT_INTERRUPTED, EXIT_LOST, InputError
 from spiking_mlp_jax.train import loop, processes
@@ -41,15 +41,9 @@ def get_config():
 def shared(tmp_path_factory):
     """Images whose number no batch divides, and compiled programs that the launches share."""
     folder = tmp_path_factory.mktemp("shared")
-    rng = np.random.default_rng(0)
-    for prefix, count in (("train", 70), ("t10k", 37)):
-        labels = np.arange(count) % 3
-        images = rng.integers(40, size=(count, 14, 14)) + 100 * labels[:, None, None]
-        write_idx(folder / f"{prefix}-images-idx3-ubyte", images)
-        write_idx(folder / f"{prefix}-labels-idx1-ubyte", labels)
+    write_shades(folder, train=70, test=37, side=14)
     yield folder
-    jax.config.update("jax_compilation_cache_dir", None)
-    compilation_cache.reset_cache()
+    forget_compiled()
 
 
 def experiment(shared, **fields):

@@ -16,15 +16,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 from killer import configuration
-from test_train_loop import kept_steps, lines, restored, write_idx
+from shades import forget_compiled, write_shades
+from test_train_loop import kept_steps, lines, restored
 
 from spiking_mlp_jax.data.augment import Augment
 from spiking_mlp_jax.data.pipeline import batch_records
 from spiking_mlp_jax.data.sources import open_source
 from spiking_mlp_jax.errors import EXIT_INTERRUPTED, InputError, NonFiniteError, StorageError
 from spiking_mlp_jax.train import loop, nonfinite
+from spiking_mlp_jax.train import step as step_module
 from spiking_mlp_jax.train.checkpoint import Checkpoints
 from spiking_mlp_jax.train.config import to_dict
 from spiking_mlp_jax.train.manifest import MANIFEST, UNLISTED, find_damage
@@ -41,16 +42,9 @@ KILLS = int(os.environ.get("ROBUSTNESS_KILLS", "22"))
 def data(tmp_path_factory):
     """64 training and 16 test images of 8 x 8; compiled programs are kept beside them."""
     folder = tmp_path_factory.mktemp("data")
-    rng = np.random.default_rng(0)
-    for prefix, count in (("train", 64), ("t10k", 16)):
-        labels = np.arange(count) % 3
-        write_idx(
-            folder / f"{prefix}-images-idx3-ubyte", rng.integers(40, size=(count, 8, 8)) + 90 * labels[:, None, None]
-        )
-        write_idx(folder / f"{prefix}-labels-idx1-ubyte", labels)
+    write_shades(folder, train=64, test=16, side=8, step=90)
     yield folder
-    jax.config.update("jax_compilation_cache_dir", None)
-    compilation_cache.reset_cache()
+    forget_compiled()
 
 
 def make_config(data, **fields):
@@ -267,6 +261,7 @@ def test_a_full_disk(data, whole, small_disk):
     assert_same_run(config, workdir, whole)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # as above
 def test_files_that_may_not_grow(data, whole, tmp_path):
     config = make_config(data, max_steps=EPOCH)
     assert loop.train(config, tmp_path).finished
@@ -281,6 +276,7 @@ def test_files_that_may_not_grow(data, whole, tmp_path):
             loop.train(config, tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    gc.collect()
     assert kept_steps(tmp_path) == [EPOCH]
     assert not list((tmp_path / "checkpoints").glob("*tmp*"))
     assert loop.train(config, tmp_path).finished
@@ -309,7 +305,7 @@ def poisoned(data, monkeypatch):
     """The loss of step 3 is NaN; the states that the training step was given and gave."""
     records = batch_records(open_source("idx", "train", data), batch_size=8, seed=0, step=3)
     wanted = jnp.array([open_source("idx", "train", data)[entry["index"]]["label"] for entry in records])
-    make_loss, make_train_step, states = loop.make_loss, loop.make_train_step, []
+    make_loss, step_from_config, states = step_module.make_loss, loop.step_from_config, []
 
     def poisoned_loss(config):
         loss = make_loss(config)
@@ -322,7 +318,7 @@ def poisoned(data, monkeypatch):
         return of_one_device
 
     def watched(*arguments):
-        step = make_train_step(*arguments)
+        step = step_from_config(*arguments)
 
         def run(state, *rest):
             before = jax.device_get(state)
@@ -332,8 +328,8 @@ def poisoned(data, monkeypatch):
 
         return run
 
-    monkeypatch.setattr(loop, "make_loss", poisoned_loss)
-    monkeypatch.setattr(loop, "make_train_step", watched)
+    monkeypatch.setattr(step_module, "make_loss", poisoned_loss)
+    monkeypatch.setattr(loop, "step_from_config", watched)
     return records, states
 
 

@@ -6,7 +6,7 @@ import chex
 import jax
 import numpy as np
 import pytest
-from tiny import tiny_config
+from tiny import tiny_batches, tiny_config
 
 from spiking_mlp_jax.train.config import default_config
 from spiking_mlp_jax.train.loss import make_loss
@@ -33,15 +33,8 @@ def compiled(abstract, step, mesh):
     def placed(tree, sharding):
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
 
-    state, batch = placed(abstract, replicated(mesh)), placed(next(batches(1)), split_batch(mesh))
+    state, batch = placed(abstract, replicated(mesh)), placed(next(tiny_batches(1, BATCH)), split_batch(mesh))
     return step.lower(state, batch).compile()
-
-
-def batches(count):
-    rng = np.random.default_rng(0)
-    for _ in range(count):
-        images = rng.integers(256, size=(BATCH, 16, 16, 1), dtype=np.uint8)
-        yield {"image": images, "label": rng.integers(3, size=BATCH, dtype=np.int32)}
 
 
 def test_one_and_eight_devices_agree(x64):
@@ -52,7 +45,7 @@ def test_one_and_eight_devices_agree(x64):
         if fresh is None:
             fresh = jax.device_get(init_state(parts.model, parts.optimizer, 3, mesh))
         state, losses = jax.device_put(fresh, replicated(mesh)), []
-        for batch in batches(3):
+        for batch in tiny_batches(3, BATCH):
             state, metrics = parts.step(state, put_batch(batch, mesh))
             losses.append(float(metrics["loss"]))
         assert state.step == 3
@@ -77,7 +70,7 @@ def test_only_reductions_cross_devices(encoding):
 
 
 def check_placement(parts, step, mesh):
-    batch = put_batch(next(batches(1)), mesh)
+    batch = put_batch(next(tiny_batches(1, BATCH)), mesh)
     assert batch["image"].addressable_shards[0].data.shape == (BATCH // 8, 16, 16, 1)
     old = jax.device_put(
         jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), parts.abstract), replicated(mesh), may_alias=False
@@ -91,6 +84,6 @@ def check_placement(parts, step, mesh):
 
 def check_guard(parts, mesh):
     """Once traced, a step refuses another shape instead of silently compiling again."""
-    smaller = {name: values[:8] for name, values in next(batches(1)).items()}
+    smaller = {name: values[:8] for name, values in next(tiny_batches(1, BATCH)).items()}
     with pytest.raises(AssertionError, match="traced"):
         parts.step.lower(parts.abstract, put_batch(smaller, mesh))

@@ -11,16 +11,8 @@ from hypothesis import strategies as st
 
 from spiking_mlp_jax.config import VARIANTS, ModelConfig
 from spiking_mlp_jax.errors import InputError
-from spiking_mlp_jax.train.config import (
-    MODEL_FIELDS,
-    default_config,
-    in_todays_words,
-    load_config,
-    model_config,
-    read_arguments,
-    to_dict,
-    validate,
-)
+from spiking_mlp_jax.train.arguments import load_config, read_arguments
+from spiking_mlp_jax.train.config import MODEL_FIELDS, default_config, in_todays_words, model_config, to_dict, validate
 
 ROOT = Path(__file__).parent.parent
 FASHION = str(ROOT / "configs" / "fashion_mnist.py")
@@ -241,7 +233,7 @@ def test_train_py_answers_in_one_line(tmp_path, arguments, said):
 @pytest.mark.parametrize(
     ("patch", "status", "said"),
     [
-        ("config.read_arguments = stop", 130, "stopped: "),
+        ("arguments.read_arguments = stop", 130, "stopped: "),
         ("loop.train = stop", 130, "stopped: "),
         ("loop.train = lambda *_: loop.Result(3, True, 0.5); plots.plot_workdir = stop", 130, "stopped: "),
         ("loop.train = lambda *_: loop.Result(3, True, None)", 2, "error: there are no weights and no plots"),
@@ -251,7 +243,7 @@ def test_train_py_ends_in_one_line(tmp_path, patch, status, said):
     script = f"""
 import runpy, sys
 from spiking_mlp_jax.probe import plots
-from spiking_mlp_jax.train import config, loop
+from spiking_mlp_jax.train import arguments, loop
 def stop(*_):
     raise KeyboardInterrupt
 {patch}

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
-from jax.experimental.compilation_cache import compilation_cache
+from shades import forget_compiled, write_shades
 
 from spiking_mlp_jax import weights
 from spiking_mlp_jax.errors import InputError
@@ -28,24 +28,13 @@ LAST = 12  # steps: 2 epochs of 6
 SPEEDS = ("images_per_second", "data_wait_share", "data_wait_seconds")  # what differs between equal runs
 
 
-def write_idx(path, array):
-    header = bytes((0, 0, 8, array.ndim)) + b"".join(int(n).to_bytes(4, "big") for n in array.shape)
-    path.write_bytes(header + array.astype(np.uint8).tobytes())
-
-
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory):
     """A folder of bright and dark images, and one where compiled programs are kept from test to test."""
     folder = tmp_path_factory.mktemp("shared")
-    rng = np.random.default_rng(0)
-    for prefix, count in (("train", 100), ("t10k", 36)):
-        labels = np.arange(count) % 3
-        images = rng.integers(40, size=(count, 14, 14)) + 100 * labels[:, None, None]
-        write_idx(folder / f"{prefix}-images-idx3-ubyte", images)
-        write_idx(folder / f"{prefix}-labels-idx1-ubyte", labels)
+    write_shades(folder, train=100, test=36, side=14)
     yield folder
-    jax.config.update("jax_compilation_cache_dir", None)
-    compilation_cache.reset_cache()
+    forget_compiled()
 
 
 def make_config(shared, **fields):
@@ -222,10 +211,10 @@ def test_a_penalised_run_from_given_weights_continues_bit_for_bit(shared, whole,
         epochs=1,
     )
     first_states = []
-    make_train_step = loop.make_train_step
+    step_from_config = loop.step_from_config
 
     def watched(*arguments):
-        step = make_train_step(*arguments)
+        step = step_from_config(*arguments)
 
         def run(state, *rest):
             first_states.append(jax.device_get(state))
@@ -233,7 +222,7 @@ def test_a_penalised_run_from_given_weights_continues_bit_for_bit(shared, whole,
 
         return run
 
-    monkeypatch.setattr(loop, "make_train_step", watched)
+    monkeypatch.setattr(loop, "step_from_config", watched)
     assert loop.train(config, tmp_path / "one").finished
     assert f"starting from the weights of {tmp_path / 'weights'}" in capsys.readouterr().out
     _, params, stats = nnx.split(weights.load(tmp_path / "weights")[0], nnx.Param, nnx.BatchStat)

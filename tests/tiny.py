@@ -1,5 +1,6 @@
 """Small networks that every test can afford."""
 
+import numpy as np
 from flax import nnx
 
 from spiking_mlp_jax import ModelConfig, SpikingMLP
@@ -23,3 +24,11 @@ def tiny_config(**overrides) -> ModelConfig:
 def tiny_model(seed=0, **overrides) -> SpikingMLP:
     """A fresh network of `tiny_config`."""
     return SpikingMLP(tiny_config(**overrides), rngs=nnx.Rngs(seed))
+
+
+def tiny_batches(count, size):
+    """Random batches for `tiny_config`: uint8 images [size, 16, 16, 1] and labels [size] of 3 classes."""
+    rng = np.random.default_rng(0)
+    for _ in range(count):
+        images = rng.integers(256, size=(size, 16, 16, 1), dtype=np.uint8)
+        yield {"image": images, "label": rng.integers(3, size=size, dtype=np.int32)}

@@ -21,7 +21,6 @@ import io
 import json
 import os
 import shutil
-import tempfile
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -34,6 +33,7 @@ from PIL import Image
 
 from spiking_mlp_jax.data.image import DAMAGED, decode_image
 from spiking_mlp_jax.data.pictures import SPLITS, Pictures
+from spiking_mlp_jax.data.tfds_files import serializer, write_info
 from spiking_mlp_jax.errors import InputError
 
 FORMAT = 1  # of the shards: another number starts anew
@@ -95,7 +95,7 @@ def prepare(
             leftover.unlink() if leftover.is_file() else shutil.rmtree(leftover)
         jobs = [_Job(part, folder, name, jpeg_only, shard_bytes) for part in parts]
         _check_space(folder, jobs)
-        serialize = _serializer(jobs[0].pictures.class_names, jpeg_only)
+        serialize = serializer(jobs[0].pictures.class_names, jpeg_only)
         reports = []
         for job in jobs:
             if not job.run(serialize, skip_broken, workers, progress, stopping):
@@ -103,7 +103,9 @@ def prepare(
             reports.append(job.report())
             _write_json(work / f"{job.split}.report.json", reports[-1])
             (work / f"{job.split}.broken.json").unlink(missing_ok=True)
-        _write_info(folder, name, jpeg_only)
+        # Those of splits that were prepared before, too.
+        known = [report for path in sorted(work.glob("*.report.json")) if (report := _read_json(path)) is not None]
+        write_info(folder, name, known, jpeg_only, work)
     return reports
 
 
@@ -206,6 +208,7 @@ class _Job:
                 for future in finished:
                     future.result()
             except BaseException:
+                # Ctrl-C too: leaving the block waits for the threads, which would go on with their shards.
                 halt.set()
                 pool.shutdown(cancel_futures=True)
                 raise
@@ -334,71 +337,6 @@ def checked(data: bytes, jpeg_only: bool) -> tuple[bytes, str]:
     except DAMAGED as error:
         reason = error.__cause__ if isinstance(error, InputError) else error
         raise InputError(" ".join(str(reason).split()) or type(reason).__name__) from error
-
-
-def _features(class_names: Sequence[str], jpeg_only: bool) -> Any:
-    # Imported here because it takes a second and most users never need it. It does not import TensorFlow.
-    import tensorflow_datasets as tfds
-
-    # Those of TFDS's own imagenet2012.
-    return tfds.features.FeaturesDict(
-        {
-            "image": tfds.features.Image(encoding_format="jpeg" if jpeg_only else None),
-            "label": tfds.features.ClassLabel(names=list(class_names)),
-            "file_name": tfds.features.Text(),
-        }
-    )
-
-
-def _serializer(class_names: Sequence[str], jpeg_only: bool) -> Callable[[bytes, int, str], bytes]:
-    from tensorflow_datasets.core.example_serializer import ExampleSerializer
-
-    features = _features(class_names, jpeg_only)
-    serializer = ExampleSerializer(features.get_serialized_info())
-
-    def serialize(image: bytes, label: int, name: str) -> bytes:
-        example = {"image": image, "label": label, "file_name": os.fsencode(name)}
-        # A record is a protobuf map, whose order changes from process to process unless it is asked not to.
-        return serializer.get_tf_example(features.encode_example(example)).SerializeToString(deterministic=True)
-
-    return serialize
-
-
-def _write_info(folder: Path, name: str, jpeg_only: bool) -> None:
-    import tensorflow_datasets as tfds
-    from etils import epath
-    from tensorflow_datasets.core.dataset_info import DatasetIdentity
-    from tensorflow_datasets.core.splits import SplitDict
-
-    work = folder / _WORK
-    reports = [report for path in sorted(work.glob("*.report.json")) if (report := _read_json(path)) is not None]
-    version = tfds.core.Version(folder.name)
-    info = tfds.core.DatasetInfo(
-        builder=DatasetIdentity(name=name, version=version, data_dir=str(folder), module_name=""),
-        description=f"{name}, prepared by spiking-mlp-jax",
-        features=_features(list(reports[0]["classes"]), jpeg_only),
-        supervised_keys=("image", "label"),
-    )
-    info.set_file_format("array_record")
-    template = tfds.core.ShardedFileTemplate(epath.Path(folder), dataset_name=name, filetype_suffix="array_record")
-    info.set_splits(
-        SplitDict(
-            [
-                tfds.core.SplitInfo(
-                    name=report["split"],
-                    shard_lengths=report["shard_lengths"],
-                    num_bytes=report["bytes"],
-                    filename_template=template.replace(split=report["split"]),
-                )
-                for report in reports
-            ]
-        )
-    )
-    with tempfile.TemporaryDirectory(suffix=".partial", dir=work) as temporary:
-        info.write_to_directory(temporary)
-        # Readers look for dataset_info.json first.
-        for path in sorted(Path(temporary).iterdir(), key=lambda path: path.name == "dataset_info.json"):
-            path.replace(folder / path.name)
 
 
 def _check_space(folder: Path, jobs: Sequence[_Job]) -> None:

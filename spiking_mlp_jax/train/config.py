@@ -5,10 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
-import runpy
-import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any, Protocol
 
 from ml_collections import config_dict
@@ -247,7 +244,7 @@ def validate(config: Config, device_count: int) -> None:
         _check_type(name, values[name], defaults[name])
     for name, known in CHOICES.items():
         if values[name] not in known:
-            raise InputError(f'{name} cannot be "{_one_line(values[name])}": {nearest(values[name], known)}')
+            raise InputError(f'{name} cannot be "{one_line(values[name])}": {nearest(values[name], known)}')
     for name, (least, inclusive) in MINIMA.items():
         if values[name] < least or (values[name] == least and not inclusive):
             raise InputError(f"{name} must be {'at least' if inclusive else 'above'} {least}, but it is {values[name]}")
@@ -306,95 +303,8 @@ def check_names(names: Iterable[str], known: Iterable[str]) -> None:
             raise InputError(f'there is no config field "{name}": {nearest(name, known)}')
 
 
-def load_config(path: str) -> config_dict.ConfigDict:
-    """What a config file's get_config returns.
-
-    Args:
-        path: "FILE.py" or "FILE.py:ARGUMENT".
-
-    Raises:
-        InputError: no such file, or one that fails or does not define a configuration.
-    """
-    file, colon, argument = path.partition(":")
-    if not os.path.isfile(file):
-        # Only folders of configs: elsewhere are other programs, such as train.py.
-        folder = os.path.dirname(file)
-        folder = folder if os.path.basename(folder) == "configs" else "configs"
-        files = [os.path.join(folder, name) for name in _python_files(folder)]
-        raise InputError(f'there is no config file "{file}"' + (f": {nearest(file, files)}" if files else ""))
-    try:
-        get_config = runpy.run_path(file).get("get_config")
-        if get_config is None:
-            raise InputError(f'the config file "{file}" defines no function get_config')
-        config = get_config(argument) if colon else get_config()
-    except InputError:
-        raise
-    except Exception as error:
-        # Whatever the user's own code raises is a mistake in that file, not in this package.
-        message = f"{type(error).__name__}: {_one_line(error)}"
-        raise InputError(f'the config file "{file}" fails{_line_of(error, file)}: {message}') from error
-    if not isinstance(config, config_dict.ConfigDict):
-        raise InputError(f'get_config of "{file}" must return a ConfigDict, but returned {type(config).__name__}')
-    return config
-
-
-def read_arguments(arguments: Sequence[str]) -> tuple[config_dict.ConfigDict, list[str]]:
-    """Finds the experiment that a command line names, and checks the overrides of its fields.
-
-    ml_collections would find most of these mistakes too, but answers with a traceback.
-
-    Args:
-        arguments: the command line without the program's name.
-
-    Returns:
-        the experiment without the overrides, and the arguments without `--config FILE`.
-
-    Raises:
-        InputError: the first mistake.
-    """
-    path, overrides, rest = "", {}, []
-    remaining = iter(arguments)
-    for argument in remaining:
-        flag, equals, value = argument.lstrip("-").partition("=")
-        if argument.startswith("-") and flag == "config":
-            path = value if equals else next(remaining, "")
-            continue
-        rest.append(argument)
-        if argument.startswith("-") and flag.startswith(("config.", "noconfig.")):
-            overrides[flag.partition(".")[2]] = value if equals else None
-    if not path:
-        raise InputError("say what to train with --config FILE, such as --config configs/fashion_mnist.py")
-    config = load_config(path)
-    check_names(overrides, config.keys())
-    for name, value in overrides.items():
-        _check_override(name, value, config.get_type(name))
-    return config, rest
-
-
-def _check_override(name, value, kind):
-    wanted = {int: "a whole number", float: "a number", bool: "True or False"}.get(kind)
-    if value is None or wanted is None:
-        return
-    try:
-        fits = value.lower() in ("true", "t", "1", "false", "f", "0") if kind is bool else kind(value) is not None
-    except ValueError:
-        fits = False
-    if not fits:
-        raise InputError(f'{name} must be {wanted}, but --config.{name} is "{value}"')
-
-
-def _python_files(folder):
-    return sorted(name for name in os.listdir(folder) if name.endswith(".py")) if os.path.isdir(folder) else []
-
-
-def _line_of(error, file):
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
-    if isinstance(error, SyntaxError) and error.filename == file:
-        lines.append(error.lineno)
-    return f" in line {lines[-1]}" if lines else ""
-
-
-def _one_line(error):
+def one_line(error: object) -> str:
+    """Something as words that fit into one sentence."""
     return " ".join(str(error).split())[:300]
 
 

@@ -11,13 +11,11 @@ import numpy as np
 from spiking_mlp_jax.config import ModelConfig
 from spiking_mlp_jax.train.average import with_average
 from spiking_mlp_jax.train.config import Config, model_config
-from spiking_mlp_jax.train.loss import make_activity, make_loss
-from spiking_mlp_jax.train.mix import make_mix
 from spiking_mlp_jax.train.optimizer import make_optimizer
 from spiking_mlp_jax.train.roofline import CHIPS, Work, bounds, bytes_of, device_bytes, device_work
 from spiking_mlp_jax.train.sharding import make_mesh, placed, split_batch
 from spiking_mlp_jax.train.state import TrainState, abstract_state
-from spiking_mlp_jax.train.step import make_train_step
+from spiking_mlp_jax.train.step import step_from_config
 
 
 def macs_per_step(model: ModelConfig) -> int:
@@ -81,19 +79,7 @@ def describe(config: Config) -> Iterator[str]:
         yield _row("  averaged weights", _size(device_bytes(state.average, config.fsdp)))
     yield _row("  batch", _size(bytes_of(batch) / mesh.size))
     yield from _bounds(config, device_work(config, state, macs, mesh.size), mesh.size)
-    step = make_train_step(
-        graphdef,
-        optimizer,
-        make_loss(config),
-        config.mean,
-        config.std,
-        mesh,
-        make_activity(config),
-        ema_decay=config.ema_decay,
-        mix=make_mix(config),
-        accumulate=config.accumulate,
-        norm_statistics=config.norm_statistics,
-    )
+    step = step_from_config(config, graphdef, optimizer, mesh)
     memory = step.lower(placed(state, mesh), batch).compile().memory_analysis()
     size = "unknown on this platform" if memory is None else _size(memory.temp_size_in_bytes)
     yield _row("  temporaries", f"{size}, gradients included")

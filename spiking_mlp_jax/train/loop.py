@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib.metadata
 import json
 import os
-import platform
 import time
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -16,7 +14,6 @@ import jax
 import numpy as np
 from etils import epath
 from flax import nnx
-from jax.experimental.compilation_cache import compilation_cache
 
 from spiking_mlp_jax import weights
 from spiking_mlp_jax.data.damaged import Damaged
@@ -27,29 +24,22 @@ from spiking_mlp_jax.memory import keep_freed_memory, return_freed_memory
 from spiking_mlp_jax.train import dry_run, finetune, nonfinite
 from spiking_mlp_jax.train.average import with_average
 from spiking_mlp_jax.train.checkpoint import Checkpoints
+from spiking_mlp_jax.train.compilation_cache import use_compilation_cache
 from spiking_mlp_jax.train.config import Config, augmentation, model_config, to_dict, validate
-from spiking_mlp_jax.train.data_wait import DataWait
 from spiking_mlp_jax.train.eval_only import evaluate_only, evaluated, evaluation_batches
 from spiking_mlp_jax.train.evaluate import Evaluation, evaluate
 from spiking_mlp_jax.train.interrupt import StopRequest, out_of_reach
-from spiking_mlp_jax.train.loss import make_activity, make_loss
-from spiking_mlp_jax.train.metrics import Display, Metrics, Speedometer, to_json
-from spiking_mlp_jax.train.mix import make_mix
+from spiking_mlp_jax.train.metrics import Display, Metrics, to_json
 from spiking_mlp_jax.train.optimizer import make_optimizer, make_schedule
 from spiking_mlp_jax.train.processes import StopVote, check_alike, end_together, union
 from spiking_mlp_jax.train.profile import Profiler, annotate
 from spiking_mlp_jax.train.quantized import make_quantized
+from spiking_mlp_jax.train.report import Report
 from spiking_mlp_jax.train.sharding import make_mesh, placed, put_batch, put_together, replicated
 from spiking_mlp_jax.train.state import TrainState, abstract_state, init_state, load_state
-from spiking_mlp_jax.train.step import make_eval_step, make_train_step
+from spiking_mlp_jax.train.step import make_eval_step, step_from_config
 from spiking_mlp_jax.train.storage import as_path, storage_error, write_folder, write_text
-
-PACKAGES = (
-    "spiking-mlp-jax jax jaxlib flax optax orbax-checkpoint grain numpy chex ml-collections "
-    "tensorflow-datasets safetensors"
-)
-
-STARVED = 0.1  # share of the time waited for images of which a run warns
+from spiking_mlp_jax.train.versions import versions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,32 +105,6 @@ def train(config: Config, workdir: str | os.PathLike[str]) -> Result:
         raise full from error
 
 
-def use_compilation_cache(where: str) -> None:
-    """Makes JAX keep compiled programs, so that the next start does not compile them again.
-
-    Args:
-        where: a folder; "auto": in the user's cache folder; "off": nothing is changed.
-
-    Raises:
-        InputError: the given folder cannot be made.
-    """
-    if where == "off":
-        return
-    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    folder = epath.Path(f"{cache}/spiking_mlp_jax/jax" if where == "auto" else where).expanduser()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        if where == "auto":
-            return  # a home that cannot be written to only costs time
-        raise InputError(
-            f'compilation_cache "{folder}" cannot be made ({error.strerror}): name another folder'
-        ) from error
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    # JAX settles at the first compilation whether there is a cache, and that may have been already.
-    compilation_cache.reset_cache()
-
-
 class _Run:
     """Everything one run is made of; `run` is the story, the other methods are its verbs."""
 
@@ -163,20 +127,7 @@ class _Run:
         if config.ema_decay:
             self.abstract = jax.eval_shape(with_average, self.abstract)
         self.quantized = make_quantized(config, self.model)
-        self.train_step = make_train_step(
-            self.graphdef,
-            self.optimizer,
-            make_loss(config),
-            config.mean,
-            config.std,
-            self.mesh,
-            make_activity(config),
-            self.quantized,
-            make_mix(config),
-            config.accumulate,
-            config.norm_statistics,
-            config.ema_decay,
-        )
+        self.train_step = step_from_config(config, self.graphdef, self.optimizer, self.mesh)
         skip = np.bool_(config.on_nonfinite == "skip")
         self.guard = nonfinite.Guard(*jax.device_put((np.True_, skip), replicated(self.mesh)))
         self.eval_step = make_eval_step(self.graphdef, config.mean, config.std, self.mesh)
@@ -199,12 +150,7 @@ class _Run:
         )
         self.best: float | None = None
         self.evaluation_due = False  # the last one was interrupted
-        # Sums since the last line of metrics: they are saved, so that a resumed run writes the same lines.
-        self.window: dict[str, float] = {"steps": 0, "loss": 0.0, "accuracy": 0.0, "grad_norm": 0.0}
-        if config.activity_weight:
-            self.window["activity"] = 0.0
-        if config.on_nonfinite == "skip":
-            self.window["skipped"] = 0
+        self.report = Report(config, self.epoch_steps, self.schedule)
 
     def run(self, signals: StopRequest) -> Result:
         _make_workdir(self.workdir)
@@ -225,6 +171,7 @@ class _Run:
                 stack.callback(self.metrics.close)
             self.display = Display(self.workdir / "log.txt" if self.main else None, step, self.last, show=self.main)
             stack.callback(self.display.close)
+            self.report.show(self.display, self.metrics)
             self.display.say(self._greeting(state, step))
             for sentence in self.checkpoints.damaged:
                 self.display.say(f"warning: {sentence}")
@@ -266,14 +213,13 @@ class _Run:
         self.best = restored.progress["best"]
         # An older version may have summed fewer metrics and finished every evaluation.
         self.evaluation_due = restored.progress.get("evaluation_due", False)
-        self.window |= restored.progress["window"]
+        self.report.window |= restored.progress["window"]
         return restored.state, int(restored.state.step)
 
     def _train(self, state: TrainState, step: int, stop: StopVote) -> tuple[TrainState, int]:
         config = self.config
         pending = None
-        self.speedometer, self.data_wait = Speedometer(config.batch_size), DataWait()
-        self.waiting_told, self.skipped_in_a_row = False, 0
+        self.skipped_in_a_row = 0
         first = step + 1
         batches = out_of_reach(self.batches, config.workers)
         if self.evaluation_due:
@@ -282,9 +228,9 @@ class _Run:
             self.checkpoints.check()
             self.profiler.between_steps(step, state)
             with annotate(step + 1):
-                before, batch = self.batches.get_state(), self.data_wait.next(batches)
+                before, batch = self.batches.get_state(), self.report.data_wait.next(batches)
                 state, metrics = self.train_step(state, put_batch(batch, self.mesh), self.guard)
-            self.data_wait.dispatched(metrics)
+            self.report.data_wait.dispatched(metrics)
             if config.on_nonfinite == "stop":
                 self.guard = self.guard._replace(sound=metrics["sound"])
             step += 1
@@ -303,13 +249,11 @@ class _Run:
                 continue
             self._note(state, *pending, timed=False)
             pending = None
-            self.data_wait.pause()
+            self.report.pause()
             if epoch_over:
                 self._evaluate_and_save(state, step, stop)
             else:
                 self._save(state)
-            # Neither evaluating nor saving counts as training time.
-            self.speedometer.restart()
         if pending is not None:
             # Interrupted between the check after a step and the one before the next.
             self._note(state, *pending)
@@ -321,37 +265,14 @@ class _Run:
         self, state: TrainState, step: int, metrics: dict[str, jax.Array], batch: Any, before: Any, timed: bool = True
     ) -> None:
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        if values.pop("sound"):
-            self.skipped_in_a_row = 0
-            self.window["steps"] += 1
-            for name, value in values.items():
-                self.window[name] += value
-        else:
+        sound = values.pop("sound")
+        if not sound:
             self._note_nonfinite(state, step, values, batch, before)
-            self.window["skipped"] += 1
-        # The last step before a pause is noted right after the one before it, where no time has passed.
-        speed = self.speedometer.step() if timed else self.speedometer.rate
-        epoch = f"epoch {-(-step // self.epoch_steps)}/{self.config.epochs}"
-        count = self.window["steps"] or np.nan  # each may have been skipped
-        means = {name: self.window[name] / count for name in values}
-        status = f"loss {means['loss']:.4f}  accuracy {100 * means['accuracy']:.1f} %"
-        status += f"  activity {means['activity']:.4f}" if "activity" in means else ""
-        status += "" if speed is None else f"  {speed:.0f} images/s"
-        share, waited = self.data_wait.so_far()
-        status += "" if share is None else f"  data wait {100 * share:.0f} %"
-        self.display.step(step, epoch, status)
-        if step % self.config.log_every and step != self.last:
-            return
-        self.damaged.share()
-        self.display.report(step, epoch, status)
-        if self.metrics is not None:
-            rate = float(np.asarray(self.schedule(step - 1)))
-            skipped = {"skipped": self.window["skipped"]} if "skipped" in self.window else {}
-            values = {**means, **skipped, "learning_rate": rate, "images_per_second": speed}
-            values |= {"data_wait_share": share, "data_wait_seconds": waited}
-            self.metrics.write(step, step / self.epoch_steps, "train", values)
-        self.window = dict.fromkeys(self.window, 0)
-        self._tell_of_waiting(share)
+        self.skipped_in_a_row = 0 if sound else self.skipped_in_a_row + 1
+        ends = step % self.config.log_every == 0 or step == self.last
+        if ends:
+            self.damaged.share()
+        self.report.note(step, values, bool(sound), timed, ends)
 
     def _note_nonfinite(
         self, state: TrainState, step: int, values: dict[str, float], batch: Any, before: dict[str, Any]
@@ -368,23 +289,13 @@ class _Run:
                 self._save(state, data=before)
                 self.checkpoints.wait()
             raise nonfinite.stopped(self.workdir, step, values, records)
-        self.skipped_in_a_row += 1
-        if self.skipped_in_a_row == nonfinite.MOST_IN_A_ROW:
+        if self.skipped_in_a_row + 1 == nonfinite.MOST_IN_A_ROW:
             self.checkpoints.wait()
             raise nonfinite.hopeless(self.workdir, step, values)
         self.display.say(
             f"warning: step {step} was skipped: its loss is {values['loss']}, the norm of its gradient "
             f"{values['grad_norm']}; its images are listed in {self.workdir / nonfinite.RECORDS}"
         )
-
-    def _tell_of_waiting(self, share: float | None) -> None:
-        self.data_wait.clear()
-        if share is not None and share > STARVED and not self.waiting_told:
-            self.waiting_told = True
-            self.display.say(
-                f"warning: {100 * share:.0f} % of the time since the last line was spent waiting for images: raise "
-                f"workers, which is {self.config.workers}, or give the images a faster disk or a cheaper preparation"
-            )
 
     def _evaluate_and_save(self, state: TrainState, step: int, stop: StopVote) -> None:
         started = time.monotonic()
@@ -432,7 +343,7 @@ class _Run:
         self.display.say(text)  # the display comes later than what uses it
 
     def _save(self, state: TrainState, accuracy: float | None = None, data: dict[str, Any] | None = None) -> None:
-        progress = {"epoch_steps": self.epoch_steps, "best": self.best, "window": self.window}
+        progress = {"epoch_steps": self.epoch_steps, "best": self.best, "window": self.report.window}
         self.damaged.share()
         progress["damaged"] = sorted(self.damaged.seen)
         progress["evaluation_due"] = self.evaluation_due
@@ -461,13 +372,9 @@ class _Run:
         )
 
     def _write_descriptions(self) -> None:
-        if not self.main:
-            return
-        write_text(self.workdir / "config.json", json.dumps(to_dict(self.config), indent=1) + "\n")
-        versions = {"python": platform.python_version(), "platform": platform.platform()}
-        versions |= {name: _version(name) for name in PACKAGES.split()}
-        versions["devices"] = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
-        write_text(self.workdir / "versions.json", json.dumps(versions, indent=1) + "\n")
+        if self.main:
+            write_text(self.workdir / "config.json", json.dumps(to_dict(self.config), indent=1) + "\n")
+            write_text(self.workdir / "versions.json", json.dumps(versions(), indent=1) + "\n")
 
 
 class _Interrupted(Exception):
@@ -510,10 +417,3 @@ def _check_classes(source: Source, num_classes: int, dataset: str) -> None:
         raise InputError(
             f'num_classes is {num_classes}, but "{dataset}" has {len(source.class_names)} classes: make them equal'
         )
-
-
-def _version(name):
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed as a package"

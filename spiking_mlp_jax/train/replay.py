@@ -23,14 +23,14 @@ from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.train.average import with_average
 from spiking_mlp_jax.train.checkpoint import Checkpoints
 from spiking_mlp_jax.train.config import default_config, model_config
-from spiking_mlp_jax.train.loss import make_activity, make_loss
+from spiking_mlp_jax.train.loss import make_loss
 from spiking_mlp_jax.train.mix import make_mix
 from spiking_mlp_jax.train.nonfinite import RECORDS, batch_file
 from spiking_mlp_jax.train.optimizer import make_optimizer
 from spiking_mlp_jax.train.quantized import make_quantized
 from spiking_mlp_jax.train.sharding import make_mesh, placed, put_batch
 from spiking_mlp_jax.train.state import abstract_state
-from spiking_mlp_jax.train.step import make_train_step
+from spiking_mlp_jax.train.step import step_from_config
 from spiking_mlp_jax.train.storage import as_path, read_lines
 
 
@@ -125,20 +125,7 @@ def replay(workdir: str | os.PathLike[str]) -> Replay:
     bad: Any = ~np.isfinite(np.asarray(logits, np.float32)).all((0, 2))
     variables = _not_finite(state.params) + _not_finite(state.stats)
     # The step itself comes last: it takes the state's memory.
-    take = make_train_step(
-        graphdef,
-        optimizer,
-        loss,
-        config.mean,
-        config.std,
-        mesh,
-        make_activity(config),
-        quantized,
-        mix,
-        config.accumulate,
-        config.norm_statistics,
-        config.ema_decay,
-    )
+    take = step_from_config(config, graphdef, optimizer, mesh)
     _, metrics = take(state, put_batch(batch, mesh))
     return Replay(
         step,

@@ -15,10 +15,20 @@ from jax.sharding import Mesh
 
 from spiking_mlp_jax.data.normalize import normalize
 from spiking_mlp_jax.train.average import update_average
+from spiking_mlp_jax.train.config import Config, model_config
 from spiking_mlp_jax.train.gradients import make_gradients
-from spiking_mlp_jax.train.loss import Activity, Loss, class_scores, image_cross_entropy, mean_rate
-from spiking_mlp_jax.train.mix import Mix
+from spiking_mlp_jax.train.loss import (
+    Activity,
+    Loss,
+    class_scores,
+    image_cross_entropy,
+    make_activity,
+    make_loss,
+    mean_rate,
+)
+from spiking_mlp_jax.train.mix import Mix, make_mix
 from spiking_mlp_jax.train.nonfinite import Guard, keep_if_sound
+from spiking_mlp_jax.train.quantized import make_quantized
 from spiking_mlp_jax.train.sharding import FSDP, replicated, state_shardings
 from spiking_mlp_jax.train.state import TrainState
 
@@ -110,6 +120,26 @@ def make_train_step(
     # With "fsdp" each array of the state has its own place, which is only known with its shape.
     shardings = (None if FSDP in mesh.shape else replicated(mesh), replicated(mesh))
     return _compile_once(train_step, out_shardings=shardings, donate_argnums=0)
+
+
+def step_from_config(
+    config: Config, graphdef: nnx.GraphDef, optimizer: optax.GradientTransformation, mesh: Mesh
+) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
+    """The training step that a configuration asks for; arguments and result as for `make_train_step`."""
+    return make_train_step(
+        graphdef,
+        optimizer,
+        make_loss(config),
+        config.mean,
+        config.std,
+        mesh,
+        make_activity(config),
+        make_quantized(config, model_config(config)),
+        make_mix(config),
+        config.accumulate,
+        config.norm_statistics,
+        config.ema_decay,
+    )
 
 
 def make_eval_step(
