@@ -193,7 +193,16 @@ def test_notation():
     assert parse_rand_augment("") is None
     assert parse_rand_augment("rand-m9-mstd0.5-inc1") == RandAugment(9.0, 0.5, 2, 0.5)
     assert parse_rand_augment("rand-n3-inc1") == RandAugment(10.0, 0.0, 3, 0.5)
-    for wrong in ("rand-m9", "augmix-m9-inc1", "rand-m11-inc1", "rand-n0-inc1", "rand-m9-w0-inc1", "9", "rand-inc0"):
+    for wrong in (
+        "rand-m9",
+        "augmix-m9-inc1",
+        "rand-m11-inc1",
+        "rand-n0-inc1",
+        "rand-m9-w0-inc1",
+        "9",
+        "rand-inc0",
+        "rand-m9-m3-inc1",
+    ):
         with pytest.raises(InputError, match=r"rand-m9-mstd0\.5-inc1"):
             parse_rand_augment(wrong)
 
