@@ -19,7 +19,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,8 @@ from spiking_mlp_jax.infer.engine import Engine
 from spiking_mlp_jax.probe.activity import in_network_order
 from spiking_mlp_jax.probe.plots import BLUE, GREY, ORANGE, write
 from spiking_mlp_jax.synapses import dense_operations, fan_out, neurons
-from spiking_mlp_jax.train.config import load_config, model_config
+from spiking_mlp_jax.train.arguments import load_config
+from spiking_mlp_jax.train.config import model_config
 from spiking_mlp_jax.train.loop import train
 from spiking_mlp_jax.train.metrics import to_json
 from spiking_mlp_jax.train.storage import write_text
@@ -122,6 +123,15 @@ def table(rows: Iterable[dict[str, Any]]) -> list[str]:
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
+
+
+def line(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """The engine's time as a straight line over synaptic operations, in words; nothing of fewer than three rows."""
+    if len(rows) < 3:
+        return []
+    counts, times = [row["synaptic_operations"] for row in rows], [1 / row[ENGINE] for row in rows]
+    slope, offset = np.polyfit(counts, times, 1)
+    return [f"time of an image: {1e6 * offset:.1f} us and {1e12 * slope:.1f} ns for a thousand synaptic operations"]
 
 
 def curve(rows: list[dict[str, Any]], title: str) -> Figure:
@@ -229,7 +239,7 @@ def main() -> int:
     figure = curve(rows, f"{args.config}, seed{'s' * (args.seeds > 1)} {', '.join(map(str, range(args.seeds)))}")
     for path in plots:
         write(figure, path)
-    print("\n".join(table(rows)))
+    print("\n".join([*table(rows), *line(rows)]))
     return 0
 
 

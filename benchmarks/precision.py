@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from spiking_mlp_jax.errors import InputError
-from spiking_mlp_jax.train.config import load_config
+from spiking_mlp_jax.train.arguments import load_config
 from spiking_mlp_jax.train.loop import train
 
 DTYPES = ("float32", "bfloat16")

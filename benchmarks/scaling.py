@@ -31,7 +31,8 @@ from benchmarks.report import line, refusal
 from spiking_mlp_jax.config import VARIANTS
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.train import roofline
-from spiking_mlp_jax.train.config import Config, load_config, model_config, validate
+from spiking_mlp_jax.train.arguments import load_config
+from spiking_mlp_jax.train.config import Config, model_config, validate
 from spiking_mlp_jax.train.dry_run import macs_per_step, parameter_count
 from spiking_mlp_jax.train.loss import make_loss
 from spiking_mlp_jax.train.optimizer import make_optimizer

@@ -10,7 +10,8 @@ from random_model import make_data, make_workdir, random_model
 from benchmarks import activity
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.synapses import dense_operations, neurons
-from spiking_mlp_jax.train.config import load_config, model_config
+from spiking_mlp_jax.train.arguments import load_config
+from spiking_mlp_jax.train.config import model_config
 from spiking_mlp_jax.train.loop import Result
 
 DEMO = "configs/fashion_mnist.py:demo"
@@ -48,7 +49,8 @@ def test_the_curve_of_a_few_runs(trained, monkeypatch, tmp_path, capsys):
     assert trained == ["dense_0", "rates_1_0", "synops_3_0"]
     printed = capsys.readouterr()
     lines = printed.out.splitlines()
-    assert len(lines) == 5 and "progress" in printed.err
+    assert len(lines) == 6 and "progress" in printed.err
+    assert lines[5].startswith("time of an image: ")
     assert lines[2].startswith("| none | 0 | 0 | 90.00 | 10.00 |") and lines[2].endswith("| 10.00 | 7,000 |")
     assert lines[3].startswith("| rates | 1 | 0 | 85.00 | 5.00 |")
     document = json.loads(out.read_text())
@@ -62,6 +64,12 @@ def test_the_curve_of_a_few_runs(trained, monkeypatch, tmp_path, capsys):
         assert file.read_bytes().startswith(b"\x89PNG")
     # Over files of its own it writes again.
     assert run(monkeypatch, *arguments) == 0 and json.loads(out.read_text()) == document
+
+
+def test_a_straight_line_is_found():
+    rows = [{"synaptic_operations": n, activity.ENGINE: 1 / (2e-5 + 3e-11 * n)} for n in (1e5, 4e5, 9e5)]
+    assert activity.line(rows) == ["time of an image: 20.0 us and 30.0 ns for a thousand synaptic operations"]
+    assert activity.line(rows[:2]) == []
 
 
 def test_speeds_are_of_each_runs_compiled_network(tmp_path):

@@ -331,7 +331,7 @@ def run(capsys, *arguments):
 
 
 def test_command(capsys, monkeypatch, tmp_path):
-    monkeypatch.setattr("spiking_mlp_jax.train.loop.use_compilation_cache", lambda where: None)
+    monkeypatch.setattr("spiking_mlp_jax.train.compilation_cache.use_compilation_cache", lambda where: None)
     workdir = make_workdir(tmp_path / "run", random_model(depths=(1,)))
     plot = tmp_path / "cost.png"
     status, out, _ = run(capsys, "cost", workdir, "--limit", 5, "--batch-size", 3, "--json", "--plot", plot)

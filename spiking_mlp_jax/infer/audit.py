@@ -127,6 +127,7 @@ def audit(fn: Callable[..., Any], *example_args: Any) -> Report:
     except InputError:
         raise
     except Exception as error:
+        # The function is the user's: whatever it raises while it is traced is about its arguments or itself.
         reason = (str(error).strip() or "no reason given").splitlines()[0].rstrip(".")
         raise InputError(
             f"{_name(fn)} cannot be traced for arguments of these shapes and dtypes, so give it others or make it "

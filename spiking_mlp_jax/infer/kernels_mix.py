@@ -21,6 +21,7 @@ from spiking_mlp_jax.infer.simd import (
 
 @part
 def mixed(total, mixture, at):
+    """Potentials of 32 channels from their sums: shifted left, then right with halves rounded up, plus the bias."""
     x = left_shift(total, mixture.left[at])
     return add(right_shift(add(x, mixture.half[at]), mixture.right[at]), mixture.bias[at])
 
