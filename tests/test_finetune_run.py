@@ -216,3 +216,13 @@ def test_windows_of_the_profiler(monkeypatch, window, steps, traced):
 def test_bad_windows(text):
     with pytest.raises(InputError, match="profile_steps"):
         profile.parse_window(text)
+
+
+def test_a_window_that_no_step_reaches_is_refused(shared, tmp_path):
+    profile.check_window("", 5)
+    profile.check_window("4:9", 5)
+    with pytest.raises(InputError, match=r'"5:9" begins after the run.s last step, 5'):
+        profile.check_window("5:9", 5)
+    with pytest.raises(InputError, match="last step, 2"):
+        loop.train(make_config(shared, max_steps=2, profile_steps="2:4"), tmp_path)
+    assert not list(tmp_path.iterdir())

@@ -32,7 +32,7 @@ from spiking_mlp_jax.train.interrupt import StopRequest, out_of_reach
 from spiking_mlp_jax.train.metrics import Display, Metrics, to_json
 from spiking_mlp_jax.train.optimizer import make_optimizer, make_schedule
 from spiking_mlp_jax.train.processes import StopVote, check_alike, end_together, union
-from spiking_mlp_jax.train.profile import Profiler, annotate
+from spiking_mlp_jax.train.profile import Profiler, annotate, check_window
 from spiking_mlp_jax.train.quantized import make_quantized
 from spiking_mlp_jax.train.report import Report
 from spiking_mlp_jax.train.sharding import make_mesh, placed, put_batch, put_together, replicated
@@ -120,6 +120,7 @@ class _Run:
         self.epoch_steps = steps_per_epoch(self.source, config.batch_size)
         total = config.epochs * self.epoch_steps
         self.last = min(total, config.max_steps) if config.max_steps else total
+        check_window(config.profile_steps, self.last)
         self.mesh = make_mesh(fsdp=config.fsdp)
         self.optimizer = make_optimizer(config, self.epoch_steps)
         self.schedule = make_schedule(config, self.epoch_steps)

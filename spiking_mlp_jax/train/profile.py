@@ -28,6 +28,21 @@ def parse_window(text: str) -> tuple[int, int] | None:
     return int(first), int(last)
 
 
+def check_window(text: str, last: int) -> None:
+    """Refuses a window that a run never reaches.
+
+    Args:
+        text: as `parse_window` reads it.
+        last: the run's last step.
+
+    Raises:
+        InputError: the window begins where the run has ended.
+    """
+    window = parse_window(text)
+    if window is not None and window[0] >= last:
+        raise InputError(f'profile_steps "{text}" begins after the run\'s last step, {last}: name earlier steps')
+
+
 def annotate(step: int) -> jax.profiler.StepTraceAnnotation:
     """A context that marks a step in a trace; outside a trace it costs next to nothing."""
     return jax.profiler.StepTraceAnnotation("train", step_num=step)
