@@ -82,7 +82,10 @@ def open_source(dataset: str, split: str, data_dir: str | os.PathLike[str] | Non
     if dataset.startswith("tfds:"):
         return TfdsSource(find_version(dataset.removeprefix("tfds:"), folder), split)
     if folder is None:
-        raise InputError(f'Data set "{dataset}" needs data_dir: give the folder that holds the data.')
+        raise InputError(
+            f'data set "{dataset}" needs data_dir: name the folder of the data with --data-dir, in training with '
+            "--config.data_dir"
+        )
     return IdxSource(folder, split) if dataset == "idx" else FolderSource(folder, split)
 
 
