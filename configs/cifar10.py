@@ -17,7 +17,8 @@ The same folder with every kind of augmentation (crop, flip, RandAugment, colour
 label smoothing), for two CPU cores and three hours: a step of one time step takes a fifth of the time, so the network
 first learns at T=1 and goes on at T=4. Augmentation is milder than ImageNet's, as such a small network underfits.
 Hardware: 2 CPU cores.
-Result: not measured here.
+Result: 73.65 % of the test set with T=1, then 75.86 % with T=4, of images re-compressed as JPEGs of about quality 75
+(docs/cifar10.md; logs: docs/runs/cifar10_one_step, docs/runs/cifar10).
 
     python train.py --config configs/cifar10.py:224 --workdir runs/cifar10_224
 
@@ -70,7 +71,7 @@ def get_config(arg="32"):
 
     # Optimisation
     config.batch_size = 512 if arg == "224" else 128
-    config.epochs = {"one_step": 38, "small": 7}.get(arg, 100)
+    config.epochs = {"one_step": 38, "small": 4}.get(arg, 100)
     if small:
         config.optimizer = "adamw"
         config.learning_rate = 0.003 if arg == "one_step" else 0.001
