@@ -59,6 +59,9 @@ def _add_receptive_fields(kinds, command, positive) -> None:
         "--covariances", type=positive, default=4, metavar="N", help="of these, with a covariance (default: 4)"
     )
     fields.add_argument(
+        "--least", type=positive, default=100, metavar="N", help="spikes that a unit needs (default: 100)"
+    )
+    fields.add_argument(
         "--layer",
         action="append",
         metavar="NAME",
@@ -114,6 +117,7 @@ def _receptive_fields(chosen: argparse.Namespace) -> None:
         images=chosen.images,
         gradients=chosen.gradients,
         covariances=chosen.covariances,
+        least=chosen.least,
         contrast=chosen.contrast,
         kind="binary" if chosen.binary else "gaussian",
         seed=chosen.seed,

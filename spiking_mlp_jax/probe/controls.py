@@ -16,8 +16,7 @@ from jaxtyping import Float
 from spiking_mlp_jax.config import ModelConfig
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.model import SpikingMLP
-
-PASSES = 60  # of a running average that forgets a tenth of itself each time: 0.2 % of its start are left
+from spiking_mlp_jax.norm import MOMENTUM
 
 
 def untrained_network(config: ModelConfig, images: Iterable[Float[np.ndarray, "B H W C"]], *, seed: int) -> SpikingMLP:
@@ -28,7 +27,7 @@ def untrained_network(config: ModelConfig, images: Iterable[Float[np.ndarray, "B
 
     Args:
         config: of the trained network.
-        images: normalised pixels, some batches of one size; they are shown again until the averages have settled.
+        images: normalised pixels, some batches of one size; the norms get the means of their statistics.
         seed: of the weights.
 
     Returns:
@@ -49,11 +48,18 @@ def untrained_network(config: ModelConfig, images: Iterable[Float[np.ndarray, "B
         model(images)
         return nnx.state(model, nnx.BatchStat)
 
-    for i in range(PASSES):
-        stats = show(stats, batches[i % len(batches)])
+    # A running average moves by a known share towards a batch's statistics, which tells what they are.
+    moved = [show(stats, batch) for batch in batches]
+    stats = jax.tree.map(lambda old, *new: _settled(old, jnp.stack(new)), stats, *moved)
     model = nnx.merge(graphdef, params, stats)
     model.eval()
     return model
+
+
+def _settled(old, new):
+    if not jnp.issubdtype(old.dtype, jnp.floating):
+        return new[-1]
+    return (old + (new - old).mean(0) / MOMENTUM).astype(old.dtype)
 
 
 def shuffled_pixels(field: Float[np.ndarray, "H W"], rng: np.random.Generator) -> Float[np.ndarray, "H W"]:

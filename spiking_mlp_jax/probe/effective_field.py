@@ -21,7 +21,7 @@ from jaxtyping import Float
 
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.model import SpikingMLP
-from spiking_mlp_jax.probe.units import Units, responses
+from spiking_mlp_jax.probe.units import Units, separate_responses
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,12 +58,12 @@ def effective_field(model: SpikingMLP, units: Units, batches: Iterable[Float[np.
     Raises:
         InputError: there are no images.
     """
-    answer = responses(model, [units])
+    answer, variables = separate_responses(model, [units])
 
     @jax.jit
-    def sums(images):
+    def sums(variables, images):
         # In evaluation mode images do not meet, so the gradient of a sum over them holds each one's own.
-        _, pull_back = jax.vjp(lambda x: answer(x)[0], images)
+        _, pull_back = jax.vjp(lambda x: answer(variables, x)[0], images)
 
         def of_unit(one_hot):
             (g,) = pull_back(jnp.broadcast_to(one_hot, (len(images), len(one_hot))))
@@ -73,7 +73,7 @@ def effective_field(model: SpikingMLP, units: Units, batches: Iterable[Float[np.
 
     count, total = 0, None
     for images in batches:
-        parts = [np.asarray(part, np.float64) for part in sums(jnp.asarray(images))]
+        parts = [np.asarray(part, np.float64) for part in sums(variables, jnp.asarray(images))]
         total = parts if total is None else [old + new for old, new in zip(total, parts, strict=True)]
         count += len(images)
     if total is None:

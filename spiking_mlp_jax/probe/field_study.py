@@ -135,7 +135,7 @@ def study(
             what = f"{name}: Gabors, {measure}"
             parts[f"{name}/{measure}/gabors"] = kept(
                 f"{name}.{measure}.gabors",
-                lambda f=fields, w=what: _gabors(f, layers, settings.seed, w, progress),
+                lambda f=fields, w=what, c=name == "trained": _gabors(f, layers, settings.seed, c, w, progress),
             )
     return parts
 
@@ -300,7 +300,7 @@ def _mixing(model, untrained, settings, progress) -> Arrays:
     return found
 
 
-def _gabors(fields: Arrays, layers, seed, what, progress) -> Arrays:
+def _gabors(fields: Arrays, layers, seed, controls, what, progress) -> Arrays:
     rng = np.random.default_rng(seed)
     found: Arrays = {}
     jobs = []
@@ -309,6 +309,8 @@ def _gabors(fields: Arrays, layers, seed, what, progress) -> Arrays:
         grey = [_grey(field) for field in whole]
         found[f"colour {layer}"] = np.array([share for _, share in grey])
         jobs += [(f"field {layer}", [g for g, _ in grey])]
+        if not controls:
+            continue
         jobs += [(f"pixels {layer}", [g if np.isnan(g).any() else shuffled_pixels(g, rng) for g, _ in grey])]
         if f"control {layer}" in fields:
             jobs += [(f"spikes {layer}", [_grey(field)[0] for field in fields[f"control {layer}"]])]

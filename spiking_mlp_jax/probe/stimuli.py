@@ -16,7 +16,7 @@ from spiking_mlp_jax.data.sources import Source
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.model import SpikingMLP
 from spiking_mlp_jax.probe.spike_triggered import Moments
-from spiking_mlp_jax.probe.units import Units, responses
+from spiking_mlp_jax.probe.units import Units, separate_responses
 
 NOISES = ("gaussian", "binary")
 
@@ -118,14 +118,15 @@ def record_spikes(
     for group in units:
         if not group.layer.endswith(".spikes"):
             raise InputError(f"{group.layer} is no layer of spikes: take one whose name ends in .spikes")
-    answer = jax.jit(responses(model, units))
+    answer, variables = separate_responses(model, units)
+    answer = jax.jit(answer)
     full = 0
     for images in batches:
         images = np.asarray(images)
         full = max(full, len(images))
         # A last, smaller batch is filled up: another shape would be compiled again.
         padded = np.concatenate([images, np.zeros((full - len(images), *images.shape[1:]), images.dtype)])
-        yield images, [np.asarray(counts)[: len(images)] for counts in answer(padded)]
+        yield images, [np.asarray(counts)[: len(images)] for counts in answer(variables, padded)]
 
 
 def collect(

@@ -111,10 +111,21 @@ def responses(
         function of images, differentiable through the surrogates: for each group the sum over the time steps of its
         units' values, spikes or potentials [B, channels]. It can be jitted.
     """
+    answer, variables = separate_responses(model, units)
+    return lambda images: answer(variables, images)
+
+
+def separate_responses(
+    model: SpikingMLP, units: Sequence[Units]
+) -> tuple[Callable[..., list[Float[Array, "B U"]]], nnx.State]:
+    """The same as a function of the network's variables and the images, and the variables.
+
+    Compiled like this, networks of one shape share a program.
+    """
     graphdef, variables = nnx.split(evaluation_copy(model))
     steps = model.config.time_steps
 
-    def answer(images):
+    def answer(variables, images):
         def observe(name, value):
             found = {}
             for i, group in enumerate(units):
@@ -127,7 +138,7 @@ def responses(
         _, seen = nnx.merge(graphdef, variables, copy=True)(images, observe=observe)
         return [seen[group.layer][str(i)] for i, group in enumerate(units)]
 
-    return answer
+    return answer, variables
 
 
 def _scanned(layer: str) -> str:
