@@ -62,10 +62,28 @@ def _settled(old, new):
     return (old + (new - old).mean(0) / MOMENTUM).astype(old.dtype)
 
 
-def shuffled_pixels(field: Float[np.ndarray, "H W"], rng: np.random.Generator) -> Float[np.ndarray, "H W"]:
-    """The same pixels in random order: what a field is without its arrangement."""
+def shuffled_pixels(
+    field: Float[np.ndarray, "H W"], rng: np.random.Generator, block: int | None = None
+) -> Float[np.ndarray, "H W"]:
+    """The same pixels in random order: what a field is without its arrangement.
+
+    Args:
+        field: a map.
+        rng: source of the order.
+        block: side of the squares within which pixels change places, None for the whole map. With squares the size of a
+            token's patch the field stays where it is and as large as it is; only what it looks like inside is gone.
+
+    Raises:
+        InputError: squares that do not divide the map.
+    """
     field = np.asarray(field)
-    return rng.permutation(field.ravel()).reshape(field.shape)
+    height, width = field.shape
+    rows, columns = (block, block) if block is not None else (height, width)
+    if rows < 1 or height % rows or width % columns:
+        raise InputError(f"a map of {height} x {width} pixels does not divide into squares of {block}")
+    squares = field.reshape(height // rows, rows, width // columns, columns).swapaxes(1, 2)
+    mixed = rng.permuted(squares.reshape(*squares.shape[:2], -1), axis=-1).reshape(squares.shape)
+    return mixed.swapaxes(1, 2).reshape(height, width)
 
 
 def main_colour(field: Float[np.ndarray, "H W C"]) -> tuple[Float[np.ndarray, "H W"], float]:

@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle
+from matplotlib.ticker import MaxNLocator
 
 from spiking_mlp_jax.config import ModelConfig
 from spiking_mlp_jax.probe.controls import main_colour
@@ -60,6 +61,8 @@ def mixing_figure(part: Arrays) -> Figure:
             curve.axhline(0, color="black", linewidth=0.5)
             curve.set(xlabel="offset j - i (tokens)", ylabel="weight")
             curve.grid(alpha=0.3)
+            for scale in (curve.xaxis, matrix.xaxis, matrix.yaxis):
+                scale.set_major_locator(MaxNLocator(5, integer=True))
     axes[0, 1].legend(frameon=False, fontsize=7)
     return figure
 
@@ -108,18 +111,19 @@ def fields_figure(parts: dict[str, Arrays], kind: str, layers: list[str]) -> Fig
     rows = [("trained", "trained", "field"), ("its Gabor", "trained", None), ("untrained", "untrained", "field")]
     if any(f"control {layer}" in parts[f"trained/{kind}"] for layer in layers):
         rows.append(("spikes shifted", "trained", "control"))
-    figure = Figure(figsize=(11, len(layers) * (0.5 + 1.28 * len(rows))), layout="constrained")
+    most = max(min(SHOWN, len(parts[f"trained/{kind}"][f"field {layer}"])) for layer in layers)
+    figure = Figure(figsize=(max(1.35 * most, 4) + 0.3, len(layers) * (0.5 + 1.28 * len(rows))), layout="constrained")
     for panel, layer in zip(np.atleast_1d(figure.subfigures(len(layers), 1)), layers, strict=True):
         panel.suptitle(f"{NAMES[kind]}: {_short(layer)}, middle token", fontsize=10)
-        axes = panel.subplots(len(rows), SHOWN, squeeze=False)
         whole = parts[f"trained/{kind}"][f"field {layer}"]
+        axes = panel.subplots(len(rows), min(SHOWN, len(whole)), squeeze=False)
         fits = gabors(parts[f"trained/{kind}/gabors"][f"field {layer}"])
         units = np.linspace(0, len(whole) - 1, min(SHOWN, len(whole))).round().astype(int)
         for line, (label, name, what) in zip(axes, rows, strict=True):
             line[0].set_ylabel(label, fontsize=8)
             for axis in line:
                 axis.set(xticks=[], yticks=[])
-            for axis, unit in zip(line, units, strict=False):
+            for axis, unit in zip(line, units, strict=True):
                 if what is None:
                     fit = fits[unit]
                     if fit is None:
@@ -133,8 +137,6 @@ def fields_figure(parts: dict[str, Arrays], kind: str, layers: list[str]) -> Fig
                     _nothing(axis)
                 else:
                     _field(axis, main_colour(field)[0])
-            for axis in line[len(units) :]:
-                axis.set_axis_off()
     return figure
 
 
@@ -145,7 +147,7 @@ def quality_figure(parts: dict[str, Arrays], layers: list[str]) -> Figure:
     curves = (
         ("trained", "field", BLUE, "-", "trained"),
         ("untrained", "field", ORANGE, "-", "untrained"),
-        ("trained", "pixels", GREY, "--", "trained, pixels shuffled"),
+        ("trained", "pixels", GREY, "--", "trained, pixels shuffled within patches"),
         ("trained", "spikes", GREEN, ":", "trained, spikes shifted"),
     )
     for row, layer in zip(axes, layers, strict=True):

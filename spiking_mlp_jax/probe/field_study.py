@@ -1,8 +1,8 @@
 """The whole study of a network's receptive fields, with its controls, in parts that are kept as they are finished.
 
 For the trained network and an untrained one: gradients over images, answers to white noise, answers to images. Then a
-Gabor is fitted to every field found, to the same fields with their pixels shuffled, and to what the shifted spikes
-give. `field_summary` makes tables of the result, `field_plots` figures.
+Gabor is fitted to every field found, to the same fields with their pixels shuffled within each token's patch, and to
+what the shifted spikes give. `field_summary` makes tables of the result, `field_plots` figures.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from spiking_mlp_jax.probe.units import Units, choose_units, default_layers
 
 NETWORKS = ("trained", "untrained")
 KINDS = ("noise", "images", "gradient")  # spike-triggered average, ridge-whitened one, mean gradient
-CONTROLS = ("field", "pixels", "spikes")  # the field itself, its pixels shuffled, shifted spikes
+CONTROLS = ("field", "pixels", "spikes")  # the field itself, its pixels shuffled within patches, shifted spikes
 FIT_COLUMNS = ("row", "column", "orientation", "frequency", "phase", "sigma_x", "sigma_y", "amplitude", "explained")
 GRADIENT_BATCH = 32
 Arrays = dict[str, np.ndarray]
@@ -135,7 +135,7 @@ def study(
             what = f"{name}: Gabors, {measure}"
             parts[f"{name}/{measure}/gabors"] = kept(
                 f"{name}.{measure}.gabors",
-                lambda f=fields, w=what, c=name == "trained": _gabors(f, layers, settings.seed, c, w, progress),
+                lambda f=fields, w=what, c=name == "trained": _gabors(f, groups, settings.seed, c, w, progress),
             )
     return parts
 
@@ -300,18 +300,21 @@ def _mixing(model, untrained, settings, progress) -> Arrays:
     return found
 
 
-def _gabors(fields: Arrays, layers, seed, controls, what, progress) -> Arrays:
+def _gabors(fields: Arrays, groups, seed, controls, what, progress) -> Arrays:
     rng = np.random.default_rng(seed)
     found: Arrays = {}
     jobs = []
-    for layer in layers:
+    for group in groups:
+        layer = group.layer
         whole = fields[f"field {layer}"]
         grey = [_grey(field) for field in whole]
         found[f"colour {layer}"] = np.array([share for _, share in grey])
         jobs += [(f"field {layer}", [g for g, _ in grey])]
         if not controls:
             continue
-        jobs += [(f"pixels {layer}", [g if np.isnan(g).any() else shuffled_pixels(g, rng) for g, _ in grey])]
+        jobs += [
+            (f"pixels {layer}", [g if np.isnan(g).any() else shuffled_pixels(g, rng, group.patch) for g, _ in grey])
+        ]
         if f"control {layer}" in fields:
             jobs += [(f"spikes {layer}", [_grey(field)[0] for field in fields[f"control {layer}"]])]
     total, done = sum(len(maps) for _, maps in jobs), 0

@@ -211,14 +211,14 @@ def table(document: dict[str, Any]) -> str:
         f"share of fields that a Gabor explains (R^2 >= {document['settings']['limit']}; in brackets: no blobs)",
     ]
     lines.append(
-        f"  {'':{width}}  {'field':9} {'trained':>13} {'untrained':>13} {'pixels shuffled':>16} {'spikes shifted':>15}"
+        f"  {'':{width}}  {'field':9} {'trained':>13} {'untrained':>13} {'in-patch shuffle':>17} {'spikes shifted':>15}"
     )
     for layer in layers:
         for kind in KINDS:
             trained, untrained = (document["gabors"][name][layer][kind] for name in NETWORKS)
             cells = [trained["field"], untrained["field"], trained["pixels"], trained.get("spikes")]
             texts = [_share(cell) for cell in cells]
-            lines.append(f"  {layer:{width}}  {kind:9} {texts[0]:>13} {texts[1]:>13} {texts[2]:>16} {texts[3]:>15}")
+            lines.append(f"  {layer:{width}}  {kind:9} {texts[0]:>13} {texts[1]:>13} {texts[2]:>17} {texts[3]:>15}")
     if "why_not" in document["stem"]:
         lines += ["", f"no Gabors fitted to the stem's kernels: {document['stem']['why_not']}"]
     return "\n".join(lines)

@@ -25,6 +25,8 @@ from jaxtyping import Float
 
 from spiking_mlp_jax.errors import InputError
 
+CLEAR = 4.0  # times the energy of chance: an average whose direction can be trusted
+
 
 class Moments:
     """Sums over stimuli from which everything else follows.
@@ -172,7 +174,10 @@ class Covariance:
 
     @property
     def excitatory(self) -> int:
-        """Eigenvalues above all of the controls': directions in which both signs make the unit fire."""
+        """Eigenvalues above all of the controls': directions in which both signs make the unit fire.
+
+        Of a unit that has none, chance lifts the first one above them once in shifts + 1 times.
+        """
         return int(np.sum(self.values > self.high))
 
     @property
@@ -184,9 +189,11 @@ class Covariance:
 def covariance(moments: Moments, unit: int, *, keep: float = 1.0, least: float = 2.0) -> Covariance:
     """Spike-triggered covariance of one unit, compared with that of all stimuli.
 
-    Stimuli are first whitened by their own covariance, restricted to its leading axes, and the direction of the
-    average is projected out, so that what is left is beyond it. For stimuli that are not Gaussian, such as images, an
-    eigenvalue can differ from the controls' merely because stimuli along the average differ in their variance.
+    Stimuli are first whitened by their own covariance, restricted to its leading axes. The direction of the average is
+    projected out where the average has at least 4 times the energy of the controls', so that what is left is beyond it;
+    a weaker one is mostly noise, and of a unit that takes energies this noise lies along its axes, which would be lost.
+    For stimuli that are not Gaussian, such as images, an eigenvalue can differ from the controls' merely because
+    stimuli along the average differ in their variance.
 
     Args:
         moments: with prior and triggered.
@@ -211,11 +218,11 @@ def covariance(moments: Moments, unit: int, *, keep: float = 1.0, least: float =
     if chosen.sum() < 2:
         raise InputError("the stimuli vary in less than 2 directions: there is no covariance to compare")
     whiten = vectors[:, chosen] / np.sqrt(values[chosen])
-    direction = whiten.T @ average(moments, unit, least=max(least, 2.0))
-    length = np.linalg.norm(direction)
-    # An orthonormal basis of what is orthogonal to the average, in whitened coordinates.
-    basis = np.linalg.svd(direction[None] / length)[2][1:].T if length else np.eye(len(direction))
-    whiten = whiten @ basis
+    averages = [average(moments, unit, shift=k, least=max(least, 2.0)) @ whiten for k in range(moments.shifts + 1)]
+    energies = [float(np.sum(direction**2)) for direction in averages]
+    if energies[0] > 0 and energies[0] >= CLEAR * np.mean(energies[1:]):
+        # An orthonormal basis of what is orthogonal to the average, in whitened coordinates.
+        whiten = whiten @ np.linalg.svd(averages[0][None])[2][1:].T
 
     def change(shift):
         spikes = _enough(moments, unit, shift, max(least, 2.0))
