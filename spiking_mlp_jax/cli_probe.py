@@ -94,7 +94,8 @@ def _receptive_fields(chosen: argparse.Namespace) -> None:
     from spiking_mlp_jax.data.sources import open_source
     from spiking_mlp_jax.probe.field_plots import figures
     from spiking_mlp_jax.probe.field_study import Settings, study
-    from spiking_mlp_jax.probe.field_summary import summarize, table
+    from spiking_mlp_jax.probe.field_summary import summarize
+    from spiking_mlp_jax.probe.field_tables import table
     from spiking_mlp_jax.probe.plots import write
     from spiking_mlp_jax.probe.units import default_layers
     from spiking_mlp_jax.train.compilation_cache import use_compilation_cache

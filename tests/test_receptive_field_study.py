@@ -10,7 +10,8 @@ from spiking_mlp_jax.cli import main
 from spiking_mlp_jax.probe import field_study
 from spiking_mlp_jax.probe.field_plots import figures
 from spiking_mlp_jax.probe.field_study import CONTROLS, FIT_COLUMNS, KINDS, NETWORKS, Settings
-from spiking_mlp_jax.probe.field_summary import fit_summary, gabors, summarize, table
+from spiking_mlp_jax.probe.field_summary import fit_summary, gabors, summarize
+from spiking_mlp_jax.probe.field_tables import table
 from spiking_mlp_jax.probe.gabor import Gabor
 
 LAYER = "stage0.block0.channel.spikes"
@@ -51,8 +52,8 @@ def test_the_command_from_weights_to_figures_and_again(workdir, tmp_path, capsys
     command = ("probe", "receptive-fields", workdir, "-o", tmp_path, *SMALL)
     status, out, err = run(capsys, *command)
     assert status == 0, err
-    assert "share of fields that a Gabor explains" in out
-    assert "no Gabors fitted to the stem's kernels: 4 x 4 pixels" in out
+    assert "Share of fields that a Gabor explains" in out
+    assert "No Gabors are fitted to the stem's kernels: 4 x 4 pixels" in out
     assert sorted(p.stem for p in tmp_path.glob("*.png")) == FIGURES
     for file in tmp_path.glob("*.png"):
         with Image.open(file) as picture:

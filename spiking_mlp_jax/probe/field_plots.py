@@ -14,7 +14,7 @@ from spiking_mlp_jax.config import ModelConfig
 from spiking_mlp_jax.probe.controls import main_colour
 from spiking_mlp_jax.probe.effective_field import field_size
 from spiking_mlp_jax.probe.field_study import KINDS, NETWORKS, Arrays
-from spiking_mlp_jax.probe.field_summary import LIMIT, NAMES, gabors
+from spiking_mlp_jax.probe.field_summary import LIMIT, NAMES, covariance_rows, gabors
 from spiking_mlp_jax.probe.gabor import render
 from spiking_mlp_jax.probe.mixing_profiles import mean_profile, profiles, separable_fields
 from spiking_mlp_jax.probe.plots import BLUE, GREEN, GREY, ORANGE, RED
@@ -198,10 +198,17 @@ def shapes_figure(parts: dict[str, Arrays], config: ModelConfig, layers: list[st
         row[2].set(xlabel="spatial frequency (cycles/pixel)", ylabel="units")
         row[2].axvline(1 / config.patch_size, color=GREY, linestyle="--", linewidth=0.8)
         row[3].axvspan(0.8, 3.0, color=GREY, alpha=0.15)
-        row[3].set(xlabel="bandwidth (octaves); grey: macaque V1", ylabel="units")
+        row[3].set(xlabel="bandwidth (octaves)", ylabel="units")
         for axis in row:
             axis.grid(alpha=0.3)
-    figure.suptitle(f"Gabors with R² of at least {LIMIT}; the three on the right without blobs", fontsize=10)
+        for axis in row[1:]:
+            axis.set_ylim(0, max(1.5, axis.get_ylim()[1]))
+            axis.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+    figure.suptitle(
+        f"Gabors with R² of at least {LIMIT}; the three on the right without blobs; dashes: one cycle per patch of the "
+        "stem; grey: macaque V1",
+        fontsize=10,
+    )
     return figure
 
 
@@ -215,18 +222,21 @@ def covariance_figure(parts: dict[str, Arrays], layers: list[str]) -> Figure:
             part = parts[f"trained/{kind}"]
             curve.set_title(f"{_short(layer)}, {kind}", fontsize=8)
             curve.set(xlabel="eigenvalue number", ylabel="change of variance")
-            for axis in pictures:
-                axis.set(xticks=[], yticks=[])
-            if f"channel {layer}" not in part:
+            rows = covariance_rows(part, layer)
+            if not len(rows):
                 curve.text(0.5, 0.5, "too few spikes", ha="center", transform=curve.transAxes, fontsize=8)
+                curve.set(xticks=[], yticks=[])
+                for axis in pictures:
+                    axis.set_axis_off()
                 continue
-            values, low, high = (part[f"{name} {layer}"][0] for name in ("eigenvalues", "low", "high"))
+            values, low, high = (part[f"{name} {layer}"][rows[0]] for name in ("eigenvalues", "low", "high"))
             curve.axhspan(low, high, color=GREY, alpha=0.25)
             inside = (values >= low) & (values <= high)
             curve.plot(np.flatnonzero(inside), values[inside], ".", color=GREY, markersize=3)
             curve.plot(np.flatnonzero(~inside), values[~inside], "o", color=RED, markersize=3.5)
-            for axis, vector, title in zip(pictures, part[f"axes {layer}"][0], ("first", "last"), strict=True):
+            for axis, vector, title in zip(pictures, part[f"axes {layer}"][rows[0]], ("first", "last"), strict=True):
                 _field(axis, vector)
+                axis.set(xticks=[], yticks=[])
                 axis.set_title(title, fontsize=8)
             curve.grid(alpha=0.3)
     figure.suptitle(

@@ -8,21 +8,18 @@ what the shifted spikes give. `field_summary` makes tables of the result, `field
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 
 from spiking_mlp_jax.data.sources import Source
-from spiking_mlp_jax.errors import InputError, StorageError
+from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.model import SpikingMLP
 from spiking_mlp_jax.probe.controls import main_colour, shuffled_pixels, untrained_network
 from spiking_mlp_jax.probe.effective_field import effective_field
+from spiking_mlp_jax.probe.field_parts import Arrays, Kept, fingerprint
 from spiking_mlp_jax.probe.gabor import SMALLEST, fit_gabor
 from spiking_mlp_jax.probe.mixing_profiles import mixing_weights, separable_fields
 from spiking_mlp_jax.probe.ridge import linear_fields
@@ -35,7 +32,6 @@ KINDS = ("noise", "images", "gradient")  # spike-triggered average, ridge-whiten
 CONTROLS = ("field", "pixels", "spikes")  # the field itself, its pixels shuffled within patches, shifted spikes
 FIT_COLUMNS = ("row", "column", "orientation", "frequency", "phase", "sigma_x", "sigma_y", "amplitude", "explained")
 GRADIENT_BATCH = 32
-Arrays = dict[str, np.ndarray]
 Progress = Callable[[str, int, int], None]
 
 
@@ -105,7 +101,7 @@ def study(
             raise InputError(f"{group.layer} is no layer of spikes: take one whose name ends in .spikes")
     if min(settings.images, len(source)) < 10:
         raise InputError(f"the study needs at least 10 images, but there are {min(settings.images, len(source))}")
-    kept = _Kept(folder, _fingerprint(model, data, settings, layers, len(source)))
+    kept = Kept(folder, fingerprint(model, data, settings, layers, len(source)))
 
     def images(count, offset=0, batch_size=settings.batch_size):
         return natural_images(source, config, data, count, seed=settings.seed + offset, batch_size=batch_size)
@@ -345,43 +341,3 @@ def _blank(values, bad):
     values = np.array(values, np.float64)
     values[bad] = np.nan
     return values
-
-
-class _Kept:
-    """Arrays that are computed once and then read from NPZ files."""
-
-    def __init__(self, folder: Path, fingerprint: str):
-        self.folder, self.fingerprint = folder, fingerprint
-
-    def __call__(self, name: str, compute: Callable[[], Arrays]) -> Arrays:
-        file = self.folder / f"{name}.npz"
-        try:
-            with np.load(file, allow_pickle=False) as stored:
-                if str(stored["fingerprint"]) == self.fingerprint:
-                    return {key: stored[key] for key in stored.files if key != "fingerprint"}
-        except (OSError, KeyError, ValueError, EOFError, BadZipFile):
-            pass  # missing, damaged or of other settings: measured anew
-        arrays = compute()
-        temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with open(temporary, "wb") as stream:
-                np.savez_compressed(stream, fingerprint=np.array(self.fingerprint), **arrays)
-            temporary.replace(file)
-        except OSError as error:
-            raise StorageError(f"cannot write {file} ({error.strerror}): give another folder") from error
-        finally:
-            temporary.unlink(missing_ok=True)
-        return arrays
-
-
-def _fingerprint(model, data, settings, layers, images) -> str:
-    from flax import nnx
-
-    digest = hashlib.sha256()
-    for path, variable in nnx.to_flat_state(nnx.state(model)):
-        digest.update(".".join(map(str, path)).encode())
-        digest.update(np.asarray(variable[...]).tobytes())
-    known = {"model": dataclasses.asdict(model.config), "data": data, "images": images, "layers": layers}
-    digest.update(json.dumps([known, dataclasses.asdict(settings)], sort_keys=True, default=str).encode())
-    return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""Tables of a study of receptive fields: the JSON document and the lines that the command prints."""
+"""The figures of a study of receptive fields as one JSON document."""
 
 from __future__ import annotations
 
@@ -131,17 +131,29 @@ def _spikes(part, layer, settings) -> dict[str, Any]:
     }
 
 
-def _changes(part, layer) -> dict[str, Any] | None:
+def covariance_rows(part: Arrays, layer: str) -> np.ndarray:
+    """Which of a layer's covariances rest on at least as many spikes as the window has pixels.
+
+    Fewer leave directions in which no spike ever was.
+    """
     if f"channel {layer}" not in part:
+        return np.zeros(0, int)
+    pixels = part[f"axes {layer}"].shape[-1] ** 2
+    return np.flatnonzero(part[f"spikes {layer}"][part[f"channel {layer}"]] >= pixels)
+
+
+def _changes(part, layer) -> dict[str, Any] | None:
+    rows = covariance_rows(part, layer)
+    if not len(rows):
         return None
     return {
-        "units": len(part[f"channel {layer}"]),
-        "excitatory": part[f"excitatory {layer}"].tolist(),
-        "suppressive": part[f"suppressive {layer}"].tolist(),
-        "largest": part[f"eigenvalues {layer}"][:, 0].tolist(),
-        "smallest": part[f"eigenvalues {layer}"][:, -1].tolist(),
-        "null_high": part[f"high {layer}"].tolist(),
-        "null_low": part[f"low {layer}"].tolist(),
+        "units": len(rows),
+        "excitatory": part[f"excitatory {layer}"][rows].tolist(),
+        "suppressive": part[f"suppressive {layer}"][rows].tolist(),
+        "largest": part[f"eigenvalues {layer}"][rows, 0].tolist(),
+        "smallest": part[f"eigenvalues {layer}"][rows, -1].tolist(),
+        "null_high": part[f"high {layer}"][rows].tolist(),
+        "null_low": part[f"low {layer}"][rows].tolist(),
     }
 
 
@@ -186,45 +198,3 @@ def _median(values) -> float | None:
     values = np.asarray(values, float)
     values = values[np.isfinite(values)]
     return float(np.median(values)) if len(values) else None
-
-
-def table(document: dict[str, Any]) -> str:
-    """The short tables that the command prints, in plain text."""
-    layers = document["settings"]["layers"]
-    uniform = document["effective_fields"]["uniform"]
-    lines = ["effective receptive fields: radius in pixels that holds 50 % and 90 % of the mean squared gradient"]
-    width = max(map(len, layers))
-    for layer in layers:
-        sizes = [document["effective_fields"][name][layer] for name in NETWORKS]
-        text = "; ".join(f"{n} {s['half']:5.1f} {s['ninety']:5.1f}" for n, s in zip(NETWORKS, sizes, strict=True))
-        lines.append(f"  {layer:{width}}  {text}; if uniform {uniform['half']:5.1f} {uniform['ninety']:5.1f}")
-    lines += ["", "spike-triggered: units above all controls, of those with enough spikes"]
-    for layer in layers:
-        shares = []
-        for name in NETWORKS:
-            for kind in ("noise", "images"):
-                entry = document["spikes"][name][layer][kind]
-                shares.append(f"{name}, {kind} {entry['significant']}/{entry['tested']}")
-        lines.append(f"  {layer:{width}}  {'; '.join(shares)}")
-    lines += [
-        "",
-        f"share of fields that a Gabor explains (R^2 >= {document['settings']['limit']}; in brackets: no blobs)",
-    ]
-    lines.append(
-        f"  {'':{width}}  {'field':9} {'trained':>13} {'untrained':>13} {'in-patch shuffle':>17} {'spikes shifted':>15}"
-    )
-    for layer in layers:
-        for kind in KINDS:
-            trained, untrained = (document["gabors"][name][layer][kind] for name in NETWORKS)
-            cells = [trained["field"], untrained["field"], trained["pixels"], trained.get("spikes")]
-            texts = [_share(cell) for cell in cells]
-            lines.append(f"  {layer:{width}}  {kind:9} {texts[0]:>13} {texts[1]:>13} {texts[2]:>17} {texts[3]:>15}")
-    if "why_not" in document["stem"]:
-        lines += ["", f"no Gabors fitted to the stem's kernels: {document['stem']['why_not']}"]
-    return "\n".join(lines)
-
-
-def _share(cell) -> str:
-    if cell is None or cell["explained"] is None:
-        return "-"
-    return f"{100 * cell['explained']:.0f} % ({100 * cell['oriented']:.0f} %)"
