@@ -192,9 +192,9 @@ def test_size_of_a_gaussian_map():
     size = rf.field_size(field)
     assert size.centre == pytest.approx((28, 32), abs=1e-6)
     assert size.spread == pytest.approx((4, 4), rel=1e-4)
-    # A circle of radius r holds 1 - exp(-r^2 / (2 sigma^2)).
-    assert size.half == pytest.approx(4 * math.sqrt(2 * math.log(2)), rel=0.05)
-    assert size.ninety == pytest.approx(4 * math.sqrt(2 * math.log(10)), rel=0.05)
+    # A circle of radius r holds 1 - exp(-r^2 / (2 sigma^2)), up to the distances that pixels have.
+    assert size.half == pytest.approx(4 * math.sqrt(2 * math.log(2)), abs=0.4)
+    assert size.ninety == pytest.approx(4 * math.sqrt(2 * math.log(10)), abs=0.4)
     assert size.equal == pytest.approx(4 * math.pi * 4**2 / 61**2, rel=0.01)
     long = rf.field_size(np.exp(-((rows - 30 + columns - 30) ** 2) / 4 - (rows - columns) ** 2 / 4 / 6**2))
     assert long.spread == pytest.approx((6, 1), rel=0.05)
@@ -223,7 +223,7 @@ def test_untrained_network_knows_the_images_statistics(images):
     each = []
     for batch in batches:
         patches = batch.reshape(2, 4, 4, 4, 4).transpose(0, 1, 3, 2, 4).reshape(-1, 16) @ kernel
-        each.append((patches.mean(0), patches.var(0, ddof=1)))
+        each.append((patches.mean(0), patches.var(0) * 64 / 63))  # unbiased over 2 images, 16 patches and 2 steps
     mean, var = (np.mean(values, 0) for values in zip(*each, strict=True))
     raw = variables(found)
     np.testing.assert_allclose(raw["stages.0.encode.norm.mean"][...], mean, atol=1e-5)

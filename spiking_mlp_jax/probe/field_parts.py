@@ -40,7 +40,8 @@ class Kept:
         """
         file = self.folder / f"{name}.npz"
         try:
-            with np.load(file, allow_pickle=False) as stored:
+            # Opened here, because np.load leaves a file open that is no archive.
+            with open(file, "rb") as stream, np.load(stream, allow_pickle=False) as stored:
                 if str(stored["fingerprint"]) == self.fingerprint:
                     return {key: stored[key] for key in stored.files if key != "fingerprint"}
         except (OSError, KeyError, ValueError, EOFError, BadZipFile):

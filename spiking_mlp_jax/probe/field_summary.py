@@ -174,6 +174,9 @@ def _mixing(part) -> dict[str, Any]:
                     "convolution_share": convolution_share(weights),
                     "within_1": near,
                     "within_1_expected": expected,
+                    "correlation_with_untrained": float(
+                        np.corrcoef(weights.ravel(), part[f"untrained {axis} {block}"].ravel())[0, 1]
+                    ),
                 }
             for kind in ("field", "pixels"):
                 if f"{name} gabors {kind} {block}" in part:

@@ -23,8 +23,8 @@ def table(document: dict[str, Any]) -> str:
         f"Share of fields that a Gabor explains (R^2 of at least {document['settings']['limit']}); in brackets without "
         "blobs, and the median R^2.",
         _explained(document["gabors"], layers),
-        "The same for the outer products of row and column mixing weights; and the weights' energy at most one token "
-        "away, in height and width.",
+        "Mixing weights, height and width: their correlation with the untrained network's; their energy at most one "
+        "token away; and Gabors, as above, in the outer products of both.",
         _mixed(document["mixing"]),
     ]
     stem = document["stem"]
@@ -89,8 +89,18 @@ def _mixed(mixing) -> str:
         fits = [
             _share(entry[n].get(f"gabors_{k}")) for n, k in (*((n, "field") for n in NETWORKS), ("trained", "pixels"))
         ]
-        rows.append([block, f"{near[0]}, {near[1]}", f"{near[2]}, {near[3]}", expected, *fits])
-    header = ["block", "near: trained", "untrained", "if equal", "Gabors: trained", "untrained", "pixels shuffled"]
+        start = [f"{entry['trained'][axis]['correlation_with_untrained']:.2f}" for axis in ("height", "width")]
+        rows.append([block, ", ".join(start), f"{near[0]}, {near[1]}", f"{near[2]}, {near[3]}", expected, *fits])
+    header = [
+        "block",
+        "correlation",
+        "near: trained",
+        "untrained",
+        "if equal",
+        "Gabors: trained",
+        "untrained",
+        "pixels shuffled",
+    ]
     return _grid(header, rows)
 
 
