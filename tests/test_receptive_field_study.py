@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 
@@ -10,7 +11,7 @@ from spiking_mlp_jax.cli import main
 from spiking_mlp_jax.probe import field_study
 from spiking_mlp_jax.probe.field_plots import figures
 from spiking_mlp_jax.probe.field_study import CONTROLS, FIT_COLUMNS, KINDS, NETWORKS, Settings
-from spiking_mlp_jax.probe.field_summary import fit_summary, gabors, summarize
+from spiking_mlp_jax.probe.field_summary import fit_summary, gabors, higher, summarize
 from spiking_mlp_jax.probe.field_tables import table
 from spiking_mlp_jax.probe.gabor import Gabor
 
@@ -147,6 +148,10 @@ def test_summary_of_fits():
     assert found["oriented"] == pytest.approx(1 / 3)
     assert (found["nx"], found["aspect"]) == pytest.approx((0.6, 1.5))
     assert fit_summary(np.array([missing]))["explained"] is None
+    # Of 6 orders of two pairs one has both of the first above both of the second.
+    worse = np.array([row(poor), row(dataclasses.replace(poor, explained=0.2))])
+    assert higher(fits[[0, 2]], worse) == pytest.approx(1 / 6)
+    assert higher(fits[[0, 1]], fits) is None
 
 
 def test_tables_and_figures_where_no_unit_fired():

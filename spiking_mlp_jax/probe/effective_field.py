@@ -113,7 +113,7 @@ def field_size(field: Float[np.ndarray, "H W"]) -> FieldSize:
     total = field.sum()
     if not total > 0:
         raise InputError("a map that is zero everywhere has no size: no pixel reaches the unit, or it never responds")
-    places = np.stack(np.mgrid[: field.shape[0], : field.shape[1]], -1).reshape(-1, 2).astype(float)
+    places = np.indices(field.shape).reshape(2, -1).T.astype(float)
     weights = field.ravel() / total
     centre = weights @ places
     apart = places - centre

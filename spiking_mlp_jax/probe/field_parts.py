@@ -47,11 +47,12 @@ class Kept:
         except (OSError, KeyError, ValueError, EOFError, BadZipFile):
             pass  # missing, damaged or of other settings: measured anew
         arrays = compute()
+        content: dict[str, Any] = {"fingerprint": np.array(self.fingerprint), **arrays}
         temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with open(temporary, "wb") as stream:
-                np.savez_compressed(stream, fingerprint=np.array(self.fingerprint), **arrays)
+                np.savez_compressed(stream, **content)
             temporary.replace(file)
         except OSError as error:
             raise StorageError(f"cannot write {file} ({error.strerror}): give another folder") from error

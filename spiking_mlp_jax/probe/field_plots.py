@@ -97,7 +97,9 @@ def effective_figure(parts: dict[str, Arrays], layers: list[str]) -> Figure:
             # The square root shows weak surrounds.
             axis.imshow(np.sqrt(field), cmap="magma", vmin=0)
             for radius, style in ((size.half, "-"), (size.ninety, "--")):
-                axis.add_patch(Circle(size.centre[::-1], radius, fill=False, color="white", linestyle=style))
+                axis.add_patch(
+                    Circle((size.centre[1], size.centre[0]), radius, fill=False, color="white", linestyle=style)
+                )
             axis.set_xlim(-0.5, field.shape[1] - 0.5)
             axis.set_ylim(field.shape[0] - 0.5, -0.5)
             axis.set_title(f"{name}, {_short(layer)}\nradius {size.half:.1f}, {size.ninety:.1f} px", fontsize=9)
@@ -113,7 +115,7 @@ def fields_figure(parts: dict[str, Arrays], kind: str, layers: list[str]) -> Fig
         rows.append(("spikes shifted", "trained", "control"))
     most = max(min(SHOWN, len(parts[f"trained/{kind}"][f"field {layer}"])) for layer in layers)
     figure = Figure(figsize=(max(1.35 * most, 4) + 0.3, len(layers) * (0.5 + 1.28 * len(rows))), layout="constrained")
-    for panel, layer in zip(np.atleast_1d(figure.subfigures(len(layers), 1)), layers, strict=True):
+    for panel, layer in zip(figure.subfigures(len(layers), 1, squeeze=False)[:, 0], layers, strict=True):
         panel.suptitle(f"{NAMES[kind]}: {_short(layer)}, middle token", fontsize=10)
         whole = parts[f"trained/{kind}"][f"field {layer}"]
         axes = panel.subplots(len(rows), min(SHOWN, len(whole)), squeeze=False)

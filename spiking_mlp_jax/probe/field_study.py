@@ -174,7 +174,7 @@ def _noise(model, groups, settings, what, progress) -> Arrays:
         enough = moments.c.min(0) >= settings.least
         fields, control = (np.full((len(units), *shape), np.nan) for _ in range(2))
         signal, p = (np.full(len(units), np.nan) for _ in range(2))
-        for unit in np.flatnonzero(enough):
+        for unit in np.flatnonzero(enough).tolist():
             fields[unit] = average(moments, unit).reshape(shape)
             control[unit] = average(moments, unit, shift=1).reshape(shape)
             above = significance(moments, unit)

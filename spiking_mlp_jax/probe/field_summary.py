@@ -7,6 +7,7 @@ import math
 from typing import Any
 
 import numpy as np
+from scipy.stats import mannwhitneyu
 
 from spiking_mlp_jax.config import ModelConfig
 from spiking_mlp_jax.probe.effective_field import field_size
@@ -61,6 +62,22 @@ def fit_summary(fits: np.ndarray, limit: float = LIMIT) -> dict[str, Any]:
     }
 
 
+def higher(fits: np.ndarray, others: np.ndarray) -> float | None:
+    """Probability that R^2 is so much higher in one set of fits than in the other by chance (Mann-Whitney, one-sided).
+
+    Args:
+        fits: [units, FIT_COLUMNS].
+        others: likewise, of any number of units.
+
+    Returns:
+        p; None where either has fewer than 2 fits.
+    """
+    one, two = (table[np.isfinite(table[:, -1]), -1] for table in (fits, others))
+    if min(len(one), len(two)) < 2:
+        return None
+    return float(mannwhitneyu(one, two, alternative="greater").pvalue)
+
+
 def summarize(parts: dict[str, Arrays], config: ModelConfig, settings: Settings, layers: list[str]) -> dict[str, Any]:
     """The figures of a study as JSON values.
 
@@ -84,12 +101,16 @@ def summarize(parts: dict[str, Arrays], config: ModelConfig, settings: Settings,
                     spikes[name][layer][kind] = _spikes(part, layer, settings)
                     changed[name][layer][kind] = _changes(part, layer)
                 tables = {c: fits[f"{c} {layer}"] for c in CONTROLS if f"{c} {layer}" in fits}
-                entry = {control: fit_summary(table) for control, table in tables.items()}
+                entry: dict[str, Any] = {control: fit_summary(table) for control, table in tables.items()}
                 entry["colour"] = _median(fits[f"colour {layer}"])
                 entry["fits"] = {
                     control: [None if g is None else _describe(g, config) for g in gabors(table)]
                     for control, table in tables.items()
                 }
+                if name == "trained":
+                    other = parts[f"untrained/{kind}/gabors"][f"field {layer}"]
+                    entry["p_above_untrained"] = higher(tables["field"], other)
+                    entry["p_above_pixels"] = higher(tables["field"], tables["pixels"])
                 shapes[name][layer][kind] = entry
     size = config.image_size
     uniform = dataclasses.asdict(field_size(np.ones((size, size))))

@@ -21,7 +21,7 @@ def table(document: dict[str, Any]) -> str:
         "all controls; of those with enough spikes.",
         _axes(document["covariance"], layers),
         f"Share of fields that a Gabor explains (R^2 of at least {document['settings']['limit']}); in brackets without "
-        "blobs, and the median R^2.",
+        "blobs, and the median R^2. p: one-sided Mann-Whitney, R^2 of the trained above untrained, above the shuffle.",
         _explained(document["gabors"], layers),
         "Mixing weights, height and width: their correlation with the untrained network's; their energy at most one "
         "token away; and Gabors, as above, in the outer products of both.",
@@ -77,8 +77,9 @@ def _explained(shapes, layers) -> str:
         for kind in KINDS:
             trained, untrained = (shapes[name][layer][kind] for name in NETWORKS)
             cells = [trained["field"], untrained["field"], trained["pixels"], trained.get("spikes")]
-            rows.append([layer, kind, *map(_share, cells)])
-    return _grid(["layer", "field", "trained", "untrained", "in-patch shuffle", "spikes shifted"], rows)
+            p = [trained["p_above_untrained"], trained["p_above_pixels"]]
+            rows.append([layer, kind, *map(_share, cells), ", ".join("-" if x is None else f"{x:.1g}" for x in p)])
+    return _grid(["layer", "field", "trained", "untrained", "in-patch shuffle", "spikes shifted", "p"], rows)
 
 
 def _mixed(mixing) -> str:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -133,10 +134,12 @@ def fit_gabor(field: Float[np.ndarray, "H W"], starts: int = 3) -> Gabor:
     y = field.ravel() / scale
     grid = _grid(field.shape)
     low, high = _bounds(field.shape)
+    # SciPy's stubs know only the names of its own approximations.
+    jac: Any = lambda p: _jacobian(p, grid)  # noqa: E731
     best, best_cost = None, math.inf
     for start in _starts(field / scale, starts, low, high):
         result = least_squares(
-            lambda p: _residuals(p, y, grid), start, lambda p: _jacobian(p, grid), bounds=(low, high), max_nfev=50,
+            lambda p: _residuals(p, y, grid), start, jac, bounds=(low, high), max_nfev=50,
             x_scale="jac", ftol=1e-6, xtol=1e-6, gtol=1e-6,
         )  # fmt: skip
         if result.cost < best_cost:

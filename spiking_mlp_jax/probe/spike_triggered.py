@@ -204,7 +204,8 @@ def covariance(moments: Moments, unit: int, *, keep: float = 1.0, least: float =
     Raises:
         InputError: too few spikes, no shifted copies, or sums that were not kept.
     """
-    if moments.cxx is None:
+    triggered = moments.cxx
+    if triggered is None:
         raise InputError("spike-triggered second moments were not summed: make Moments with triggered=True")
     if not moments.shifts:
         raise InputError("there are no shifted counts to compare with: make Moments with shifts of 1 or more")
@@ -227,8 +228,8 @@ def covariance(moments: Moments, unit: int, *, keep: float = 1.0, least: float =
     def change(shift):
         spikes = _enough(moments, unit, shift, max(least, 2.0))
         mean = moments.cx[shift, unit] / spikes
-        triggered = (moments.cxx[shift, unit] - spikes * np.outer(mean, mean)) / (spikes - 1)
-        return whiten.T @ triggered @ whiten - np.eye(whiten.shape[1])
+        around = (triggered[shift, unit] - spikes * np.outer(mean, mean)) / (spikes - 1)
+        return whiten.T @ around @ whiten - np.eye(whiten.shape[1])
 
     found, axes = np.linalg.eigh(change(0))
     bounds = [np.linalg.eigvalsh(change(k))[[0, -1]] for k in range(1, moments.shifts + 1)]

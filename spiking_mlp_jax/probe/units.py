@@ -79,12 +79,15 @@ def choose_units(
     token = (height // 2, width // 2) if token is None else (int(token[0]), int(token[1]))
     if not (0 <= token[0] < height and 0 <= token[1] < width):
         raise InputError(f"{layer} has {height} x {width} tokens, counted from 0, and so no token {token}")
-    if channels is None or isinstance(channels, int):
-        wanted = count if channels is None else min(channels, count)
-        if wanted < 1:
+    if channels is None:
+        channels = count
+    if isinstance(channels, int):
+        if channels < 1:
             raise InputError(f"at least one channel of {layer} is needed, but {channels} are asked for")
-        channels = np.linspace(0, count - 1, wanted).round().astype(int).tolist()
-    chosen = tuple(int(channel) for channel in channels)
+        spread = np.linspace(0, count - 1, min(channels, count)).round()
+        chosen = tuple(int(channel) for channel in spread)
+    else:
+        chosen = tuple(int(channel) for channel in channels)
     for channel in chosen:
         if not 0 <= channel < count:
             raise InputError(f"{layer} has {count} channels, counted from 0, and so no channel {channel}")
