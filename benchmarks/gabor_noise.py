@@ -1,0 +1,24 @@
+"""How much of white noise a Gabor function explains, by the size of the field: `python -m benchmarks.gabor_noise`.
+
+Fields in which there is nothing to find say from which R^2, and for which size of field, a fit says anything.
+"""
+
+import numpy as np
+
+from spiking_mlp_jax.probe.gabor import fit_gabor
+
+FIELDS = 50
+
+
+def main() -> None:
+    """Prints one line for each size."""
+    print("| field, pixels | median R^2 | 90 % of the fits are below | share at 0.5 or above |\n|---|---|---|---|")
+    for side in (5, 6, 8, 12, 16, 32):
+        rng = np.random.default_rng(side)
+        found = np.array([fit_gabor(rng.normal(size=(side, side))).explained for _ in range(FIELDS)])
+        median, high = np.quantile(found, (0.5, 0.9))
+        print(f"| {side} x {side} | {median:.2f} | {high:.2f} | {100 * np.mean(found >= 0.5):.0f} % |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
