@@ -45,11 +45,16 @@ def membrane_potentials(
     if not model.norm.use_running_average:
         raise InputError("the model is in training mode, where its norms follow the batch: call model.eval() first")
     _, received = observed(model, images, lambda name, x: x if name.endswith(POTENTIAL) else None)
-    found = {}
-    for name, x in received.items():
-        layer = name.removesuffix(POTENTIAL) + SPIKES
-        found[layer] = np.asarray(charge(x, *equations(model, layer, x.dtype), model.config.time_steps))
-    return found
+    layers = [name.removesuffix(POTENTIAL) + SPIKES for name in received]
+    inputs = list(received.values())
+    of = [equations(model, layer, potential_dtype(x.dtype)) for layer, x in zip(layers, inputs, strict=True)]
+    modes = [mode for mode, _ in of]
+
+    @jax.jit
+    def charges(inputs, constants):
+        return [charge(x, m, k, model.config.time_steps) for x, m, k in zip(inputs, modes, constants, strict=True)]
+
+    return dict(zip(layers, map(np.asarray, charges(inputs, [k for _, k in of])), strict=True))
 
 
 def equations(model: SpikingMLP, layer: str, dtype: Any = jnp.float32) -> tuple[Mode, Constants]:
@@ -167,8 +172,8 @@ def membrane(
     images: stream.Images,
     *,
     width: float = 0.05,
-    below: float = 3.0,
-    above: float = 1.0,
+    below: float = 4.0,
+    above: float = 2.0,
     batch_size: int = stream.BATCH,
     progress: stream.Progress | None = None,
 ) -> Membrane:
@@ -194,7 +199,7 @@ def membrane(
 class Potentials:
     """Part of a pass: sums over the membrane potentials of each layer; arguments as for `membrane`."""
 
-    def __init__(self, model: SpikingMLP, width: float = 0.05, below: float = 3.0, above: float = 1.0):
+    def __init__(self, model: SpikingMLP, width: float = 0.05, below: float = 4.0, above: float = 2.0):
         if not (width > 0 and below > 0 and above > 0 and (below + above) / width <= MAX_BINS):
             raise InputError(
                 f"width {width}, below {below} and above {above} make no histogram: all must be above 0, with at most "
