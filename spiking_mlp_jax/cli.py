@@ -157,7 +157,7 @@ def _parser() -> argparse.ArgumentParser:
     plot.set_defaults(run=_plot)
     cli_deploy.add_commands(commands, _command, _positive)
     cli_prepare.add_commands(commands, _command, _positive)
-    cli_probe.add_commands(commands, _command)
+    cli_probe.add_commands(commands, _command, _positive)
     return parser
 
 

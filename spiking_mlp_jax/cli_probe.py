@@ -5,12 +5,13 @@ from __future__ import annotations
 from spiking_mlp_jax import cli_probe_activity
 
 
-def add_commands(commands, command) -> None:
+def add_commands(commands, command, positive) -> None:
     """Adds the command's parsers.
 
     Args:
         commands: of argparse.
         command: function that makes one with a summary, a description, examples and a note.
+        positive: type of whole numbers from 1 on.
     """
     parser = command(
         commands,

@@ -46,9 +46,7 @@ def add(commands) -> None:
     parser.add_argument("--seed", type=_whole(0), default=0, metavar="S", help="of the draw (default: 0)")
     parser.add_argument("--dataset", metavar="NAME", help="data to take them from (default: what it was trained on)")
     parser.add_argument("--data-dir", metavar="DIR", help="folder of the data (default: the workdir's)")
-    parser.add_argument(
-        "--batch-size", type=_whole(1), default=64, metavar="N", help="images at a time (default: 64)"
-    )
+    parser.add_argument("--batch-size", type=_whole(1), default=64, metavar="N", help="images at a time (default: 64)")
     parser.add_argument(
         "--similarity-images",
         type=_whole(0),
@@ -134,7 +132,8 @@ def table(found: Activity) -> list[str]:
     rates, units = found.rates, found.units
     width = max(len(label(name)) for name in rates.layer)
     lines = [
-        f"{rates.images:,} images; dead: rate <= {100 * units.dead:g} %, saturated: rate >= {100 * units.saturated:g} %",
+        f"{rates.images:,} images; dead: rate <= {100 * units.dead:g} %, "
+        f"saturated: rate >= {100 * units.saturated:g} %",
         f"{'layer':{width}}     rate  dead neurons  saturated  dead channels",
     ]
     marks = dict.fromkeys(units.silent_layers, "  silent") | dict.fromkeys(units.saturated_layers, "  saturated")
@@ -167,7 +166,12 @@ class _Progress:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         console = Console(stderr=True)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+        )
         self._bar = Progress(
             *columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal
         )

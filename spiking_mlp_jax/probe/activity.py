@@ -29,6 +29,7 @@ from spiking_mlp_jax.probe.rates import (
     DeadAndSaturated,
     Rates,
     Units,
+    check_thresholds,
     dead_and_saturated,
     rates,
     rates_of,
@@ -166,6 +167,7 @@ def measure(
     Raises:
         InputError: wrong images, labels or thresholds, as the single functions say.
     """
+    check_thresholds(dead, saturated)
     potentials = Potentials(model)
     sums = stream.run(
         model,

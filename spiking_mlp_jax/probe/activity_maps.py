@@ -70,9 +70,7 @@ def membrane_histograms(membrane: Membrane) -> Figure:
     handles, texts = panels[0].get_legend_handles_labels()
     if steps > 9:
         handles, texts = [handles[i] for i in (0, steps - 1, -1)], [f"1 to {steps}: first", "last", "threshold"]
-    figure.legend(
-        handles, texts, title="time step", loc="outside upper center", ncols=10, frameon=False, fontsize=8
-    )
+    figure.legend(handles, texts, title="time step", loc="outside upper center", ncols=10, frameon=False, fontsize=8)
     figure.supxlabel("membrane potential before firing; the outermost bins hold all beyond", fontsize=9)
     figure.supylabel("density", fontsize=9)
     return figure
@@ -93,7 +91,7 @@ def similarity_matrices(similarity: Mapping[str, Similarity]) -> Figure:
         image = axes.imshow(shown, cmap="cividis", vmin=0, vmax=1)
         if steps <= 6:
             for (row, column), value in np.ndenumerate(shown):
-                text = "×" if np.isnan(value) else f"{value:.2f}".replace("0.", ".").replace("1.00", "1")
+                text = "x" if np.isnan(value) else f"{value:.2f}".replace("0.", ".").replace("1.00", "1")
                 colour = "black" if value > 0.55 or np.isnan(value) else "white"
                 axes.text(column, row, text, ha="center", va="center", fontsize=7.5, color=colour)
         ticks = range(0, steps, -(-steps // 6))

@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import matplotlib
+import matplotlib.colors
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from spiking_mlp_jax.probe.information import Information
 from spiking_mlp_jax.probe.intervals import Intervals
@@ -45,7 +46,8 @@ def rates_by_step(rates: Rates) -> Figure:
     axes = figure.subplots()
     image = axes.imshow(values, cmap="Blues", vmin=0, vmax=max(float(values.max()), 1), aspect="auto")
     _name_rows(axes, names, size)
-    axes.set_xticks(range(0, steps, -(-steps // 16)), range(1, steps + 1, -(-steps // 16)))
+    ticks = range(0, steps, -(-steps // 16))
+    axes.set_xticks(ticks, [str(step + 1) for step in ticks])
     axes.set_xlabel("time step")
     if steps <= 16:
         dark = 0.6 * max(float(values.max()), 1)
@@ -89,6 +91,7 @@ def channel_rates(rates: Rates, found: DeadAndSaturated) -> Figure:
     left.set(xlabel="firing rate of a channel (%)", xlim=(-1.5, None))
     left.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4)
     left.grid(axis="x", alpha=0.3)
+    _stop_at_100(left.xaxis)
 
     shares = [found.units[name].shares() for name in names]
     start = np.zeros(len(names))
@@ -106,6 +109,7 @@ def channel_rates(rates: Rates, found: DeadAndSaturated) -> Figure:
     right.set_ylim(left.get_ylim())
     right.set_xlim(0, max(1.25 * float(start.max()), 1))
     right.set_xlabel(f"neurons (%), over {rates.images:,} images")
+    _stop_at_100(right.xaxis)
     right.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
     right.grid(axis="x", alpha=0.3)
     right.set_axisbelow(True)
@@ -179,7 +183,8 @@ def accuracy_per_step(information: Information) -> Figure:
     accuracy.plot(steps, 100 * information.agreement, "^:", color=GREY, markersize=5, label="same class as at the end")
     accuracy.set(ylabel="images (%)", title=f"classified correctly, {information.images:,} images")
     accuracy.legend(frameon=False, fontsize=8)
-    for step, value in zip(steps, 100 * information.accuracy, strict=True):
+    for step in steps if len(steps) <= 8 else steps[[0, -1]]:
+        value = 100 * information.accuracy[step - 1]
         accuracy.annotate(
             f"{value:.1f}", (step, value), xytext=(-4, 5), textcoords="offset points", ha="right", fontsize=8
         )
@@ -201,11 +206,12 @@ def accuracy_per_step(information: Information) -> Figure:
     for axes in (accuracy, loss, bits):
         axes.set_xlabel("time steps")
         axes.set_xlim(0.5, steps[-1] + 0.5)
-        axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+        axes.set_xticks(range(1, len(steps) + 1, -(-len(steps) // 8)))
         axes.grid(alpha=0.3)
         axes.title.set_fontsize(10)
         if axes is not bits:
             axes.margins(y=0.2)
+    _stop_at_100(accuracy.yaxis)
     return figure
 
 
@@ -233,6 +239,12 @@ def _percent(value: float) -> str:
     if 99.95 <= value < 100:
         return ">99.9"
     return f"{value:.1f}" if value < 99.95 else f"{value:.0f}"
+
+
+def _stop_at_100(axis: Axis) -> None:
+    """Leaves out ticks above 100 % where there is room for a label beyond."""
+    low, high = axis.get_view_interval()
+    axis.set_ticks([tick for tick in axis.get_majorticklocs() if low <= tick <= min(high, 100)])
 
 
 def _legend(axes: Axes, entries: int) -> None:

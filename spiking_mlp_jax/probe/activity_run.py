@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 from matplotlib.figure import Figure
@@ -95,7 +96,7 @@ def figures(activity: Activity) -> dict[str, Figure]:
 def raster(model: SpikingMLP, source: Source, data: dict[str, Any], class_names: Sequence[str]) -> Figure:
     """The spikes of a source's first image that can be decoded, with its true and predicted class."""
     images, labels = next(labelled_batches(source, model.config, data, 1))
-    logits, spikes = spikes_of_first(model, images)
+    logits, spikes = spikes_of_first(model, jnp.asarray(images))
     predicted = class_names[int(logits.mean(0)[0].argmax())]
     pixels = images[0] * np.asarray(data["std"]) + np.asarray(data["mean"])
     title = f"true: {class_names[int(labels[0])]}\npredicted: {predicted}"

@@ -88,7 +88,8 @@ def information(
 
     Args:
         model: in evaluation mode; it is not changed.
-        images: normalised pixels: an array [N, H, W, C], or batches as pairs (images, labels), which may differ in size.
+        images: normalised pixels: an array [N, H, W, C], or batches as pairs (images, labels), which may differ in
+            size.
         labels: of an array of images, whole numbers.
         batch_size: images at a time.
         progress: called with the number of images done.

@@ -36,8 +36,8 @@ class Intervals:
             mean over the trains that have two intervals or more. 0 is regular. NaN where there are none, and with
             fewer than 4 steps, where it could only be 0.
         cv_trains: how many trains that is.
-        lv: local variation, 3 ((I - J) / (I + J))^2, mean over all pairs I, J of neighbouring intervals of a train: 0 is
-            regular, 1 a Poisson process watched for long. NaN as for cv.
+        lv: local variation, 3 ((I - J) / (I + J))^2, mean over all pairs I, J of neighbouring intervals of a train: 0
+            is regular, 1 a Poisson process watched for long. NaN as for cv.
         lv_pairs: how many pairs that is.
 
     References: Softky, Koch, J. Neurosci. 13, 1993 (cv); Shinomoto, Shima, Tanji, Neural Comput. 15, 2003 (lv).

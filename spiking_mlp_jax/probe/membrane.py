@@ -228,7 +228,8 @@ class Potentials:
         """See `stream.Part`."""
         if not isinstance(found, tuple):
             return found
-        return self._sums(*found, equations(self._model, name, potential_dtype(found[0].dtype)))
+        x, spikes, mask = found
+        return self._sums(x, spikes, mask, equations(self._model, name, potential_dtype(x.dtype)))
 
     def _sums(self, x, spikes, mask, of):
         mode, k = of

@@ -153,14 +153,19 @@ def dead_and_saturated(rates: Rates, *, dead: float = 0.0, saturated: float = 1.
     Raises:
         InputError: thresholds that are not 0 <= dead < saturated <= 1.
     """
-    if not 0 <= dead < saturated <= 1:
-        raise InputError(f"dead ({dead}) and saturated ({saturated}) must be rates with 0 <= dead < saturated <= 1")
+    check_thresholds(dead, saturated)
     units = {}
     for name, rate in rates.neuron.items():
         low, high = rate <= dead, rate >= saturated
-        units[name] = Units(low, high, low.all((0, 1)), high.all((0, 1)))
+        units[name] = Units(low, high, np.all(low, (0, 1)), np.all(high, (0, 1)))
     silent, full = silent_and_saturated(rates.layer)
     return DeadAndSaturated(dead, saturated, min(1.0, 3 / rates.images), units, silent, full)
+
+
+def check_thresholds(dead: float, saturated: float) -> None:
+    """Raises InputError unless 0 <= dead < saturated <= 1."""
+    if not 0 <= dead < saturated <= 1:
+        raise InputError(f"dead ({dead}) and saturated ({saturated}) must be rates with 0 <= dead < saturated <= 1")
 
 
 def to_dict(rates: Rates, found: DeadAndSaturated) -> dict[str, dict[str, Any]]:

@@ -187,7 +187,9 @@ def _labels(labels, count, classes) -> np.ndarray:
         raise InputError("labels are missing: give one for each image")
     labels = np.asarray(labels)
     if labels.shape != (count,) or not np.issubdtype(labels.dtype, np.integer):
-        raise InputError(f"labels must be {count} whole numbers, one an image, but they are {labels.dtype} {labels.shape}")
+        raise InputError(
+            f"labels must be {count} whole numbers, one an image, but they are {labels.dtype} {labels.shape}"
+        )
     if count and not 0 <= labels.min() <= labels.max() < classes:
         raise InputError(f"labels go from {labels.min()} to {labels.max()}, but the network has {classes} classes")
     return labels.astype(np.int32)
