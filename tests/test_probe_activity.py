@@ -163,8 +163,6 @@ def test_membrane_histograms(found, seen, spikes):
     for name in spikes:
         h = lif(seen[1][name.replace("spikes", "potential")])
         assert membrane.counts[name].sum() == h.size
-        np.testing.assert_allclose(membrane.mean[name], h.mean((0, 2, 3, 4)), rtol=1e-4, atol=1e-4)
-        np.testing.assert_allclose(membrane.std[name], h.std((0, 2, 3, 4)), rtol=1e-3, atol=1e-3)
         np.testing.assert_allclose(membrane.above(name), found.rates.step[name], atol=1e-12)
         inside = np.clip(h, membrane.edges[0], membrane.edges[-1] - 1e-9)
         expected = np.stack([np.histogram(inside[:, t], membrane.edges)[0] for t in range(STEPS)])

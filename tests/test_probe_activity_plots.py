@@ -47,7 +47,7 @@ def some_membrane(steps=2):
     counts = np.zeros((steps, 12), int)
     counts[:, 2], counts[:, 9] = 60, 20
     counts[-1, 5] = 7
-    return activity.Membrane(edges, 1.0, 0.0, dict.fromkeys(NAMES, counts), {}, {}, {})
+    return activity.Membrane(edges, 1.0, 0.0, dict.fromkeys(NAMES, counts), {})
 
 
 def some_information(steps=3):

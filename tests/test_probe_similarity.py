@@ -104,7 +104,7 @@ def test_steps():
 
 def test_too_few_images():
     for compare in (lambda: between_steps(normal(3, 4)[:, None]), lambda: linear_cka(normal(3, 1), normal(3, 1))):
-        with pytest.raises(InputError, match="at least 4 images"):
+        with pytest.raises(InputError, match="at least 4"):
             compare()
     with pytest.raises(InputError, match="there are 5 and 6"):
         linear_cka(normal(5, 1), normal(6, 1))

@@ -129,8 +129,6 @@ class Membrane:
         v_threshold: where neurons fire.
         v_rest: where they start, and the reset value of a hard reset.
         counts: by layer in the network's order, int64 [T, bins], neurons and images together.
-        mean: by layer, [T].
-        std: by layer, [T], of n values.
         mismatches: by layer, how often h >= v_threshold differs from the spike the network sent; 0 everywhere means
             that these are the potentials that it fired by.
     """
@@ -139,8 +137,6 @@ class Membrane:
     v_threshold: float
     v_rest: float
     counts: dict[str, Int[np.ndarray, "T bins"]]
-    mean: dict[str, Float[np.ndarray, " T"]]
-    std: dict[str, Float[np.ndarray, " T"]]
     mismatches: dict[str, int]
 
     def above(self, layer: str) -> Float[np.ndarray, " T"]:
@@ -157,11 +153,9 @@ class Membrane:
         return float(counts[np.abs(centres - self.v_threshold) < reach].sum() / counts.sum())
 
     def to_dict(self, layer: str) -> dict[str, Any]:
-        """A layer's histogram and moments as JSON values; the edges are the same for all."""
+        """A layer's histogram as JSON values; the edges are the same for all."""
         return {
             "counts": self.counts[layer].tolist(),
-            "mean": self.mean[layer].tolist(),
-            "std": self.std[layer].tolist(),
             "near_threshold": self.near(layer),
             "mismatches": self.mismatches[layer],
         }
@@ -243,29 +237,17 @@ class Potentials:
         # Filler goes to a bin of its own.
         index = jnp.where(counted, index, bins * steps)
         counts = jnp.zeros(bins * steps + 1, jnp.int32).at[index.reshape(-1)].add(1)
-        axes = (0, 2, 3, 4)
         return {
             "counts": counts[:-1].reshape(steps, bins),
-            "sum": jnp.sum(jnp.where(counted, over, 0), axes),
-            "squares": jnp.sum(jnp.where(counted, jnp.square(over), 0), axes),
             "mismatches": jnp.sum(counted & ((over >= 0) != (spikes > 0)), dtype=jnp.int32),
         }
 
     def result(self, sums: dict[str, Any]) -> Membrane:
         """What the sums over all images say."""
-        edges = self._threshold + self._width * np.arange(-self._below, self._above + 1)
-        mean, std = {}, {}
-        for name, found in sums.items():
-            count = found["counts"].sum(1)
-            over = found["sum"] / count
-            mean[name] = self._threshold + over
-            std[name] = np.sqrt(np.maximum(found["squares"] / count - over**2, 0))
         return Membrane(
-            edges,
+            self._threshold + self._width * np.arange(-self._below, self._above + 1),
             self._threshold,
             self._rest,
             {name: found["counts"] for name, found in sums.items()},
-            mean,
-            std,
             {name: int(found["mismatches"]) for name, found in sums.items()},
         )
