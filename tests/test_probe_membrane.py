@@ -8,8 +8,7 @@ from random_model import random_model, variables
 
 from spiking_mlp_jax.dynamics import Constants
 from spiking_mlp_jax.errors import InputError
-from spiking_mlp_jax.probe import activity, membrane, stream
-from spiking_mlp_jax.probe.rates import Counts, rates_of
+from spiking_mlp_jax.probe import activity, membrane
 
 IMAGES = np.random.default_rng(0).normal(0.3, 1, size=(3, 16, 16, 1)).astype(np.float32)
 
@@ -26,10 +25,9 @@ NETWORKS = [
 @pytest.mark.parametrize("network", NETWORKS, ids=lambda network: "-".join(map(str, network.values())))
 def test_potentials_reproduce_the_spikes(network):
     model = random_model(time_steps=3, **network)
-    part = membrane.Potentials(model)
-    sums = stream.run(model, IMAGES, {"membrane": part, "counts": Counts()}, batch_size=2)
-    found, rates = part.result(sums.layers["membrane"]), rates_of(sums.layers["counts"], 3).layer
+    found = activity.membrane(model, IMAGES, batch_size=2)
     assert found.mismatches == dict.fromkeys(found.counts, 0)
+    rates = activity.firing_rates(model, jnp.asarray(IMAGES))
     assert list(found.counts) == list(rates)
     for name, rate in rates.items():
         assert found.above(name).mean() == pytest.approx(rate, abs=1e-6)
