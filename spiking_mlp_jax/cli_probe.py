@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from spiking_mlp_jax import cli_probe_activity
 from spiking_mlp_jax.cli_deploy import WHERE
 from spiking_mlp_jax.errors import InputError
 
@@ -26,11 +27,12 @@ def add_commands(commands, command, positive) -> None:
         "probe",
         "look into a network",
         "Measures what the neurons of a network do, and ends in figures and a JSON file.",
-        "spiking-mlp probe receptive-fields fashion_mnist -o fields",
+        "spiking-mlp probe receptive-fields fashion_mnist -o fields\n  spiking-mlp probe activity fashion_mnist -o activity",
     )
     parser.set_defaults(run=lambda chosen: parser.print_help())
     kinds = parser.add_subparsers(dest="kind", metavar="WHAT")
     _add_receptive_fields(kinds, command, positive)
+    cli_probe_activity.add(kinds)
 
 
 def _add_receptive_fields(kinds, command, positive) -> None:
