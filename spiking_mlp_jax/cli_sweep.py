@@ -28,14 +28,14 @@ def add_commands(commands, command, positive) -> None:
         "sweep",
         "train variations of an experiment with several seeds and compare them",
         "Trains every run of a sweep file with every seed, each in a process of its own, measures accuracy, synaptic "
-        "operations, accuracy with other numbers of time steps and, at the end and one at a time, latency, and writes a "
-        "table and figures into DIR/tables. The same command goes on where it was stopped or killed.",
+        "operations, accuracy with other numbers of time steps and, at the end and one at a time, latency, and writes "
+        "a table and figures into DIR/tables. The same command goes on where it was stopped or killed.",
         "spiking-mlp sweep configs/sweeps/time_steps.py --workdir runs/ablations --workers 2\n"
         "  spiking-mlp sweep configs/sweeps/norm.py --workdir runs/ablations --shard 1/3 --seeds 0,1\n"
         "  spiking-mlp sweep configs/sweeps/norm.py --workdir runs/ablations --collect copied/from/other/machine",
-        "--config.NAME=VALUE sets a field of the experiment in all runs. Sweeps that share a DIR share the runs that have "
-        "one name and one configuration. Exit statuses: 0 all done, 1 a run failed (with --collect: or is missing), 2 bad "
-        "input, 75 stopped and to be continued.",
+        "--config.NAME=VALUE sets a field of the experiment in all runs. Sweeps that share a DIR share the runs that "
+        "have one name and one configuration. Exit statuses: 0 all done, 1 a run failed (with --collect: or is "
+        "missing), 2 bad input, 75 stopped and to be continued.",
     )
     parser.add_argument("sweep", metavar="SWEEP", help="Python file with a function get_sweep, as in configs/sweeps")
     parser.add_argument("--workdir", metavar="DIR", type=Path, required=True, help="folder for everything it writes")

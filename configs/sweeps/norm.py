@@ -2,9 +2,9 @@
 
     spiking-mlp sweep configs/sweeps/norm.py --workdir runs/ablations --workers 2
 
-With the threshold 1 of the base, tdBN (its alpha 1) computes what BatchNorm does: their rows are the same network, and
-would differ only with another `v_threshold`. LayerNorm depends on what it normalises: such a network cannot become one
-of integers. docs/results.md has the results.
+tdBN multiplies a BatchNorm by the threshold. At the threshold 1 of the base that is BatchNorm itself, so it is compared
+at the threshold 0.5, with BatchNorm there (`half`) beside it. LayerNorm depends on what it normalises: such a network
+cannot become one of integers. docs/results.md has the results.
 """
 
 
@@ -14,10 +14,11 @@ def get_sweep():
         "title": "Norms",
         "base": "configs/fashion_mnist.py:demo",
         "runs": {
-            "base": {},  # norm = "batch", T = 4
+            "base": {},  # norm = "batch", v_threshold = 1, T = 4
             "layer": {"norm": "layer"},
-            "tdbn": {"norm": "tdbn"},
             "tebn": {"norm": "tebn"},
+            "half": {"v_threshold": 0.5},
+            "tdbn_half": {"norm": "tdbn", "v_threshold": 0.5},
         },
         "seeds": (0, 1, 2),
         "test_time_steps": (1, 2, 4, 6),

@@ -1,8 +1,8 @@
 """A process for one run of a sweep: `python -m spiking_mlp_jax.sweep.child train|time`.
 
 The first line on its standard input is JSON: "workdir", "config", "test_time_steps", and "cores", which it shall keep
-to (null: all). The pipe stays open as long as the parent lives. When it closes, the parent is gone, and the child ends as
-on SIGTERM: the state is saved, and nobody goes on writing into a workdir that the next command opens.
+to (null: all). The pipe stays open as long as the parent lives. When it closes, the parent is gone, and the child ends
+as on SIGTERM: the state is saved, and nobody goes on writing into a workdir that the next command opens.
 
 "train" trains, or continues, as train.py does, and then writes WORKDIR/measured.json; "time" writes
 WORKDIR/latency.json. Exit statuses are train.py's.

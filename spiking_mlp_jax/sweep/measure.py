@@ -133,8 +133,8 @@ def with_time_steps(model: SpikingMLP, steps: int) -> SpikingMLP:
     if config.norm == "tebn":
         if steps > model.config.time_steps:
             raise InputError(
-                f'norm="tebn" has learned a scale for each of its {model.config.time_steps} time steps and has none for '
-                "later ones"
+                f'norm="tebn" has learned a scale for each of its {model.config.time_steps} time steps and has none '
+                "for later ones"
             )
         flat = nnx.to_flat_state(params)
         params = nnx.from_flat_state(

@@ -100,8 +100,8 @@ def load_sweep(file: str, overrides: Sequence[str] = (), seeds: Sequence[int] | 
         seeds: in place of the file's.
 
     Raises:
-        InputError: no such file or one that fails; a field that does not exist or cannot have such a value: the sentence
-            names the file and the run.
+        InputError: no such file or one that fails; a field that does not exist or cannot have such a value: the
+            sentence names the file and the run.
     """
     if not os.path.isfile(file):
         folder = os.path.dirname(file) or "."

@@ -1,5 +1,5 @@
-"""Figures of a sweep: accuracy against the field that varies, against synaptic operations and against latency, and the
-matrix of time steps in training and in test. Every seed is a point, a bar spans them, and a larger mark is their mean."""
+"""Figures of a sweep: accuracy against what varies, against synaptic operations and against latency, and the matrix of
+time steps in training and in test. Every seed is a point, a bar spans them, and a larger mark is their mean."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from spiking_mlp_jax.sweep.table import MEASURES, Row, Spread
 # Okabe and Ito's remaining colours, and shapes, so that no two runs look alike in grey print.
 COLOURS = (BLUE, RED, GREEN, ORANGE, "#CC79A7", "#56B4E9", GREY, "#000000")
 MARKERS = "osD^vPX*"
-_HATCH = "////"
 
 
 def plot_sweep(sweep: Sweep, table: Sequence[Row], folder: Path) -> list[Path]:
@@ -145,9 +144,8 @@ def matrix_figure(sweep: Sweep, table: Sequence[Row]) -> Figure | None:
             spread = row.by_time_steps.get(steps)
             dark = spread is not None and 100 * spread.mean < (low + high) / 2
             if spread is None:
-                axes.fill_between(
-                    [x - 0.5, x + 0.5], y - 0.5, y + 0.5, facecolor="#eeeeee", edgecolor="#bbbbbb", hatch=_HATCH
-                )
+                place: Mapping[str, Any] = dict(facecolor="#eeeeee", edgecolor="#bbbbbb", hatch="////", linewidth=0)
+                axes.fill_between([x - 0.5, x + 0.5], y - 0.5, y + 0.5, **place)
             text = "n/a" if spread is None else f"{100 * spread.mean:.2f}"
             if spread is not None and spread.std is not None:
                 text += f"\n± {100 * spread.std:.2f}"
@@ -171,9 +169,8 @@ def label(sweep: Sweep, row: Row, without: str | None = None) -> str:
 
 
 def _value(field, value):
-    return (
-        str(value) if isinstance(value, str) else f"{field} {value:g}" if isinstance(value, float | int) else str(value)
-    )
+    is_number = isinstance(value, float | int) and not isinstance(value, bool)
+    return f"{field} {value:g}" if is_number else value if isinstance(value, str) else f"{field} {value}"
 
 
 def _train_label(sweep, row):

@@ -72,10 +72,8 @@ def read_json(file: Path) -> dict[str, Any] | None:
 def differences(saved: Mapping[str, Any], run: Run) -> list[str]:
     """The fields in which a saved configuration is another experiment than a run, in words."""
     then, now = in_todays_words(dict(saved)), in_todays_words(to_dict(run.config))
-    names = sorted({*then, *now} - _FREE)
-    return [
-        f"{name}: {then.get(name)!r} there, {now.get(name)!r} now" for name in names if then.get(name) != now.get(name)
-    ]
+    names = [name for name in sorted({*then, *now} - _FREE) if then.get(name) != now.get(name)]
+    return [f"{name}: {then.get(name)!r} there, {now.get(name)!r} now" for name in names]
 
 
 def refuse_stale(sweep: Sweep, workdirs: Iterable[Path]) -> None:
@@ -97,9 +95,9 @@ def refuse_stale(sweep: Sweep, workdirs: Iterable[Path]) -> None:
             listed = "; ".join(f"{key} ({words})" for key, words in list(stale.items())[:_SHOWN])
             more = f" and {len(stale) - _SHOWN} more" if len(stale) > _SHOWN else ""
             raise InputError(
-                f"{workdir} holds runs of another configuration than {sweep.file} describes: {listed}{more}; take another "
-                "--workdir, give the --config fields they were trained with, or delete their folders in runs/ and files "
-                "in results/"
+                f"{workdir} holds runs of another configuration than {sweep.file} describes: {listed}{more}; take "
+                "another --workdir, give the --config fields they were trained with, or delete their folders in runs/ "
+                "and files in results/"
             )
 
 

@@ -5,6 +5,7 @@ A crash of one does not take the others. Ctrl-C reaches this process alone, whic
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -15,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import Protocol
 
 from spiking_mlp_jax.errors import EXIT_INTERRUPTED, EXIT_NONFINITE, EXIT_STORAGE
 from spiking_mlp_jax.sweep.plan import Run
@@ -42,9 +43,8 @@ class _Child:
     run: Run
     process: subprocess.Popen[bytes]
     slot: int
-    log: IO[bytes]
-    start: int  # of this process's part of the log
     log_file: Path
+    start: int  # of this process's part of the log
 
 
 def run_all(
@@ -112,34 +112,30 @@ def _start(task, run, workdir, test_time_steps, cores, slot) -> _Child:
     folder = run_folder(workdir, run)
     folder.mkdir(parents=True, exist_ok=True)
     log_file = folder / LOG
-    log = open(log_file, "ab")
     message = {"workdir": str(folder), "config": to_dict(run.config), "cores": cores}
     message["test_time_steps"] = list(test_time_steps)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "spiking_mlp_jax.sweep.child", task],
-        stdin=subprocess.PIPE,
-        stdout=log,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    )
-    child = _Child(run, process, slot, log, log.tell(), log_file)
+    with open(log_file, "ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "spiking_mlp_jax.sweep.child", task],
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        child = _Child(run, process, slot, log_file, log.tell())
     assert process.stdin is not None
-    try:
+    # A child that has died at once says why by its status and its log.
+    with contextlib.suppress(BrokenPipeError):
         # The pipe stays open: the child ends when it closes.
         process.stdin.write(json.dumps(message).encode() + b"\n")
         process.stdin.flush()
-    except BrokenPipeError:
-        pass  # it died at once; its status and its log say why
     return child
 
 
 def _close(child: _Child) -> None:
-    child.log.close()
     if child.process.stdin is not None:
-        try:
+        with contextlib.suppress(BrokenPipeError):
             child.process.stdin.close()
-        except BrokenPipeError:
-            pass
 
 
 def _look(child: _Child, watcher: Watcher) -> None:

@@ -221,10 +221,11 @@ def _how(results) -> list[str]:
     measured, timed = [x["measured"] for x in done], [x["latency"] for x in done if "latency" in x]
     images, counted = _range(x["test_images"] for x in measured), _range(x["cost_images"] for x in measured)
     notes = [
-        f"accuracy: of the weights after the last epoch, on {images} test images; best epoch: the best of all epochs, chosen "
-        "on these same images. mean ± sample standard deviation over seeds (least to greatest)",
-        f"synaptic operations: effective ones of an image, all time steps, mean over the first {counted} test images; firing "
-        "rate: mean over all neurons and time steps",
+        f"accuracy: of the weights after the last epoch, on {images} test images; best epoch: the best of all epochs, "
+        "chosen on these same images; int8: the last epoch's, compiled to integers. Mean ± sample standard deviation "
+        "over seeds (least to greatest)",
+        f"synaptic operations: effective ones of an image, all time steps, mean over the first {counted} test images; "
+        "firing rate: mean over all neurons and time steps",
     ]
     if timed:
         loads = [x["load"] for x in timed if x["load"] is not None]
@@ -233,8 +234,9 @@ def _how(results) -> list[str]:
         several = " (several machines: compare with care)" if len(machines) > 1 else ""
         batch = _range(x["batch"] for x in timed)
         notes.append(
-            f"ms: median time of an image, one at a time or {batch} in a batch, of the jitted float network and the integer "
-            f"engine, measured after the trainings, one run at a time, on {'; '.join(machines)}{several}{load}"
+            f"ms: median time of an image, one at a time or {batch} in a batch, of the jitted float network and the "
+            "integer engine, measured after the trainings and one run at a time, on "
+            f"{'; '.join(machines)}{several}{load}"
         )
     return notes
 
