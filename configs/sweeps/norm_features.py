@@ -1,6 +1,6 @@
 """The channel block's norms: one scale per token, as in the official code, or one per channel, which folds exactly.
 
-    spiking-mlp sweep configs/sweeps/norm_features.py --workdir runs/ablations --workers 2
+spiking-mlp sweep configs/sweeps/norm_features.py --workdir runs/ablations --workers 2
 """
 
 

@@ -1,6 +1,6 @@
 """Surrogate gradients and their sharpness, a line for each surrogate over its alpha.
 
-    spiking-mlp sweep configs/sweeps/surrogate.py --workdir runs/ablations --workers 2
+spiking-mlp sweep configs/sweeps/surrogate.py --workdir runs/ablations --workers 2
 """
 
 

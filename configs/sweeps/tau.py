@@ -2,7 +2,7 @@
 
     spiking-mlp sweep configs/sweeps/tau.py --workdir runs/ablations --workers 2
 
-Only tau 2 leaks by a shift: an integer network of another one cannot be compiled.
+A leak by a power of two is a shift: with tau 1.5 and 3 there is no integer network.
 """
 
 

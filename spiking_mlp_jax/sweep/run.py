@@ -25,6 +25,7 @@ from spiking_mlp_jax.train.config import to_dict
 from spiking_mlp_jax.train.interrupt import StopRequest
 
 LOG = "sweep.log"
+CHILD = "spiking_mlp_jax.sweep.child"
 _POLL_SECONDS = 0.2
 _TAIL_BYTES = 4096
 _AT_STEP = re.compile(rb"step (\d+)/(\d+)")
@@ -91,8 +92,9 @@ def run_all(
                     child.process.send_signal(signal.SIGTERM)
             time.sleep(_POLL_SECONDS)
             for child in list(children):
+                status = child.process.poll()
                 _look(child, watcher)
-                if child.process.poll() is None:
+                if status is None:
                     continue
                 children.remove(child)
                 _close(child)
@@ -116,7 +118,7 @@ def _start(task, run, workdir, test_time_steps, cores, slot) -> _Child:
     message["test_time_steps"] = list(test_time_steps)
     with open(log_file, "ab") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "spiking_mlp_jax.sweep.child", task],
+            [sys.executable, "-m", CHILD, task],
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=subprocess.STDOUT,
