@@ -64,7 +64,9 @@ def test_failures_are_recorded_and_others_go_on(monkeypatch, tmp_path):
     assert watcher.errors == {f"{name}/seed0": error for name, error in told.items()}
     assert max(watcher.shares["r1/seed0"]) == 0.75
     # One at a time: each starts when the one before has ended.
-    assert (tmp_path / "notes.txt").read_text().split() == "start r0 start r1 end r1 start r2 start r3 end r3".split()
+    assert (tmp_path / "notes.txt").read_text().split() == [
+        *("start", "r0", "start", "r1", "end", "r1", "start", "r2", "start", "r3", "end", "r3")
+    ]
     seen = json.loads((tmp_path / "runs/r1/seed0/seen.json").read_text())
     assert seen == {"cores": None, "told": None, "task": "train"}
 

@@ -194,11 +194,13 @@ def _with_fields(config, fields, where):
         for name, value in fields.items():
             if name in _RESERVED:
                 raise InputError(f"{name} is no field for a run of a sweep: {_RESERVED[name]}")
+            kind = config.get_type(name)
             try:
+                if isinstance(value, bool) and kind in (int, float):
+                    raise TypeError("a ConfigDict would take it for 0 or 1")
                 config[name] = value
             except (TypeError, ValueError) as error:
                 wanted = {int: "a whole number", float: "a number", bool: "True or False", str: "a word"}
-                kind = config.get_type(name)
                 raise InputError(f"{name} must be {wanted.get(kind, kind.__name__)}, but it is {value!r}") from error
         # A machine with several devices checks batch sizes against their number when it trains.
         validate(config, 1)
