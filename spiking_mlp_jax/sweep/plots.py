@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from spiking_mlp_jax.probe.plots import BLUE, GREEN, GREY, ORANGE, RED, write
 from spiking_mlp_jax.sweep.plan import Sweep
@@ -44,10 +45,9 @@ def accuracy_figure(sweep: Sweep, table: Sequence[Row]) -> Figure | None:
     axes = figure.subplots()
     if sweep.x is None:
         for index, row in enumerate(table):
-            spread = row.measures["accuracy"]
-            offsets = np.linspace(-0.12, 0.12, len(spread.values)) if len(spread.values) > 1 else [0.25]
-            _draw(axes, index, spread, COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)], None, offsets)
-        axes.set_xticks(range(len(table)), [label(sweep, row) for row in table], rotation=30 if len(table) > 4 else 0)
+            _draw(axes, index, row.measures["accuracy"], *_look(index), None, 0.15)
+        turned: Mapping[str, Any] = dict(rotation=25, ha="right", rotation_mode="anchor") if len(table) > 4 else {}
+        axes.set_xticks(range(len(table)), [label(sweep, row) for row in table], **turned)
         axes.set_xlim(-0.6, len(table) - 0.4)
         axes.set_xlabel(", ".join(sweep.varied) or "run")
     else:
@@ -55,15 +55,18 @@ def accuracy_figure(sweep: Sweep, table: Sequence[Row]) -> Figure | None:
         groups: dict[Any, list[Row]] = {}
         for row in table:
             groups.setdefault(repr(row.values[:at] + row.values[at + 1 :]), []).append(row)
+        ticks = sorted({row.values[at] for row in table})
+        width = 0.012 * ((ticks[-1] - ticks[0]) or 1.0)
         for index, group in enumerate(groups.values()):
             group = sorted(group, key=lambda row: row.values[at])
-            colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
-            xs = [row.values[at] for row in group]
+            colour, marker = _look(index)
+            # Beside each other where several stand at one place.
+            aside = 2.5 * width * (index - (len(groups) - 1) / 2)
+            xs = [row.values[at] + aside for row in group]
             axes.plot(xs, [100 * row.measures["accuracy"].mean for row in group], color=colour, linewidth=1.2, zorder=1)
             name = label(sweep, group[0], without=sweep.x) if len(groups) > 1 else None
-            for i, row in enumerate(group):
-                _draw(axes, row.values[at], row.measures["accuracy"], colour, marker, None if i else name)
-        ticks = sorted({row.values[at] for row in table})
+            for i, (x, row) in enumerate(zip(xs, group, strict=True)):
+                _draw(axes, x, row.measures["accuracy"], colour, marker, None if i else name, width)
         if len(ticks) <= 10:
             axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axes.set_xlabel({"time_steps": "time steps T"}.get(sweep.x, sweep.x))
@@ -78,12 +81,12 @@ def operations_figure(sweep: Sweep, table: Sequence[Row]) -> Figure | None:
     table = [row for row in table if {"accuracy", "synaptic_operations"} <= row.measures.keys()]
     if not table:
         return None
-    figure = Figure(figsize=(6.4, 4.6), layout="constrained")
+    figure = Figure(figsize=(7.6, 4.6), layout="constrained")
     axes = figure.subplots()
     _scatter(axes, sweep, table, "synaptic_operations", "accuracy")
     axes.set_xlabel("synaptic operations per image (million)")
-    axes.legend(frameon=False, fontsize=8)
     _finish(axes, sweep, table)
+    figure.legend(loc="outside right upper", frameon=False, fontsize=8)
     return figure
 
 
@@ -95,14 +98,20 @@ def latency_figure(sweep: Sweep, table: Sequence[Row]) -> Figure | None:
     table = [row for row in table if {"accuracy", "float_ms"} <= row.measures.keys()]
     if not table:
         return None
-    figure = Figure(figsize=(9.6, 4.8), layout="constrained")
+    figure = Figure(figsize=(10.4, 4.8), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
-    kinds = (("float_ms", "integer_ms", "one image at a time"), ("float_batch_ms", "integer_batch_ms", "in batches"))
+    kinds = (
+        ("float_ms", "integer_ms", "one image at a time"),
+        ("float_batch_ms", "integer_batch_ms", "a batch at a time"),
+    )
     for axes, (floating, integer, title) in zip(panels, kinds, strict=True):
         _scatter(axes, sweep, table, floating, "accuracy")
         compiled = [row for row in table if {integer, "integer_accuracy"} <= row.measures.keys()]
         _scatter(axes, sweep, compiled, integer, "integer_accuracy", hollow=True, every=table)
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel("milliseconds per image")
         axes.set_title(title, fontsize=10)
         axes.grid(alpha=0.3, which="both")
@@ -116,8 +125,7 @@ def latency_figure(sweep: Sweep, table: Sequence[Row]) -> Figure | None:
     figure.legend(
         handles,
         [*names, "float, jitted", "int8 engine"],
-        loc="outside lower center",
-        ncols=min(6, len(handles)),
+        loc="outside right upper",
         frameon=False,
         fontsize=8,
     )
@@ -126,9 +134,14 @@ def latency_figure(sweep: Sweep, table: Sequence[Row]) -> Figure | None:
 
 
 def matrix_figure(sweep: Sweep, table: Sequence[Row]) -> Figure | None:
-    """Accuracy of every run (rows) tested with every number of time steps (columns); None where nothing was tested."""
+    """Accuracy of every run (rows) tested with every number of time steps (columns); None where there is one.
+
+    Args:
+        sweep: the sweep.
+        table: from `table.rows`.
+    """
     table = [row for row in table if row.by_time_steps]
-    if not table:
+    if not table or len(sweep.test_time_steps) == 1:
         return None
     columns = sweep.test_time_steps
     means = np.array(
@@ -142,7 +155,7 @@ def matrix_figure(sweep: Sweep, table: Sequence[Row]) -> Figure | None:
     for y, row in enumerate(table):
         for x, steps in enumerate(columns):
             spread = row.by_time_steps.get(steps)
-            dark = spread is not None and 100 * spread.mean < (low + high) / 2
+            dark = spread is not None and 100 * spread.mean < low + 0.55 * (high - low)
             if spread is None:
                 place: Mapping[str, Any] = dict(facecolor="#eeeeee", edgecolor="#bbbbbb", hatch="////", linewidth=0)
                 axes.fill_between([x - 0.5, x + 0.5], y - 0.5, y + 0.5, **place)
@@ -182,8 +195,7 @@ def _scatter(axes: Axes, sweep: Sweep, table, across: str, up: str, hollow: bool
     order = [row.name for row in (table if every is None else every)]
     factor = MEASURES[across][1]
     for row in table:
-        index = order.index(row.name)
-        colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
+        colour, marker = _look(order.index(row.name))
         x, y = row.measures[across], row.measures[up]
         face = "white" if hollow else colour
         if len(x.values) == len(y.values):
@@ -197,14 +209,19 @@ def _scatter(axes: Axes, sweep: Sweep, table, across: str, up: str, hollow: bool
         axes.plot(*middle, marker=marker, color=colour, label=name, zorder=3, **style)
 
 
-def _draw(axes: Axes, x: float, spread: Spread, colour: str, marker: str, name: str | None, offsets: Any = 0.0) -> None:
-    """Seeds, their span and their mean at one place of the x axis."""
+def _look(index: int) -> tuple[str, str]:
+    """Colour and marker of the run or group of this number; the first 64 look different."""
+    turn = index // len(COLOURS)
+    return COLOURS[index % len(COLOURS)], MARKERS[(index + turn) % len(MARKERS)]
+
+
+def _draw(axes: Axes, x: float, spread: Spread, colour: str, marker: str, name: str | None, width: float) -> None:
+    """Seeds, their span and their mean at one place of the x axis; the seeds stand up to `width` beside it."""
     values = 100 * np.array(spread.values)
     axes.plot([x, x], [values.min(), values.max()], color=colour, linewidth=1, zorder=1)
-    axes.plot(
-        x + np.broadcast_to(offsets, values.shape), values, "o", color=colour, markersize=3.5, alpha=0.6, zorder=2
-    )
-    style: Mapping[str, Any] = dict(markersize=8, linestyle="none", markeredgecolor="white")
+    xs = x + np.linspace(-width, width, len(values))
+    axes.plot(xs, values, "o", color=colour, markersize=3.5, alpha=0.6, zorder=2)
+    style: Mapping[str, Any] = dict(markersize=7, linestyle="none", markeredgecolor="white")
     axes.plot(x, values.mean(), marker=marker, color=colour, label=name, zorder=3, **style)
 
 

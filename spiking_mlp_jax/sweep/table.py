@@ -175,22 +175,19 @@ def to_markdown(sweep: Sweep, table: Sequence[Row], results: Mapping[str, Mappin
     """Both tables for people, and below them what is missing, failed or not applicable, and how all was measured."""
     present = [measure for measure in MEASURES if any(measure in row.measures for row in table)]
     head = ["run", *sweep.varied, "seeds", *(MEASURES[measure][2] for measure in present)]
-    body = [
-        [row.name, *map(_shown, row.values), str(len(row.done)), *(_cell(row.measures.get(m), m) for m in present)]
-        for row in table
-    ]
+    body = []
+    for row in table:
+        # The extremes of every column would make the table unreadable: table.csv has them.
+        cells = [_cell(row.measures.get(measure), measure, measure == "accuracy") for measure in present]
+        body.append([row.name, *map(_shown, row.values), str(len(row.done)), *cells])
     parts = [f"## {sweep.title}", _markdown(head, body)]
-    if any(row.by_time_steps for row in table):
+    if len(sweep.test_time_steps) > 1 and any(row.by_time_steps for row in table):
         parts.append("Accuracy in %, tested with T time steps (columns):")
         head = ["run", "trained with T", *(f"T={steps}" for steps in sweep.test_time_steps)]
-        body = [
-            [
-                row.name,
-                str(row.time_steps),
-                *(_cell(row.by_time_steps.get(s), "accuracy") for s in sweep.test_time_steps),
-            ]
-            for row in table
-        ]
+        body = []
+        for row in table:
+            cells = [_cell(row.by_time_steps.get(steps), "accuracy") for steps in sweep.test_time_steps]
+            body.append([row.name, str(row.time_steps), *cells])
         parts.append(_markdown(head, body))
     notes = [*incomplete(table), *_not_applicable(table), *_how(results)]
     return "\n\n".join(parts) + "\n\n" + "\n".join(f"- {note}" for note in notes) + "\n"
@@ -223,7 +220,7 @@ def _how(results) -> list[str]:
     notes = [
         f"accuracy: of the weights after the last epoch, on {images} test images; best epoch: the best of all epochs, "
         "chosen on these same images; int8: the last epoch's, compiled to integers. Mean ± sample standard deviation "
-        "over seeds (least to greatest)",
+        "over seeds (least to greatest); table.csv has the extremes of every column",
         f"synaptic operations: effective ones of an image, all time steps, mean over the first {counted} test images; "
         "firing rate: mean over all neurons and time steps",
     ]
@@ -241,7 +238,7 @@ def _how(results) -> list[str]:
     return notes
 
 
-def _cell(spread: Spread | None, measure: str) -> str:
+def _cell(spread: Spread | None, measure: str, extremes: bool = False) -> str:
     if spread is None:
         return "n/a"
     _, factor, _, decimals = MEASURES[measure]
@@ -251,7 +248,8 @@ def _cell(spread: Spread | None, measure: str) -> str:
 
     if spread.std is None or spread.low == spread.high:
         return shown(spread.mean)
-    return f"{shown(spread.mean)} ± {shown(spread.std)} ({shown(spread.low)} to {shown(spread.high)})"
+    ends = f" ({shown(spread.low)} to {shown(spread.high)})" if extremes else ""
+    return f"{shown(spread.mean)} ± {shown(spread.std)}{ends}"
 
 
 def _markdown(head, body) -> str:
