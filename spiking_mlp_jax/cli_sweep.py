@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from spiking_mlp_jax.errors import EXIT_INTERRUPTED, InputError
 
@@ -119,7 +119,7 @@ def _execute(sweep: Sweep, runs: list[Run], found, chosen) -> bool:
         return ended(run, error, "latency", child.LATENCY)
 
     def ended(run, error, part, file):
-        document = {"status": "failed", "error": error} if error else {"status": "done"}
+        document: dict[str, Any] = {"status": "failed", "error": error} if error else {"status": "done"}
         if part == "latency":
             # What was measured before stays, whatever comes of this.
             document |= {"status": "done", "measured": found[run.key]["measured"]}

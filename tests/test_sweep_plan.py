@@ -165,6 +165,9 @@ def test_the_command_line(capsys, tmp_path):
         with pytest.raises(SystemExit) as ended:
             main([*common, *wrong])
         assert ended.value.code == 2 and wrong[0] in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["evaluate", "nothing", "--config.epochs=2"])
+    assert "unrecognized arguments: --config.epochs=2" in capsys.readouterr().err
     assert main([*common, "--collect", str(tmp_path)]) == 2
     assert "holds no folder results" in capsys.readouterr().err
 

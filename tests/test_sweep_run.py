@@ -219,5 +219,10 @@ def test_killed_and_resumed(tmp_path, monkeypatch, capsys):
     assert main(arguments) == 1
     assert [(task, [run.name for run in runs]) for task, runs in calls] == [("train", ["broken"])]
     assert (out / "results" / "t1" / "seed0.json").stat().st_mtime_ns == before
+    assert main([*arguments, "--retime"]) == 1
+    assert [(task, [run.name for run in runs]) for task, runs in calls[1:]] == [
+        ("train", ["broken"]),
+        ("time", ["t1", "layer"]),
+    ]
     assert main([*arguments, "--config.learning_rate=0.1"]) == 2
     assert "t1/seed0 (learning_rate: 0.05 there, 0.1 now)" in capsys.readouterr().err

@@ -53,7 +53,7 @@ def _run(task: str, message: dict[str, Any], workdir: Path) -> int:
     from spiking_mlp_jax.train.loop import train
     from spiking_mlp_jax.train.storage import write_text
 
-    config = default_config()
+    config: Any = default_config()
     config.update(message["config"])
     if task == "time":
         use_compilation_cache(config.compilation_cache)

@@ -161,23 +161,22 @@ def accuracy_by_time_steps(
     Returns:
         {steps: accuracy in [0, 1]}, and {steps: why there is none} for the others.
     """
-    possible, without = [], {}
-    for count in steps:
+    networks, without = {}, {}
+    for count in sorted(steps):
         try:
-            nnx.eval_shape(lambda count=count: with_time_steps(model, count))
-            possible.append(count)
+            networks[count] = with_time_steps(model, count)
         except InputError as error:
             without[count] = str(error)
-    if not possible:
+    if not networks:
         return {}, without
-    longest = with_time_steps(model, max(possible))
-    run = _jitted(longest, _cumulative_scores)
-    right, images = np.zeros(max(possible), np.int64), 0
+    longest = max(networks)
+    run = _jitted(networks[longest], lambda logits: jnp.cumsum(logits, 0))
+    right, images = np.zeros(longest, np.int64), 0
     for batch in batches:
         classes = np.asarray(run(batch["image"])).argmax(-1)  # [T, B]
         right += np.sum((classes == batch["label"]) & batch["mask"], 1)
         images += int(batch["mask"].sum())
-    return {count: int(right[count - 1]) / images for count in possible}, without
+    return {count: int(right[count - 1]) / images for count in networks}, without
 
 
 def measure_latency(config: Config, workdir: Path) -> dict[str, Any]:
@@ -208,10 +207,6 @@ def measure_latency(config: Config, workdir: Path) -> dict[str, Any]:
 
 def _graphdef(config):
     return nnx.split(nnx.eval_shape(lambda: SpikingMLP(config, rngs=nnx.Rngs(0))), nnx.Param, nnx.BatchStat)[0]
-
-
-def _cumulative_scores(logits):
-    return jnp.cumsum(logits, 0)
 
 
 def _jitted(model: SpikingMLP, of_logits: Callable[[Any], Any]) -> Callable[[np.ndarray], jax.Array]:

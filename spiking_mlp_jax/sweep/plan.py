@@ -46,12 +46,12 @@ class Run:
     Attributes:
         name: of the run in the sweep.
         seed: of weights and data.
-        config: the whole experiment, as train.py would have it.
+        config: a ConfigDict, the whole experiment as train.py would have it.
     """
 
     name: str
     seed: int
-    config: config_dict.ConfigDict
+    config: Any
 
     @property
     def key(self) -> str:
