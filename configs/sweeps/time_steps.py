@@ -2,8 +2,8 @@
 
     spiking-mlp sweep configs/sweeps/time_steps.py --workdir runs/ablations --workers 2
 
-The network and the 20,000 + 10,000 images of `configs/fashion_mnist.py:demo`, and 8 passes over them. The sweeps of this
-folder share the run `base` when they share a workdir. docs/results.md has the results.
+The network and the 20,000 + 10,000 images of `configs/fashion_mnist.py:demo`, and 8 passes over them. The sweeps of
+this folder share the run `base` when they share a workdir. docs/results.md has the results.
 """
 
 
