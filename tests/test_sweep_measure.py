@@ -40,7 +40,7 @@ def overrides(model):
     return {k: v for k, v in vars(model.config).items() if v != getattr(base, k)}
 
 
-@pytest.mark.parametrize("fields", [{"norm_features": "channel"}, {"norm": "tebn", "time_steps": 3}], ids=str)
+@pytest.mark.parametrize("fields", [{"depths": (1,)}, {"depths": (1,), "norm": "tebn", "time_steps": 3}], ids=str)
 def test_test_time_steps_are_direct_evaluations(fields):
     model: Any = random_model(**fields)
     model.pixels = Pixels(MEAN, STD)

@@ -162,7 +162,7 @@ def get_config():
     config.update(
         dataset="folder", data_dir={str(folder / "images")!r}, image_size=8, in_channels=1, num_classes=3, patch_size=4,
         dim=4, depths=(1,), expansion=1, time_steps=2, mean=(0.5,), std=(0.25,), batch_size=8, eval_batch_size=12,
-        epochs=30, log_every=3, host_memory="default",
+        epochs=16, log_every=3, host_memory="default",
         compilation_cache={str(folder / "cache")!r}, learning_rate=0.05,
     )
     return config
@@ -195,7 +195,7 @@ def test_killed_and_resumed(tmp_path, monkeypatch, capsys):
     assert "broken/seed0: FAILED" in err and "nowhere" in err
     log = (first / "log.txt").read_text()
     assert "interrupted: the same command continues at step" in log and "resuming at step" in log
-    assert log.count("finished at step 90 of 90") == 1
+    assert log.count("finished at step 48 of 48") == 1
     assert sorted(str(path.relative_to(out / "results")) for path in (out / "results").rglob("*.json")) == [
         "broken/seed0.json", "layer/seed0.json", "t1/seed0.json"
     ]  # fmt: skip
@@ -203,7 +203,7 @@ def test_killed_and_resumed(tmp_path, monkeypatch, capsys):
     for name, result in results.items():
         measured = result["measured"]
         evaluation = json.loads((out / "runs" / name / "seed0" / "evaluation.json").read_text())
-        assert measured["accuracy"] == evaluation["accuracy"] and measured["step"] == 90
+        assert measured["accuracy"] == evaluation["accuracy"] and measured["step"] == 48
         assert measured["best_accuracy"] >= measured["accuracy"]
         assert measured["by_time_steps"][str(result["config"]["time_steps"])] == measured["accuracy"]
         assert 0 < measured["synaptic_operations"] < measured["dense_operations"]
