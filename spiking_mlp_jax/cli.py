@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import numpy as np
 
-from spiking_mlp_jax import __version__, cli_deploy, cli_prepare, cli_probe
+from spiking_mlp_jax import __version__, cli_deploy, cli_prepare, cli_probe, cli_sweep
 from spiking_mlp_jax.cli_deploy import NETWORK, WHERE
 from spiking_mlp_jax.errors import InputError
 
@@ -76,7 +76,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str] | None) -> int:
     parser = _parser()
-    chosen = parser.parse_args(arguments)
+    chosen, rest = parser.parse_known_args(arguments)
+    if rest := cli_sweep.take_overrides(chosen, rest):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if chosen.command is None:
         parser.print_help()
         return 0
@@ -158,6 +160,7 @@ def _parser() -> argparse.ArgumentParser:
     cli_deploy.add_commands(commands, _command, _positive)
     cli_prepare.add_commands(commands, _command, _positive)
     cli_probe.add_commands(commands, _command, _positive)
+    cli_sweep.add_commands(commands, _command, _positive)
     return parser
 
 

@@ -6,6 +6,7 @@ import os
 import runpy
 import traceback
 from collections.abc import Sequence
+from typing import Any
 
 from ml_collections import config_dict
 
@@ -29,20 +30,35 @@ def load_config(path: str) -> config_dict.ConfigDict:
         folder = folder if os.path.basename(folder) == "configs" else "configs"
         files = [os.path.join(folder, name) for name in _python_files(folder)]
         raise InputError(f'there is no config file "{file}"' + (f": {nearest(file, files)}" if files else ""))
+    config = call_function(file, "get_config", "config file", *([argument] if colon else []))
+    if not isinstance(config, config_dict.ConfigDict):
+        raise InputError(f'get_config of "{file}" must return a ConfigDict, but returned {type(config).__name__}')
+    return config
+
+
+def call_function(file: str, name: str, what: str, *arguments: Any) -> Any:
+    """What a function that a Python file defines returns.
+
+    Args:
+        file: its path; it exists.
+        name: of the function.
+        what: the file is, for sentences, such as "config file".
+        arguments: of the function.
+
+    Raises:
+        InputError: the file fails or does not define the function.
+    """
     try:
-        get_config = runpy.run_path(file).get("get_config")
-        if get_config is None:
-            raise InputError(f'the config file "{file}" defines no function get_config')
-        config = get_config(argument) if colon else get_config()
+        function = runpy.run_path(file).get(name)
+        if function is None:
+            raise InputError(f'the {what} "{file}" defines no function {name}')
+        return function(*arguments)
     except InputError:
         raise
     except Exception as error:
         # Whatever the user's own code raises is a mistake in that file, not in this package.
         message = f"{type(error).__name__}: {one_line(error)}"
-        raise InputError(f'the config file "{file}" fails{_line_of(error, file)}: {message}') from error
-    if not isinstance(config, config_dict.ConfigDict):
-        raise InputError(f'get_config of "{file}" must return a ConfigDict, but returned {type(config).__name__}')
-    return config
+        raise InputError(f'the {what} "{file}" fails{_line_of(error, file)}: {message}') from error
 
 
 def read_arguments(arguments: Sequence[str]) -> tuple[config_dict.ConfigDict, list[str]]:

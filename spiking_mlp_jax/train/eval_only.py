@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 from etils import epath
+from jax.sharding import Mesh
 
 from spiking_mlp_jax import weights
 from spiking_mlp_jax.data.damaged import Damaged
@@ -76,6 +77,28 @@ def evaluate_only(config: Config, workdir: epath.Path, source: Source) -> tuple[
     return step, result
 
 
+def newest_state(config: Config, workdir: epath.Path, mesh: Mesh) -> TrainState | None:
+    """The state in the newest checkpoint of a run, each array whole on every device; None where there is none.
+
+    Raises:
+        InputError: the checkpoints are damaged, or of another configuration.
+    """
+    folder = workdir / "checkpoints"
+    check_alike({"list of checkpoints": sorted(x.name for x in folder.iterdir()) if folder.is_dir() else None})
+    if not folder.is_dir():
+        return None
+    # The number of steps an epoch shapes no state.
+    _, abstract = abstract_state(model_config(config), make_optimizer(config, steps_per_epoch=1))
+    if config.ema_decay:
+        abstract = jax.eval_shape(with_average, abstract)
+    checkpoints = Checkpoints(folder, to_dict(config), config.keep)
+    try:
+        restored = checkpoints.restore(placed(abstract, mesh))
+    finally:
+        checkpoints.close()
+    return None if restored is None else put_together(restored.state, mesh)
+
+
 def evaluated(state: TrainState, quantized: Callable[[Any, Any], Any] | None) -> tuple[Any, Any]:
     """Params and stats that are evaluated and kept: their averages if there are such, rounded if trained so."""
     params, stats = (state.params, state.stats) if state.average is None else state.average
@@ -101,21 +124,9 @@ def evaluation_batches(config: Config, source: Source, damaged: Damaged) -> Iter
 
 def _given(config, workdir, mesh) -> tuple[TrainState, str]:
     model = model_config(config)
-    # The number of steps an epoch shapes no state.
-    optimizer = make_optimizer(config, steps_per_epoch=1)
-    folder = workdir / "checkpoints"
-    check_alike({"list of checkpoints": sorted(x.name for x in folder.iterdir()) if folder.is_dir() else None})
-    if folder.is_dir():
-        _, abstract = abstract_state(model, optimizer)
-        if config.ema_decay:
-            abstract = jax.eval_shape(with_average, abstract)
-        checkpoints = Checkpoints(folder, to_dict(config), config.keep)
-        try:
-            restored = checkpoints.restore(placed(abstract, mesh))
-        finally:
-            checkpoints.close()
-        if restored is not None:
-            return put_together(restored.state, mesh), f"checkpoint of step {int(restored.state.step)}"
+    state = newest_state(config, workdir, mesh)
+    if state is not None:
+        return state, f"checkpoint of step {int(state.step)}"
     if not config.init_weights:
         raise InputError(
             f"there is nothing to evaluate: {workdir} holds no checkpoint, and init_weights names no weights"
@@ -126,6 +137,8 @@ def _given(config, workdir, mesh) -> tuple[TrainState, str]:
             f"the weights that init_weights names know {saved.num_classes} classes, but num_classes is "
             f"{model.num_classes}: a new head has to be trained before it is evaluated"
         )
+    # The number of steps an epoch shapes no state.
+    optimizer = make_optimizer(config, steps_per_epoch=1)
     return load_state(model, optimizer, config.init_weights, mesh), finetune.describe(config.init_weights, model)
 
 

@@ -1,0 +1,290 @@
+"""What is measured of a trained run: the network after its last epoch.
+
+The trainer keeps the weights of the best epoch, chosen on the test set; over several runs that choice flatters those
+that fluctuate. So the last epoch's state is taken from the checkpoint and saved as `final/`, a weights folder like any
+other, and everything here is about that network.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from flax import nnx
+
+from spiking_mlp_jax import weights
+from spiking_mlp_jax.data.damaged import Damaged
+from spiking_mlp_jax.data.normalize import normalize
+from spiking_mlp_jax.data.pipeline import eval_batches
+from spiking_mlp_jax.data.sources import open_source
+from spiking_mlp_jax.errors import InputError
+from spiking_mlp_jax.infer import artifact
+from spiking_mlp_jax.infer.compile import compile_weights
+from spiking_mlp_jax.infer.cost import cost
+from spiking_mlp_jax.infer.engine import Engine
+from spiking_mlp_jax.model import SpikingMLP
+from spiking_mlp_jax.synapses import neurons
+from spiking_mlp_jax.train.config import Config, model_config
+from spiking_mlp_jax.train.eval_only import evaluated, newest_state
+from spiking_mlp_jax.train.loss import class_scores
+from spiking_mlp_jax.train.quantized import make_quantized
+from spiking_mlp_jax.train.sharding import make_mesh
+
+if TYPE_CHECKING:
+    from jaxtyping import UInt8
+
+FINAL, COMPILED = "final", "final.smlp"
+COST_IMAGES = 1000
+TIMED_IMAGES = 64
+# A latency is the median over as many calls as fit into a second, within these bounds.
+SECONDS, LEAST_CALLS, MOST_CALLS = 1.0, 20, 1000
+
+
+def measure(config: Config, workdir: Path, test_time_steps: Sequence[int]) -> dict[str, Any]:
+    """Everything but time, of a run that is finished. Writes `final/` and, where it compiles, `final.smlp`.
+
+    Args:
+        config: of the run.
+        workdir: of the run.
+        test_time_steps: steps with which the network is tested besides its own.
+
+    Returns:
+        JSON values. step; test_images; accuracy, of the last epoch; best_accuracy and best_step, of the best one;
+        parameters; firing_rate, mean over all neurons and steps; synaptic_operations, dense_operations: per image, see
+        `infer.cost`, over the first `cost_images` test images; by_time_steps {steps: accuracy or None}, with
+        not_by_time_steps {steps: why}; integer_accuracy, None where the network cannot be compiled, with not_integer,
+        which says why.
+
+    Raises:
+        InputError: there is no finished training, or its files or data are damaged.
+    """
+    folder = save_final(config, workdir)
+    model, _ = weights.load(folder)
+    evaluation = json.loads((workdir / "evaluation.json").read_text())
+    best = weights.read_config(workdir / "weights")[1]["result"]
+    counts, rates = neurons(model.config), evaluation["firing_rates"]
+    images = (batch["image"][batch["mask"]] for batch in _test_batches(config))
+    spent = cost(model, _first(images, COST_IMAGES))
+    by_steps, without = accuracy_by_time_steps(model, _test_batches(config), test_time_steps)
+    integer, no_integer = _integer_accuracy(config, workdir)
+    return {
+        "step": evaluation["step"],
+        "test_images": evaluation["images"],
+        "accuracy": evaluation["accuracy"],
+        "best_accuracy": best["accuracy"],
+        "best_step": best["step"],
+        "parameters": sum(x.size for x in jax.tree.leaves(nnx.state(model, nnx.Param))),
+        "firing_rate": sum(rates[name] * count for name, count in counts.items()) / sum(counts.values()),
+        "synaptic_operations": spent.total.effective,
+        "dense_operations": spent.total.Dense,
+        "cost_images": spent.images,
+        "by_time_steps": {str(steps): by_steps.get(steps) for steps in test_time_steps},
+        "not_by_time_steps": {str(steps): why for steps, why in without.items()},
+        "integer_accuracy": integer,
+        "not_integer": no_integer,
+    }
+
+
+def save_final(config: Config, workdir: Path) -> Path:
+    """Saves the weights of a run's newest checkpoint, as they are evaluated, and returns their folder."""
+    mesh = make_mesh(fsdp=config.fsdp)
+    state = newest_state(config, epath.Path(workdir), mesh)
+    evaluation = workdir / "evaluation.json"
+    if state is None or not evaluation.is_file():
+        raise InputError(f"{workdir} holds no finished training: run the sweep again")
+    found = json.loads(evaluation.read_text())
+    if found["step"] != int(state.step):
+        raise InputError(f"{workdir} holds a checkpoint of step {int(state.step)}, evaluated was {found['step']}")
+    shape = model_config(config)
+    model = nnx.merge(_graphdef(shape), *jax.device_get(evaluated(state, make_quantized(config, shape))), copy=True)
+    meta = {"data": weights.read_config(workdir / "weights")[1]["data"]}
+    meta["result"] = {key: found[key] for key in ("step", "accuracy", "loss", "images")}
+    weights.save(workdir / FINAL, model, meta)
+    return workdir / FINAL
+
+
+def with_time_steps(model: SpikingMLP, steps: int) -> SpikingMLP:
+    """The same weights run for another number of time steps, in evaluation mode.
+
+    Running averages stay those of the steps that were trained. A network is causal: fewer steps are the first of the
+    more.
+
+    Args:
+        model: any network.
+        steps: from 1 on.
+
+    Raises:
+        InputError: more steps than were trained, with norm="tebn": it has learned a scale for each of these and for
+            no later one.
+    """
+    config = dataclasses.replace(model.config, time_steps=steps)
+    _, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
+    if config.norm == "tebn":
+        if steps > model.config.time_steps:
+            raise InputError(
+                f'norm="tebn" has learned a scale for each of its {model.config.time_steps} time steps and has none '
+                "for later ones"
+            )
+        flat = nnx.to_flat_state(params)
+        params = nnx.from_flat_state(
+            [(path, v.replace(v[...][..., :steps]) if path[-1] == "step_scale" else v) for path, v in flat]
+        )
+    other = nnx.merge(_graphdef(config), params, stats, copy=True)
+    other.eval()
+    other.pixels = model.pixels
+    return other
+
+
+def accuracy_by_time_steps(
+    model: SpikingMLP, batches: Iterable[Mapping[str, np.ndarray]], steps: Sequence[int]
+) -> tuple[dict[int, float], dict[int, str]]:
+    """Accuracy of a network tested with other numbers of time steps than it was trained with.
+
+    One pass over the images with the largest number gives all: classes are scored by the mean of the logits so far.
+
+    Args:
+        model: with `pixels`, as `weights.load` gives it.
+        batches: {"image" uint8 [B, H, W, C], "label" [B], "mask" bool [B]}.
+        steps: numbers of time steps.
+
+    Returns:
+        {steps: accuracy in [0, 1]}, and {steps: why there is none} for the others.
+    """
+    networks, without = {}, {}
+    for count in sorted(steps):
+        try:
+            networks[count] = with_time_steps(model, count)
+        except InputError as error:
+            without[count] = str(error)
+    if not networks:
+        return {}, without
+    longest = max(networks)
+    run = _jitted(networks[longest], lambda logits: jnp.cumsum(logits, 0))
+    right, images = np.zeros(longest, np.int64), 0
+    for batch in batches:
+        classes = np.asarray(run(batch["image"])).argmax(-1)  # [T, B]
+        right += np.sum((classes == batch["label"]) & batch["mask"], 1)
+        images += int(batch["mask"].sum())
+    return {count: int(right[count - 1]) / images for count in networks}, without
+
+
+def measure_latency(config: Config, workdir: Path) -> dict[str, Any]:
+    """Time per image of the float network and of the compiled one, on this machine, as quiet as it is.
+
+    Args:
+        config: of the run.
+        workdir: of a run that `measure` has measured.
+
+    Returns:
+        JSON values, in milliseconds an image: float_ms and float_batch_ms, integer_ms and integer_batch_ms (None where
+        nothing is compiled). The first is the median over calls with one image, the second over calls with `batch`
+        images. cores: that could be used; load: mean number of running processes in the minute before; processor.
+    """
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    model, _ = weights.load(workdir / FINAL)
+    images = np.concatenate(list(_first((x["image"][x["mask"]] for x in _test_batches(config)), TIMED_IMAGES)))
+    run = _jitted(model, class_scores)
+    found: dict[str, Any] = {"float_ms": _median_ms(lambda x: np.asarray(run(x)), images, 1)}
+    found["float_batch_ms"] = _median_ms(lambda x: np.asarray(run(x)), images, len(images))
+    found |= {"integer_ms": None, "integer_batch_ms": None}
+    if (workdir / COMPILED).exists():
+        engine = Engine(workdir / COMPILED)
+        found["integer_ms"] = _median_ms(engine.predict, images, 1)
+        found["integer_batch_ms"] = _median_ms(engine.predict, images, len(images))
+    return {**found, "batch": len(images), "cores": _cores(), "load": load, "processor": _processor()}
+
+
+def _graphdef(config):
+    return nnx.split(nnx.eval_shape(lambda: SpikingMLP(config, rngs=nnx.Rngs(0))), nnx.Param, nnx.BatchStat)[0]
+
+
+def _jitted(model: SpikingMLP, of_logits: Callable[[Any], Any]) -> Callable[[np.ndarray], jax.Array]:
+    """A compiled function of uint8 images."""
+    graphdef, variables = nnx.split(model)
+    pixels: Any = model.pixels
+
+    @jax.jit
+    def run(variables, images):
+        logits = nnx.merge(graphdef, variables, copy=True)(normalize(images, pixels.mean, pixels.std))
+        return of_logits(logits)
+
+    return lambda images: run(variables, images)
+
+
+def _integer_accuracy(config: Config, workdir: Path) -> tuple[float | None, str | None]:
+    """Accuracy of the compiled network, which is saved, on the test images; or why it cannot be compiled."""
+    (workdir / COMPILED).unlink(missing_ok=True)
+    try:
+        net = compile_weights(workdir / FINAL, config.weight_bits or 8, data_dir=config.data_dir)
+    except InputError as error:
+        return None, str(error)
+    artifact.save(net, workdir / COMPILED)
+    engine = Engine(net)
+    right = images = 0
+    for batch in _test_batches(config):
+        mask = batch["mask"]
+        right += int(np.sum(engine.predict(batch["image"][mask]).argmax(1) == batch["label"][mask]))
+        images += int(mask.sum())
+    return right / images, None
+
+
+def _test_batches(config: Config) -> Iterable[dict[str, np.ndarray]]:
+    source = open_source(config.dataset, "test", config.data_dir or None)
+    return eval_batches(
+        source,
+        batch_size=config.eval_batch_size,
+        image_size=config.image_size,
+        in_channels=config.in_channels,
+        resize_mode=config.resize_mode,
+        eval_resize=config.eval_resize,
+        damaged=Damaged(source, config.max_bad_images, print),
+    )
+
+
+def _first(batches: Iterable[np.ndarray], count: int) -> Iterator[np.ndarray]:
+    """Images of batches until there are `count`."""
+    for batch in batches:
+        yield batch[:count]
+        count -= len(batch)
+        if count <= 0:
+            return
+
+
+def _median_ms(run: Callable[[UInt8[np.ndarray, "B H W C"]], Any], images: np.ndarray, size: int) -> float:
+    """Milliseconds an image: the median over calls with `size` images each, which go through all of them in turn."""
+    parts = [images[i : i + size] for i in range(0, len(images) - size + 1, size)]
+    for part in parts[:3]:
+        run(part)  # compiles, and fills the caches
+    seconds: list[float] = []
+    # An event-driven network takes longer for some images than for others: all of them count.
+    least = max(LEAST_CALLS, len(parts))
+    while len(seconds) < least or (sum(seconds) < SECONDS and len(seconds) < MOST_CALLS):
+        started = time.perf_counter()
+        run(parts[len(seconds) % len(parts)])
+        seconds.append(time.perf_counter() - started)
+    return 1000 * statistics.median(seconds) / size
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _processor() -> str:
+    """What the machine calls its processor."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

@@ -1,0 +1,270 @@
+"""What a sweep file describes: which networks are trained, with which seeds, and which machine trains which of them.
+
+A sweep file is flat Python with a function `get_sweep`, which returns a dict (or a ConfigDict):
+
+    base              the experiment that all runs start from, as for train.py: "FILE.py" or "FILE.py:ARGUMENT"
+    runs              {name: {field: value, ...}}, the fields in which each run differs; {} is the base itself
+    common            fields that differ from the base in all runs; may be left out, as everything below
+    seeds             (0, 1, 2) unless given
+    test_time_steps   time steps with which each trained network is tested; those of the runs unless given
+    x                 the field along the x axis of the accuracy's figure; the field that varies, if it is one number
+    title             of the tables
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import config_dict, config_flags
+
+from spiking_mlp_jax.errors import InputError, nearest
+from spiking_mlp_jax.train.arguments import call_function, load_config, read_arguments
+from spiking_mlp_jax.train.config import check_names, one_line, to_dict, validate
+
+KEYS = ("base", "runs", "common", "seeds", "test_time_steps", "x", "title")
+# Fields that say what is done with an experiment, and not what it is; seeds are a list of their own.
+_RESERVED = {
+    "seed": "list the seeds in seeds",
+    "dry_run": "leave it out",
+    "eval_only": "leave it out",
+}
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+_MOST_STEPS = 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One training.
+
+    Attributes:
+        name: of the run in the sweep.
+        seed: of weights and data.
+        config: a ConfigDict, the whole experiment as train.py would have it.
+    """
+
+    name: str
+    seed: int
+    config: Any
+
+    @property
+    def key(self) -> str:
+        """Where its files are, below `runs` and `results`."""
+        return f"{self.name}/seed{self.seed}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """A sweep file's contents.
+
+    Attributes:
+        file: its path, as given.
+        title: of the tables.
+        names: of the runs, in the file's order.
+        seeds: of each run.
+        runs: every name with every seed; all names of the first seed come first, so that a sweep that is cut short has
+            compared something.
+        varied: fields in which the runs differ, in the order in which the file names them.
+        values: {name: the run's values of `varied`}.
+        x: the field along the x axis of the accuracy's figure; None: names.
+        test_time_steps: ascending.
+    """
+
+    file: str
+    title: str
+    names: tuple[str, ...]
+    seeds: tuple[int, ...]
+    runs: tuple[Run, ...]
+    varied: tuple[str, ...]
+    values: dict[str, tuple[Any, ...]]
+    x: str | None
+    test_time_steps: tuple[int, ...]
+
+    def of(self, name: str) -> list[Run]:
+        """The runs of a name, one for each seed."""
+        return [run for run in self.runs if run.name == name]
+
+
+def load_sweep(file: str, overrides: Sequence[str] = (), seeds: Sequence[int] | None = None) -> Sweep:
+    """Reads a sweep file and checks every run of it.
+
+    Args:
+        file: path of the sweep file.
+        overrides: "--config.NAME=VALUE", fields that are set in all runs, after the file's own.
+        seeds: in place of the file's.
+
+    Raises:
+        InputError: no such file or one that fails; a field that does not exist or cannot have such a value: the
+            sentence names the file and the run.
+    """
+    if not os.path.isfile(file):
+        folder = os.path.dirname(file) or "."
+        there = sorted(x for x in os.listdir(folder) if x.endswith(".py")) if os.path.isdir(folder) else []
+        near = difflib.get_close_matches(os.path.basename(file), there, 1, 0.4)
+        raise InputError(
+            f'there is no sweep file "{file}": '
+            + (f'did you mean "{os.path.join(folder, near[0])}"?' if near else "configs/sweeps has examples")
+        )
+    found = call_function(file, "get_sweep", "sweep file")
+    if isinstance(found, config_dict.ConfigDict):
+        found = found.to_dict()
+    if not isinstance(found, Mapping):
+        raise InputError(f'get_sweep of "{file}" must return a dict, but returned {type(found).__name__}')
+    try:
+        return _sweep(file, found, overrides, seeds)
+    except InputError as error:
+        raise InputError(f'the sweep file "{file}": {error}') from error
+
+
+def shard(sweep: Sweep, index: int, count: int) -> list[Run]:
+    """The runs that one of several machines trains.
+
+    Together the shards are all runs, each is in one of them, and their sizes differ by one at most. From seed to seed
+    the names move on by one, so that no machine gets all seeds of the largest network.
+
+    Args:
+        sweep: the sweep, with the same seeds on every machine.
+        index: which shard, 1 to `count`.
+        count: how many there are.
+    """
+    size = len(sweep.names)
+
+    def position(run):
+        seed, name = sweep.seeds.index(run.seed), sweep.names.index(run.name)
+        return seed * size + (name + seed) % size
+
+    return [run for run in sweep.runs if position(run) % count == index - 1]
+
+
+def _sweep(file, found, overrides, seeds) -> Sweep:
+    for key in found:
+        if key not in KEYS:
+            raise InputError(f'get_sweep gives "{key}", which means nothing: {nearest(key, KEYS)}')
+    for key, kind in (("base", str), ("runs", Mapping)):
+        if not isinstance(found.get(key), kind) or not found[key]:
+            wanted = 'a config such as "configs/fashion_mnist.py:demo"' if kind is str else "{name: {field: value}}"
+            raise InputError(f"get_sweep must give {key}, {wanted}")
+    common, runs = found.get("common", {}), found["runs"]
+    seeds = _numbers("seeds", found.get("seeds", (0, 1, 2)) if seeds is None else seeds, 0, 2**31 - 1)
+    base = _with_fields(load_config(found["base"]), common, "common")
+    given = _overridden(found["base"], overrides)
+    varied = list(dict.fromkeys(name for fields in runs.values() if isinstance(fields, Mapping) for name in fields))
+    for name in given:
+        if name in varied or name in _RESERVED:
+            instead = "it varies that field itself" if name in varied else _RESERVED[name].replace("seeds", "--seeds")
+            raise InputError(f"--config.{name} cannot be given for this sweep: {instead}")
+    base = _with_fields(base, given, "the command line")
+    lower = [str(name).lower() for name in runs]
+    configs = {}
+    for name, fields in runs.items():
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
+            raise InputError(f'a run cannot be called "{name}": take letters, digits and . _ + -, as for a folder')
+        if lower.count(name.lower()) > 1:
+            raise InputError(f'two runs are called "{name}" but for capitals, which not every disk tells apart')
+        configs[name] = _with_fields(base, fields, f'run "{name}"')
+        _refuse_twin(name, configs)
+    varied = [name for name in varied if len({repr(config[name]) for config in configs.values()}) > 1]
+    steps = found.get("test_time_steps", sorted({config.time_steps for config in configs.values()}))
+    return Sweep(
+        file=file,
+        title=_text(found.get("title", os.path.splitext(os.path.basename(file))[0])),
+        names=tuple(configs),
+        seeds=seeds,
+        runs=tuple(Run(name, seed, _seeded(config, seed)) for seed in seeds for name, config in configs.items()),
+        varied=tuple(varied),
+        values={name: tuple(config[field] for field in varied) for name, config in configs.items()},
+        x=_x_field(found.get("x"), varied, configs),
+        test_time_steps=tuple(sorted(_numbers("test_time_steps", steps, 1, _MOST_STEPS))),
+    )
+
+
+def _with_fields(config, fields, where):
+    """A copy of an experiment with other values, checked as the trainer would check it."""
+    if not isinstance(fields, Mapping):
+        raise InputError(f"{where} must be {{field: value}}, but it is {fields!r}")
+    config = config.copy_and_resolve_references()
+    try:
+        check_names(fields, config.keys())
+        for name, value in fields.items():
+            if name in _RESERVED:
+                raise InputError(f"{name} is no field for a run of a sweep: {_RESERVED[name]}")
+            kind = config.get_type(name)
+            try:
+                if isinstance(value, bool) and kind in (int, float):
+                    raise TypeError("a ConfigDict would take it for 0 or 1")
+                config[name] = value
+            except (TypeError, ValueError) as error:
+                wanted = {int: "a whole number", float: "a number", bool: "True or False", str: "a word"}
+                raise InputError(f"{name} must be {wanted.get(kind, kind.__name__)}, but it is {value!r}") from error
+        # A machine with several devices checks batch sizes against their number when it trains.
+        validate(config, 1)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
+    return config
+
+
+def _overridden(base: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """Fields and values of "--config.NAME=VALUE", read as train.py reads them."""
+    if not overrides:
+        return {}
+    config, rest = read_arguments(["--config", base, *overrides])
+    names = {argument.lstrip("-").partition("=")[0].partition(".")[2] for argument in rest}
+    values, arguments = flags.FlagValues(), ["sweep", *rest]
+    try:
+        config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=arguments)
+        values(arguments)
+    except flags.Error as error:
+        raise InputError(one_line(error)) from error
+    return {name: config[name] for name in sorted(names)}
+
+
+def _refuse_twin(name, configs):
+    new = to_dict(configs[name])
+    for other, config in configs.items():
+        if other != name and to_dict(config) == new:
+            raise InputError(f'runs "{other}" and "{name}" are the same experiment: leave one of them out')
+
+
+def _seeded(config, seed):
+    config = config.copy_and_resolve_references()
+    config.seed = seed
+    return config
+
+
+def _x_field(given, varied, configs):
+    def is_number(field):
+        values = [config[field] for config in configs.values()]
+        return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+
+    if given is None:
+        return varied[0] if len(varied) == 1 and is_number(varied[0]) else None
+    if given not in varied or not is_number(given):
+        numbers = ", ".join(filter(is_number, varied)) or "none"
+        raise InputError(f'x must be a field of numbers in which runs differ ({numbers} here), but it is "{given}"')
+    return given
+
+
+def _numbers(what, values, least, most) -> tuple[int, ...]:
+    sound = isinstance(values, list | tuple) and values
+    if not sound or not all(isinstance(x, int) and not isinstance(x, bool) and least <= x <= most for x in values):
+        raise InputError(f"{what} must list whole numbers from {least} to {most}, but it is {values!r}")
+    if len(set(values)) < len(values):
+        raise InputError(f"{what} lists a number twice: {values!r}")
+    return tuple(values)
+
+
+def _text(title) -> str:
+    if not isinstance(title, str):
+        raise InputError(f"title must be text, but it is {title!r}")
+    return title
+
+
+def output_folder(workdir: Path, file: str) -> Path:
+    """Where a sweep's tables and figures go: several sweeps may share a workdir, and with it the runs they share."""
+    return workdir / "tables" / os.path.splitext(os.path.basename(file))[0]

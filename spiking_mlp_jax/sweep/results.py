@@ -1,0 +1,126 @@
+"""Results of runs as files, one a run: what is finished, what failed, and what belongs to another configuration.
+
+    WORKDIR/runs/NAME/seedS/        the training's own workdir; beside its files, `final/` (the last epoch's weights),
+                                    `final.smlp` (compiled to integers) and `sweep.log` (what the process said)
+    WORKDIR/results/NAME/seedS.json {"status": "done" or "failed", "config", "measured", "latency", "error"}
+
+A result keeps its whole configuration. Compared with what the sweep file says now, that names the fields that changed,
+which a hash could not, and goes on holding when a later version adds fields that were at their defaults.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from spiking_mlp_jax.errors import InputError
+from spiking_mlp_jax.sweep.plan import Run, Sweep
+from spiking_mlp_jax.train.checkpoint import FREE_FIELDS
+from spiking_mlp_jax.train.config import in_todays_words, to_dict
+from spiking_mlp_jax.train.storage import write_text
+
+# Fields that change where and how fast a run is computed, not what comes out.
+_FREE = {*FREE_FIELDS, "workers"} - {"max_steps"}
+_SHOWN = 4
+
+
+def result_file(workdir: Path, run: Run) -> Path:
+    """The file of a run's result."""
+    return workdir / "results" / f"{run.key}.json"
+
+
+def run_folder(workdir: Path, run: Run) -> Path:
+    """The workdir of a run's training."""
+    return workdir / "runs" / run.key
+
+
+def write_result(workdir: Path, run: Run, document: Mapping[str, Any]) -> None:
+    """Writes a run's result under a temporary name that is then renamed.
+
+    Args:
+        workdir: of the sweep.
+        run: whose result it is; its name, seed and configuration are added.
+        document: "status" and what goes with it, JSON values.
+    """
+    file = result_file(workdir, run)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    whole = {"format": 1, "run": run.name, "seed": run.seed, **document, "config": to_dict(run.config)}
+    write_text(file, json.dumps(whole, indent=1, allow_nan=False) + "\n")
+
+
+def read_json(file: Path) -> dict[str, Any] | None:
+    """The object in a JSON file, None where there is no file.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{file} cannot be read ({error}): delete it, and the sweep measures that run again"
+        ) from error
+    if not isinstance(content, dict):
+        raise InputError(f"{file} holds no JSON object: delete it, and the sweep measures that run again")
+    return content
+
+
+def differences(saved: Mapping[str, Any], run: Run) -> list[str]:
+    """The fields in which a saved configuration is another experiment than a run, in words."""
+    then, now = in_todays_words(dict(saved)), in_todays_words(to_dict(run.config))
+    names = [name for name in sorted({*then, *now} - _FREE) if then.get(name) != now.get(name)]
+    return [f"{name}: {then.get(name)!r} there, {now.get(name)!r} now" for name in names]
+
+
+def refuse_stale(sweep: Sweep, workdirs: Iterable[Path]) -> None:
+    """Refuses results and half-done trainings of other configurations than the sweep describes now.
+
+    Raises:
+        InputError: there are some; the sentence names them and the fields that differ.
+    """
+    for workdir in workdirs:
+        stale = {}
+        for run in sweep.runs:
+            result = read_json(result_file(workdir, run))
+            if result is None or result.get("status") != "done":
+                result = {"config": read_json(run_folder(workdir, run) / "config.json")}
+            saved = result.get("config", {})
+            if saved is not None and (different := differences(saved, run)):
+                stale[run.key] = ", ".join(different[:_SHOWN]) + (" and more" if len(different) > _SHOWN else "")
+        if stale:
+            listed = "; ".join(f"{key} ({words})" for key, words in list(stale.items())[:_SHOWN])
+            more = f" and {len(stale) - _SHOWN} more" if len(stale) > _SHOWN else ""
+            raise InputError(
+                f"{workdir} holds runs of another configuration than {sweep.file} describes: {listed}{more}; take "
+                "another --workdir, give the --config fields they were trained with, or delete their folders in runs/ "
+                "and files in results/"
+            )
+
+
+def gather(sweep: Sweep, workdirs: Sequence[Path]) -> dict[str, dict[str, Any]]:
+    """Results of a sweep from the files of one or several workdirs.
+
+    Args:
+        sweep: the sweep.
+        workdirs: where to look. Of several results of a run a finished one is taken, and of these one with latency,
+            and of these the first.
+
+    Returns:
+        {Run.key: result}, in the sweep's order; runs without a file are not in it.
+
+    Raises:
+        InputError: a file is damaged, or of another configuration.
+    """
+    refuse_stale(sweep, workdirs)
+    found = {}
+    for run in sweep.runs:
+        results = [x for x in (read_json(result_file(workdir, run)) for workdir in workdirs) if x is not None]
+        # What failed under another configuration may be tried again under this one.
+        results = [x for x in results if not differences(x.get("config", {}), run)]
+        if results:
+            found[run.key] = max(results, key=lambda x: (x.get("status") == "done", "latency" in x))
+    return found
