@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Int
 
 from spiking_mlp_jax.report import figures
-from spiking_mlp_jax.report.markup import POSITIVE, bar, missing, number, percent, picture, scrolling, table, text
+from spiking_mlp_jax.report.markup import bar, missing, number, percent, picture, scrolling, signed_map, table, text
 from spiking_mlp_jax.report.measure import Measured, Mistake
 from spiking_mlp_jax.report.vector import drawn
 
@@ -23,16 +23,17 @@ def time_steps(measured: Measured) -> str:
     steps = len(accuracy)
     if steps == 1:
         return missing(
-            f"The network was trained for one time step, so there is no curve: after it {percent(accuracy[0], 2)} of the "
-            "test images are right."
+            "The network was trained for one time step, so there is no curve: after it "
+            f"{percent(accuracy[0], 2)} of the test images are right."
         )
     svg = drawn(lambda: figures.accuracy_by_step(accuracy), "by-step", "test accuracy over the number of steps counted")
     rows = []
     for t, share in enumerate(accuracy):
         gain = "" if not t else f"{100 * (share - accuracy[t - 1]):+.2f}"
-        right = int(measured.right_after[t])
-        rows.append((str(t + 1), number(share, percent(share, 2), f"after-{t + 1}"), f"{right:,}", gain))
-    head = ("steps", "accuracy", "images right", "gain, points")
+        alone, settled = (int(count[t]) / measured.images for count in (measured.right_alone, measured.settled))
+        right = number(share, percent(share, 2), f"after-{t + 1}")
+        rows.append((str(t + 1), right, gain, percent(alone, 2), percent(settled, 2)))
+    head = ("steps", "right", "gain, points", "last step alone", "same class as at the end")
     return (
         f"<p>An image's class is the one with the largest mean logit. If only the first step counted, "
         f"{percent(accuracy[0], 2)} of the test images would be right; over all {steps} steps "
@@ -55,7 +56,7 @@ def accuracy_by_class(confusion: Int[np.ndarray, "K K"], names: Sequence[str]) -
     rows = []
     for k in chosen.tolist():
         if not totals[k]:
-            rows.append((text(names[k]), "", "–", "0"))
+            rows.append((text(names[k]), "", "-", "0"))
             continue
         value = float(share[k])
         rows.append((text(names[k]), bar(value), number(value, percent(value), f"class-{k}"), f"{totals[k]:,}"))
@@ -78,23 +79,24 @@ def _cells(confusion, share, names):
             part, count = float(share[row, column]), int(confusion[row, column])
             # The square root keeps errors of a few per cent visible beside the diagonal.
             kind = "right" if row == column else "wrong"
-            kind += " strong" if part > 0.3 else ""
             shown = "" if not count else "&lt;1" if part < 0.0095 else f"{100 * part:.0f}"
             cells.append(f'<td class="{kind}" style="--p:{part**0.5:.3f}" data-count="{count}">{shown}</td>')
         lines.append(f'<tr><th scope="row">{text(name)}</th>{"".join(cells)}</tr>')
     return scrolling(
-        '<table class="confusion" id="confusion"><caption>Rows: true class; columns: predicted class; per cent of the '
-        f"true class’s images</caption><thead><tr><td></td>{columns}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+        '<table class="confusion" id="confusion"><caption><span>Confusion matrix: rows are true classes, columns '
+        "predicted ones, in per cent of the true class's images</span></caption>"
+        f"<thead><tr><td></td>{columns}</tr></thead><tbody>{''.join(lines)}</tbody></table>",
+        "Confusion matrix",
     )
 
 
 def _map(confusion, share, names):
-    strength = np.rint(255 * np.sqrt(share)).astype(np.uint8)
-    pixels = np.concatenate([np.broadcast_to(POSITIVE, (*share.shape, 3)), strength[..., None]], -1).astype(np.uint8)
+    pixels = signed_map(np.sqrt(share), 1.0)
     alt = f"Confusion matrix of {len(names)} classes: a row for each true, a column for each predicted class"
     return (
-        f'<figure class="map">{picture(pixels, alt, "pixels")}<figcaption>Rows: true class, columns: predicted class, '
-        "in the data set’s order. The stronger, the larger the share of the true class’s images.</figcaption></figure>"
+        f'<figure class="map">{picture(pixels, alt, "pixels")}<figcaption>Confusion matrix: rows are true classes, '
+        "columns predicted ones, in the data set's order; the stronger, the larger the share of the true class's "
+        "images.</figcaption></figure>"
     )
 
 
@@ -104,19 +106,11 @@ def _pairs(confusion, share, names):
     found = [(int(i // len(names)), int(i % len(names))) for i in order if wrong.flat[i]]
     if not found:
         return missing("No image was taken for another class.")
-    rows = [
-        (
-            text(names[a]),
-            text(names[b]),
-            f"{int(wrong[a, b]):,}",
-            bar(float(share[a, b]), kind="bad"),
-            percent(share[a, b]),
-        )
-        for a, b in found
-    ]
-    return table(
-        ("true class", "taken for", "images", "", "of the class"), rows, "Most frequent confusions", kind="bars"
-    )
+    rows = []
+    for a, b in found:
+        part = float(share[a, b])
+        rows.append((f"{text(names[a])} as {text(names[b])}", bar(part, kind="bad"), percent(part), f"{wrong[a, b]:,}"))
+    return table(("true class as another", "", "of the class", "images"), rows, "Most frequent confusions", kind="bars")
 
 
 def mistakes(found: Sequence[Mistake], names: Sequence[str]) -> str:
@@ -133,6 +127,6 @@ def mistakes(found: Sequence[Mistake], names: Sequence[str]) -> str:
             f'<p class="quiet">is {true}, to which it gave {percent(mistake.of_label)} (image {mistake.index})</p></li>'
         )
     return (
-        "<p>The wrong answers of which the network was surest, by the softmax of its mean logits. In bold what it said, "
-        f'below it what the label says.</p><ul class="cards">{"".join(cards)}</ul>'
+        "<p>The wrong answers of which the network was surest, by the softmax of its mean logits. In bold what it "
+        f'said, below it what the label says.</p><ul class="cards">{"".join(cards)}</ul>'
     )

@@ -37,7 +37,10 @@ def accuracy_by_step(accuracy: Sequence[float]) -> Figure:
     axes.plot(steps, values, "o-", color=BLUE, linewidth=1.8, markersize=6)
     for step, value in zip(steps, values, strict=True):
         if len(values) <= 8 or step in (1, len(values)):
-            axes.annotate(f"{value:.1f}", (step, value), xytext=(0, 7), textcoords="offset points", ha="center")
+            # Below a point from which the line rises, so that it does not cross the number.
+            below = step < len(values) and values[step] > value
+            place = (10, -14) if below else (0, 7)
+            axes.annotate(f"{value:.1f}", (step, value), xytext=place, textcoords="offset points", ha="center")
     axes.set(xlabel="time steps counted", ylabel="test accuracy (%)")
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import re
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -13,6 +14,7 @@ from PIL import Image
 
 # Blue for what is positive, red for what is negative; Okabe and Ito's, as in `probe.plots`.
 POSITIVE, NEGATIVE = (0, 114, 178), (213, 94, 0)
+PHOTOGRAPH = 64 * 64  # pixels above which a picture is stored as JPEG
 
 
 def text(value: object) -> str:
@@ -47,14 +49,12 @@ def bar(share: float, second: float = 0.0, kind: str = "") -> str:
         second: likewise.
         kind: class of CSS for another colour, such as "warn".
     """
-    faint = f'<i class="faint" style="width:{100 * _clipped(second):.2f}%"></i>' if second else ""
-    return (
-        f'<span class="bar {kind}" aria-hidden="true">{faint}<i style="width:{100 * _clipped(share):.2f}%"></i></span>'
-    )
+    faint = f'<i class="faint" style="width:{_width(second)}"></i>' if second else ""
+    return f'<span class="bar {kind}" aria-hidden="true">{faint}<i style="width:{_width(share)}"></i></span>'
 
 
-def _clipped(share):
-    return min(max(share, 0.0), 1.0)
+def _width(share):
+    return f"{100 * min(max(share, 0.0), 1.0):.2f}%"
 
 
 def table(
@@ -75,15 +75,17 @@ def table(
         cells = "".join(f"<td>{cell}</td>" for cell in others)
         lines.append(f'<tr><th scope="row">{first}</th>{cells}</tr>')
     return scrolling(
-        f'<table class="{kind}"><caption>{caption}</caption><thead><tr>{titles}</tr></thead>'
+        f'<table class="{kind}"><caption><span>{caption}</span></caption><thead><tr>{titles}</tr></thead>'
         f"<tbody>{''.join(lines)}</tbody></table>",
+        html.unescape(re.sub("<[^>]*>", "", caption)),
         tall,
     )
 
 
-def scrolling(content: str, tall: bool = False) -> str:
-    """Content that scrolls within itself, also by the keyboard."""
-    return f'<div class="scroll{" tall" if tall else ""}" tabindex="0" role="region" aria-label="table">{content}</div>'
+def scrolling(content: str, label: str, tall: bool = False) -> str:
+    """Content that scrolls within itself, also by the keyboard; the label is for whoever cannot see it."""
+    kind = "scroll tall" if tall else "scroll"
+    return f'<div class="{kind}" tabindex="0" role="region" aria-label="{text(label.strip())}">{content}</div>'
 
 
 def missing(sentence: str) -> str:
@@ -107,10 +109,12 @@ def picture(pixels: UInt8[np.ndarray, "H W C"], alt: str, kind: str = "") -> str
 
 
 def data_uri(pixels: UInt8[np.ndarray, "H W C"]) -> str:
-    """Pixels as the address of a PNG that holds them itself."""
+    """Pixels as the address of a picture that holds them itself: PNG, but JPEG for photographs of many pixels."""
     stream = io.BytesIO()
-    Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(stream, format="PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
+    picture = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+    kind = "jpeg" if pixels.shape[-1] < 4 and pixels.shape[0] * pixels.shape[1] > PHOTOGRAPH else "png"
+    picture.save(stream, format=kind.upper(), **({"quality": 85} if kind == "jpeg" else {"optimize": True}))
+    return f"data:image/{kind};base64," + base64.b64encode(stream.getvalue()).decode("ascii")
 
 
 def signed_map(values: Float[np.ndarray, "H W"], most: float | None = None) -> UInt8[np.ndarray, "H W 4"]:

@@ -52,6 +52,8 @@ class Measured:
         loss: mean cross-entropy of the time-mean logits, in nats.
         confusion: images by true class (row) and predicted class (column).
         right_after: images right if only the first 1, 2, ... T steps are counted.
+        right_alone: images right if step 1, 2, ... T alone is counted.
+        settled: images that have their final class after 1, 2, ... T steps.
         rates: spikes per neuron, by layer in the network's order and by step.
         mistakes: the most confident first.
     """
@@ -60,6 +62,8 @@ class Measured:
     loss: float
     confusion: Int[np.ndarray, "K K"]
     right_after: Int[np.ndarray, " T"]
+    right_alone: Int[np.ndarray, " T"]
+    settled: Int[np.ndarray, " T"]
     rates: dict[str, Float[np.ndarray, " T"]]
     mistakes: list[Mistake]
 
@@ -96,7 +100,7 @@ def measure(run: Run, batch_size: int, mistakes: int, progress: Progress, say: C
     )
     step = _make_step(run)
     confusion = np.zeros((c.num_classes, c.num_classes), np.int64)
-    right_after = np.zeros(c.time_steps, np.int64)
+    right_after, right_alone, settled = np.zeros((3, c.time_steps), np.int64)
     rates: dict[str, Any] = {}
     loss = 0.0
     worst: list[Mistake] = []
@@ -106,6 +110,8 @@ def measure(run: Run, batch_size: int, mistakes: int, progress: Progress, say: C
         whole, label, predicted = batch["mask"], batch["label"], found["predicted"]
         np.add.at(confusion, (label[whole], predicted[-1][whole]), 1)
         right_after += (predicted == label)[:, whole].sum(1)
+        right_alone += (found["alone"] == label)[:, whole].sum(1)
+        settled += (predicted == predicted[-1])[:, whole].sum(1)
         loss += float(found["losses"][whole].astype(np.float64).sum())
         for name, rate in found["rates"].items():
             rates[name] = rates.get(name, 0.0) + rate.astype(np.float64)
@@ -128,7 +134,8 @@ def measure(run: Run, batch_size: int, mistakes: int, progress: Progress, say: C
     if not np.isfinite(loss):
         raise InputError(f"the network in {run.folder} gives scores that are no numbers: train it with a lower rate")
     mean = {name: value / images for name, value in rates.items()}
-    return Measured(images, loss / images, confusion, right_after, in_network_order(mean, c), worst)
+    ordered = in_network_order(mean, c)
+    return Measured(images, loss / images, confusion, right_after, right_alone, settled, ordered, worst)
 
 
 def _make_step(run: Run):
@@ -150,6 +157,7 @@ def _make_step(run: Run):
         own = jnp.take_along_axis(log_probability, labels[:, None], -1)[:, 0]
         return {
             "predicted": jnp.stack([jnp.argmax(score, -1) for score in scores]),
+            "alone": jnp.argmax(logits, -1),
             "best": jnp.exp(jnp.max(log_probability, -1)),
             "own": jnp.exp(own),
             "losses": -own,

@@ -30,6 +30,7 @@ def head(run: Run, measured: Measured | None, cost: Cost | None, command: str) -
     """
     c, data = run.config, run.data
     colour = "grey" if c.in_channels == 1 else "colour"
+    origin = "an image folder" if data["dataset"] == "folder" else data["dataset"]
     parameters = parameter_count(run)
     tiles = []
     stored = run.evaluation
@@ -48,20 +49,21 @@ def head(run: Run, measured: Measured | None, cost: Cost | None, command: str) -
         effective, energy = cost.total.effective, next(iter(cost.energy().values()))
         tiles.append((number(effective, _short(effective)), "synaptic operations an image"))
         tiles.append((number(energy.with_memory, f"{energy.with_memory / 1e6:.3g} µJ"), "an image, 45 nm, estimated"))
-    figures_ = "".join(f"<div><dt>{what}</dt><dd>{value}</dd></div>" for value, what in tiles)
+    words = " ".join(f'<span class="word">{text(word)}</span>' for word in command.split(" "))
+    shown = "".join(f"<div><dt>{what}</dt><dd>{value}</dd></div>" for value, what in tiles)
     stages = ", ".join(
-        f"{c.stage_side(i)} × {c.stage_side(i)} tokens of {c.stage_dim(i)} channels ({depth} block{'s' * (depth > 1)})"
+        f"{c.stage_side(i)} by {c.stage_side(i)} tokens of {c.stage_dim(i)} channels ({depth} block{'s' * (depth > 1)})"
         for i, depth in enumerate(c.depths)
     )
     encoding = "spiking patch encoding" if c.encoding == "spe" else "strided convolutions"
     between = f", with {encoding} between them" if c.stages > 1 else ""
     return (
         f"<h1>{text(run.name)}</h1>"
-        f'<p class="lead">A spiking MLP that sorts {c.image_size} × {c.image_size} {colour} images of '
-        f"{text(data['dataset'])} into {c.num_classes} classes. Its layers exchange spikes, 0 or 1, over {c.time_steps} "
-        f"time step{'s' * (c.time_steps > 1)}. Stages: {text(stages)}{between}.</p>"
-        f'<dl class="tiles">{figures_}</dl>'
-        f'<p class="quiet">Made by <code>{text(command)}</code>, spiking-mlp-jax {text(__version__)}.</p>'
+        f'<p class="lead">A spiking MLP that sorts {colour} images of {c.image_size} by {c.image_size} pixels '
+        f"({text(origin)}) into {c.num_classes} classes. Its layers exchange spikes, 0 or 1, over "
+        f"{c.time_steps} time step{'s' * (c.time_steps > 1)}. Stages: {text(stages)}{between}.</p>"
+        f'<dl class="tiles">{shown}</dl>'
+        f'<p class="quiet">Made by <code>{words}</code>, spiking-mlp-jax {text(__version__)}.</p>'
     )
 
 
@@ -82,7 +84,9 @@ def mean_rate(run: Run, measured: Measured) -> float:
 def curves(run: Run) -> str:
     """Loss and accuracy over the training steps."""
     if not any(record.get("split") in ("train", "eval") and "step" in record for record in run.metrics):
-        return missing(f"There is no metrics.jsonl in {run.workdir}, so there are no learning curves.")
+        return missing(
+            f"No metrics.jsonl of a training run lies beside the weights of {run.where}: there are no learning curves."
+        )
     drawings = []
     for key in ("loss", "accuracy"):
         best = [r[key] for r in run.metrics if r.get("split") == "eval" and r.get(key) is not None]
@@ -100,24 +104,26 @@ def curves(run: Run) -> str:
 def configuration(run: Run, command: str) -> str:
     """Every setting, the versions, and the command."""
     model = dataclasses.asdict(run.config)
-    parts = [f"<h3>Network</h3>{_settings(model, 'fields of ModelConfig')}"]
+    parts = [f"<div><h3>Network</h3>{_settings(model, 'fields of ModelConfig')}</div>"]
+    lacks = f"of a training run lies beside the weights of {run.where}."
     if run.settings:
         rest = {name: value for name, value in run.settings.items() if name not in model}
-        parts.append(f"<h3>Training</h3>{_settings(rest, 'config.json, without the fields of the network')}")
+        told = _settings(rest, "config.json, without the fields of the network")
     else:
-        parts.append("<h3>Training</h3>" + missing(f"There is no config.json of a training run in {run.workdir}."))
-    found = run.versions or None
-    title = "versions.json: what it was trained with" if found else "what this page was made with"
-    parts.append(f"<h3>Versions</h3>{'' if found else missing(f'There is no versions.json in {run.workdir}.')}")
-    parts.append(_settings(found or versions(), title))
+        told = missing(f"No config.json {lacks}")
+    parts.append(f"<div><h3>Training</h3>{told}</div>")
+    if run.versions:
+        told = _settings(run.versions, "versions.json: what it was trained with")
+    else:
+        told = missing(f"No versions.json {lacks}") + _settings(versions(), "what this page was made with")
+    parts.append(f"<div><h3>Versions</h3>{told}</div>")
     where = shlex.quote(run.where)
     commands = "\n".join((command, f"spiking-mlp evaluate {where}", f"spiking-mlp cost {where}"))
-    parts.append(
-        f"<h3>Commands</h3>{scrolling(f'<pre>{text(commands)}</pre>')}"
-        f'<p class="quiet">The weights are {text(run.folder / weights.TENSORS)}, '
-        f"{(run.folder / weights.TENSORS).stat().st_size:,} bytes.</p>"
+    return (
+        f'<div class="columns">{"".join(parts)}</div>'
+        f"<h3>Commands</h3>{scrolling(f'<pre>{text(commands)}</pre>', 'commands')}"
+        f'<p class="quiet">{weights.TENSORS} has {(run.folder / weights.TENSORS).stat().st_size:,} bytes.</p>'
     )
-    return "".join(parts)
 
 
 def _settings(values, caption) -> str:

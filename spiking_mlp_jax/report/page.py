@@ -78,7 +78,8 @@ def make_page(run: Run, command: str, batch_size: int, progress: Progress, say: 
         head=overview.head(run, measured, counted, command),
         contents="".join(f'<li><a href="#{name}">{text(title)}</a></li>' for name, title, _ in sections),
         sections="".join(
-            f'<section id="{name}" aria-labelledby="{name}-title"><h2 id="{name}-title">{text(title)}</h2>{body}</section>'
+            f'<section id="{name}" aria-labelledby="{name}-title"><h2 id="{name}-title">{text(title)}</h2>'
+            f"{body}</section>"
             for name, title, body in sections
         ),
         data=viewer.viewer_data(run, found) if found else "null",
@@ -91,8 +92,8 @@ def _sections(
 ) -> Iterator[tuple[str, str, str]]:
     names = run.data["class_names"]
     without = missing(f"This needs the test images, which cannot be read: {run.without}")
-    yield "steps", "One image, step by step", _viewer(run, found) if found else without
-    yield "time", "What a time step buys", without if measured is None else classes.time_steps(measured)
+    yield "steps", "Step by step", _viewer(run, found) if found else without
+    yield "time", "Time steps", without if measured is None else classes.time_steps(measured)
     confusion = run.evaluation.get("confusion") if measured is None else measured.confusion
     if confusion is None:
         yield "classes", "Classes", without
@@ -100,11 +101,11 @@ def _sections(
         confusion = np.array(confusion)
         body = classes.accuracy_by_class(confusion, names) + classes.confusion_matrix(confusion, names)
         yield "classes", "Classes", body
-    yield "mistakes", "Worst mistakes", without if measured is None else classes.mistakes(measured.mistakes, names)
+    yield "mistakes", "Mistakes", without if measured is None else classes.mistakes(measured.mistakes, names)
     yield "activity", "Activity", without if measured is None else spending.activity(measured)
     yield "fields", "Receptive fields", fields.mixing(run)
-    yield "cost", "Operations and energy", without if counted is None else spending.spending(counted)
-    yield "curves", "Learning curves", overview.curves(run)
+    yield "cost", "Cost", without if counted is None else spending.spending(counted)
+    yield "curves", "Training", overview.curves(run)
     yield "settings", "Settings", overview.configuration(run, command)
 
 

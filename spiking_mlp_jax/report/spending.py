@@ -36,7 +36,7 @@ def activity(measured: Measured) -> str:
     if silent or saturated:
         told = f"{len(silent)} layers are silent (below 0.1 %), {len(saturated)} saturated (above 95 %)."
     return (
-        "<p>The firing rate is the share of a layer’s neurons that spike in a time step, here the mean over "
+        "<p>The firing rate is the share of a layer's neurons that spike in a time step, here the mean over "
         f"{measured.images:,} test images. {told}</p>"
         + table(head, rows, "Firing rate of each layer, from input to output", kind="bars", tall=len(rows) > MANY)
     )
@@ -87,12 +87,12 @@ def spending(cost: Cost) -> str:
     bits = (
         ""
         if total.activation_sparsity is None
-        else f" {percent(total.activation_sparsity)} of its neurons’ outputs are 0."
+        else f" {percent(total.activation_sparsity)} of its neurons' outputs are 0."
     )
     return (
         f"<p>Of {total.Dense:,.0f} pairs of an input and a weight, an image needs {total.effective:,.0f} "
         f"({percent(total.effective / total.Dense)}), because most inputs are not spiking.{bits} Names and definitions "
-        f"are NeuroBench’s; the counts are exact means over {cost.images:,} test images, evenly spaced, of the "
+        f"are NeuroBench's; the counts are exact means over {cost.images:,} test images, evenly spaced, of the "
         f"{cost.network} network.</p>"
         + table(
             ("layer", "", "effective", "dense", "of dense", "kind"),
@@ -107,7 +107,7 @@ def spending(cost: Cost) -> str:
             f"Energy of an image, 45 nm, {text(cost.constants.name)}; faint: with memory",
             kind="bars",
         )
-        + f"<p>An ANN of the same size that runs once takes {dense.compute / own.compute:.1f} times the energy in operations, "
-        f"and {dense.with_memory / own.with_memory:.1f} times with memory. These are estimates from published constants; "
-        "the module infer/energy.py lists the assumptions and what is left out.</p>"
+        + f"<p>An ANN of the same size that runs once takes {dense.compute / own.compute:.1f} times the energy in "
+        f"operations, and {dense.with_memory / own.with_memory:.1f} times with memory. These are estimates from "
+        "published constants; the module infer/energy.py lists the assumptions and what is left out.</p>"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable
+from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
@@ -13,7 +14,7 @@ from spiking_mlp_jax.probe.plots import BLUE, GREEN, GREY, ORANGE, RED
 from spiking_mlp_jax.report.markup import text
 
 _INK = "#010203"  # a colour that nobody uses; in the page it becomes that of text
-_STYLE = {
+_STYLE: Any = {
     **dict.fromkeys(
         ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "axes.titlecolor"), _INK
     ),

@@ -93,7 +93,7 @@
 
   function percent(share) {
     const value = 100 * share;
-    return (value >= 0.1 || value === 0 ? value.toFixed(1) : value.toPrecision(2)) + " %";
+    return (value >= 0.05 || value === 0 ? value.toFixed(1) : "< 0.1") + "\u00a0%";
   }
 
   function element(tag, parent, content) {
@@ -117,7 +117,7 @@
       const button = element("button", groups[layer.stage]);
       button.type = "button";
       const canvas = element("canvas", button);
-      element("span", button, layer.name);
+      element("span", button, layer.name.replaceAll(".", ".\u200b"));
       const rate = element("span", button);
       rate.className = "quiet";
       button.addEventListener("click", () => {
@@ -172,6 +172,9 @@
     document.querySelectorAll("[data-example]").forEach((button) => {
       button.setAttribute("aria-pressed", String(Number(button.dataset.example) === state.example));
     });
+    const chosen = document.querySelector(`[data-example="${state.example}"] img`);
+    at("shown").src = chosen.src;
+    at("shown").alt = chosen.alt;
     showScores();
     const every = at("every").checked;
     maps.forEach(({ button, canvas, rate, layer }, index) => {
@@ -193,7 +196,7 @@
     paint(canvas, values, one ? 1 : peak(state.example, state.layer));
     const what = one ? `channel ${state.channel + 1} of ${layer.channels}` : "all channels";
     const share = percent(mean(values));
-    at("large").querySelector("figcaption").textContent =
+    at("large").querySelector("p").textContent =
       `Stage ${layer.stage}, ${layer.name}, ${what}: ${share} of the neurons spike at step ${state.step}.`;
     canvas.setAttribute("aria-label", `Map of ${layer.side} by ${layer.side} tokens, ${share} of the neurons spike`);
     const channel = at("channel");

@@ -17,7 +17,7 @@ from spiking_mlp_jax.data.augment import fit_image
 from spiking_mlp_jax.data.damaged import next_decodable
 from spiking_mlp_jax.data.normalize import normalize
 from spiking_mlp_jax.probe.activity import SPIKES, in_network_order
-from spiking_mlp_jax.report.markup import POSITIVE, data_uri, percent, picture, table, text
+from spiking_mlp_jax.report.markup import data_uri, percent, picture, signed_map, table, text
 from spiking_mlp_jax.report.measure import Mistake, Progress
 from spiking_mlp_jax.report.run import Run
 
@@ -82,16 +82,22 @@ def examples(run: Run, mistakes: Sequence[Mistake], count: int, progress: Progre
         record = next_decodable(source, index)
         image = fit_image(record["image"], *run.fitting)
         logits, seen = spikes_of(variables, normalize(image, run.data["mean"], run.data["std"]))
-        layers = in_network_order(seen, c)
-        names = list(layers)
-        if len(names) > LAYERS:
-            names = [names[i] for i in np.linspace(0, len(names) - 1, LAYERS).round().astype(int)]
-        shown = {name.removesuffix(SPIKES): np.asarray(layers[name]) for name in names}
+        ordered = {name.removesuffix(SPIKES): spikes for name, spikes in in_network_order(seen, c).items()}
+        shown = {name: np.asarray(ordered[name]) for name in shown_layers(list(ordered))}
         bits = BUDGET / len(chosen) / len(shown) * 8
         layers = {name: spikes if spikes.size <= bits else _share(spikes) for name, spikes in shown.items()}
         found.append(Example(index, image, int(record["label"]), np.asarray(logits), layers))
     progress("example images", len(chosen), len(chosen))
     return found
+
+
+def shown_layers(names: list[str]) -> list[str]:
+    """Of few layers all; of many what encodings and blocks hand on, and of very many some of these, evenly spaced."""
+    if len(names) > LAYERS:
+        names = [name for name in names if name.endswith((".encode", ".channel"))]
+    if len(names) > LAYERS:
+        names = [names[i] for i in np.linspace(0, len(names) - 1, LAYERS).round().astype(int)]
+    return names
 
 
 def _share(spikes):
@@ -118,7 +124,10 @@ def viewer_data(run: Run, found: Sequence[Example]) -> str:
                 "channels": spikes.shape[3] if spikes.ndim == 4 else 0,
             }
         )
-    stages = [f"Stage {i}: {c.stage_side(i)} × {c.stage_side(i)} tokens" for i in range(c.stages)]
+    stages = [
+        f"Stage {i}: {c.stage_side(i)} by {c.stage_side(i)} tokens of {c.stage_dim(i)} channels"
+        for i in range(c.stages)
+    ]
     document = {
         "steps": c.time_steps,
         "classes": run.data["class_names"],
@@ -190,8 +199,7 @@ def still(run: Run, example: Example) -> str:
         most = max(float(share.max()), 1e-9)
         cells = []
         for t in columns:
-            alpha = np.rint(255 * np.sqrt(share[t] / most)).astype(np.uint8)
-            pixels = np.concatenate([np.broadcast_to(np.uint8(POSITIVE), (*alpha.shape, 3)), alpha[..., None]], -1)
+            pixels = signed_map(np.sqrt(share[t] / most), 1.0)
             rate = float(share[t].mean())
             alt = f"{stage}, step {t + 1}: {percent(rate)} of the neurons spike"
             cells.append(f'<img class="pixels token" src="{data_uri(pixels)}" alt="{alt}"><br>{percent(rate)}')
