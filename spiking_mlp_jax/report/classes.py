@@ -94,7 +94,7 @@ def _map(confusion, share, names):
     pixels = signed_map(np.sqrt(share), 1.0)
     alt = f"Confusion matrix of {len(names)} classes: a row for each true, a column for each predicted class"
     return (
-        f'<figure class="map">{picture(pixels, alt, "pixels")}<figcaption>Confusion matrix: rows are true classes, '
+        f'<figure class="wide">{picture(pixels, alt, "pixels")}<figcaption>Confusion matrix: rows are true classes, '
         "columns predicted ones, in the data set's order; the stronger, the larger the share of the true class's "
         "images.</figcaption></figure>"
     )

@@ -10,14 +10,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Int, UInt8
 
 from spiking_mlp_jax import weights
 from spiking_mlp_jax.data.damaged import Damaged
 from spiking_mlp_jax.data.normalize import normalize
 from spiking_mlp_jax.data.pipeline import eval_batches
 from spiking_mlp_jax.errors import InputError
-from spiking_mlp_jax.probe.activity import SPIKES, in_network_order
+from spiking_mlp_jax.probe.activity import Rates, in_network_order
+from spiking_mlp_jax.probe.rates import Counts, rates_of
 from spiking_mlp_jax.report.run import Run
 from spiking_mlp_jax.train.loss import class_scores
 
@@ -54,7 +55,7 @@ class Measured:
         right_after: images right if only the first 1, 2, ... T steps are counted.
         right_alone: images right if step 1, 2, ... T alone is counted.
         settled: images that have their final class after 1, 2, ... T steps.
-        rates: spikes per neuron, by layer in the network's order and by step.
+        rates: how often neurons fire.
         mistakes: the most confident first.
     """
 
@@ -64,7 +65,7 @@ class Measured:
     right_after: Int[np.ndarray, " T"]
     right_alone: Int[np.ndarray, " T"]
     settled: Int[np.ndarray, " T"]
-    rates: dict[str, Float[np.ndarray, " T"]]
+    rates: Rates
     mistakes: list[Mistake]
 
     @property
@@ -101,7 +102,7 @@ def measure(run: Run, batch_size: int, mistakes: int, progress: Progress, say: C
     step = _make_step(run)
     confusion = np.zeros((c.num_classes, c.num_classes), np.int64)
     right_after, right_alone, settled = np.zeros((3, c.time_steps), np.int64)
-    rates: dict[str, Any] = {}
+    counts: dict[str, Any] = {}
     loss = 0.0
     worst: list[Mistake] = []
     progress("test images", 0, len(source))
@@ -113,8 +114,8 @@ def measure(run: Run, batch_size: int, mistakes: int, progress: Progress, say: C
         right_alone += (found["alone"] == label)[:, whole].sum(1)
         settled += (predicted == predicted[-1])[:, whole].sum(1)
         loss += float(found["losses"][whole].astype(np.float64).sum())
-        for name, rate in found["rates"].items():
-            rates[name] = rates.get(name, 0.0) + rate.astype(np.float64)
+        for name, count in found["counts"].items():
+            counts[name] = counts.get(name, 0) + count.astype(np.int64)
         worst += [
             Mistake(
                 at * batch_size + i,
@@ -133,9 +134,8 @@ def measure(run: Run, batch_size: int, mistakes: int, progress: Progress, say: C
         raise InputError("there is no test image that can be decoded: replace the damaged files")
     if not np.isfinite(loss):
         raise InputError(f"the network in {run.folder} gives scores that are no numbers: train it with a lower rate")
-    mean = {name: value / images for name, value in rates.items()}
-    ordered = in_network_order(mean, c)
-    return Measured(images, loss / images, confusion, right_after, right_alone, settled, ordered, worst)
+    rates = rates_of(in_network_order(counts, c), images)
+    return Measured(images, loss / images, confusion, right_after, right_alone, settled, rates, worst)
 
 
 def _make_step(run: Run):
@@ -144,13 +144,11 @@ def _make_step(run: Run):
 
     @jax.jit
     def step(variables, images, labels, mask):
-        def rate(name, value):
-            if not name.endswith(SPIKES):
-                return None
-            return jnp.sum(jnp.mean(value, (2, 3, 4), dtype=jnp.float32) * mask[:, None], 0)
-
         inputs = normalize(images, data["mean"], data["std"])
-        logits, rates = nnx.merge(graphdef, variables, copy=True)(inputs, observe=rate)
+        fired = Counts()
+        logits, counts = nnx.merge(graphdef, variables, copy=True)(
+            inputs, observe=lambda name, value: fired.observe(name, value, mask)
+        )
         # The same mean as in training and evaluating, so that not even the last bit differs.
         scores = [class_scores(logits[: t + 1]) for t in range(steps)]
         log_probability = jax.nn.log_softmax(scores[-1])
@@ -161,7 +159,7 @@ def _make_step(run: Run):
             "best": jnp.exp(jnp.max(log_probability, -1)),
             "own": jnp.exp(own),
             "losses": -own,
-            "rates": rates,
+            "counts": counts,
         }
 
     return lambda images, labels, mask: step(variables, images, labels, mask)

@@ -16,6 +16,7 @@ from spiking_mlp_jax.report.markup import missing, number, percent, scrolling, t
 from spiking_mlp_jax.report.measure import Measured
 from spiking_mlp_jax.report.run import Run
 from spiking_mlp_jax.report.vector import drawn
+from spiking_mlp_jax.synapses import neurons
 from spiking_mlp_jax.train.versions import versions
 
 
@@ -74,11 +75,8 @@ def parameter_count(run: Run) -> int:
 
 def mean_rate(run: Run, measured: Measured) -> float:
     """Spikes per neuron and step, over all neurons of the network."""
-    from spiking_mlp_jax.synapses import neurons
-
-    counts = neurons(run.config)
-    names = list(measured.rates)
-    return float(np.average([measured.rates[name].mean() for name in names], weights=[counts[name] for name in names]))
+    counts, rates = neurons(run.config), measured.rates.layer
+    return float(np.average(list(rates.values()), weights=[counts[name] for name in rates]))
 
 
 def curves(run: Run) -> str:

@@ -16,6 +16,7 @@ from spiking_mlp_jax.data.augment import fit_image
 from spiking_mlp_jax.data.damaged import next_decodable
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.infer.cost import Cost, cost
+from spiking_mlp_jax.probe.receptive_field import EffectiveField
 from spiking_mlp_jax.report import classes, fields, overview, spending, viewer
 from spiking_mlp_jax.report.markup import missing, text
 from spiking_mlp_jax.report.measure import Measured, Progress, measure
@@ -64,13 +65,14 @@ def make_page(run: Run, command: str, batch_size: int, progress: Progress, say: 
     Raises:
         InputError: too many damaged images, or scores that are no numbers.
     """
-    measured, counted, found = None, None, []
+    measured, counted, found, effective = None, None, [], []
     if run.source is not None:
         measured = measure(run, batch_size, MISTAKES, progress, say)
         found = viewer.examples(run, measured.mistakes, EXAMPLES, progress)
+        effective = fields.effective_fields(run, progress)
         counted = _cost(run, batch_size, progress)
     policy, script = _script()
-    sections = list(_sections(run, measured, counted, found, command))
+    sections = list(_sections(run, measured, counted, found, effective, command))
     return _file("page.html").substitute(
         policy=text(policy),
         title=text(f"{run.name}: report"),
@@ -88,7 +90,12 @@ def make_page(run: Run, command: str, batch_size: int, progress: Progress, say: 
 
 
 def _sections(
-    run: Run, measured: Measured | None, counted: Cost | None, found: list[viewer.Example], command: str
+    run: Run,
+    measured: Measured | None,
+    counted: Cost | None,
+    found: list[viewer.Example],
+    effective: list[EffectiveField],
+    command: str,
 ) -> Iterator[tuple[str, str, str]]:
     names = run.data["class_names"]
     without = missing(f"This needs the test images, which cannot be read: {run.without}")
@@ -103,7 +110,7 @@ def _sections(
         yield "classes", "Classes", body
     yield "mistakes", "Mistakes", without if measured is None else classes.mistakes(measured.mistakes, names)
     yield "activity", "Activity", without if measured is None else spending.activity(measured)
-    yield "fields", "Receptive fields", fields.mixing(run)
+    yield "fields", "Receptive fields", fields.receptive_fields(run, effective, without)
     yield "cost", "Cost", without if counted is None else spending.spending(counted)
     yield "curves", "Training", overview.curves(run)
     yield "settings", "Settings", overview.configuration(run, command)

@@ -5,41 +5,67 @@ from __future__ import annotations
 import numpy as np
 
 from spiking_mlp_jax.infer.cost import Cost
-from spiking_mlp_jax.probe.activity import SPIKES
-from spiking_mlp_jax.report.markup import bar, number, percent, table, text
+from spiking_mlp_jax.probe.activity import SPIKES, Rates, dead_and_saturated
+from spiking_mlp_jax.report.markup import bar, number, percent, picture, signed_map, table, text
 from spiking_mlp_jax.report.measure import Measured
-from spiking_mlp_jax.train.evaluate import silent_and_saturated
 
 MANY = 30  # layers above which a table scrolls up and down
+MAPS = 24
 
 
 def activity(measured: Measured) -> str:
-    """Firing rates by layer and by step."""
-    means = {name: float(rates.mean()) for name, rates in measured.rates.items()}
-    silent, saturated = silent_and_saturated(means)
-    most = max([float(rates.max()) for rates in measured.rates.values()] + [1e-9])
-    steps = len(next(iter(measured.rates.values())))
+    """Firing rates by layer, step and token; units that never or always fire."""
+    rates = measured.rates
+    found = dead_and_saturated(rates)
+    most = max([float(values.max()) for values in rates.step.values()] + [1e-9])
+    steps = len(next(iter(rates.step.values())))
+    marks = dict.fromkeys(found.silent_layers, "silent") | dict.fromkeys(found.saturated_layers, "saturated")
     rows = []
-    for name, rates in measured.rates.items():
-        mark = "silent" if name in silent else "saturated" if name in saturated else ""
-        each = [] if steps == 1 else [_shaded(rate, most) for rate in rates.tolist()]
+    for name, rate in rates.layer.items():
+        mark = marks.get(name, "")
+        each = [] if steps == 1 else [_shaded(value, most) for value in rates.step[name].tolist()]
+        shares = found.units[name].shares()
         rows.append(
             (
                 f"<code>{text(name.removesuffix(SPIKES))}</code>",
-                bar(means[name] / most, kind="bad" if mark else ""),
-                number(means[name], percent(means[name])) + (f" <strong>{mark}</strong>" if mark else ""),
+                bar(rate / most, kind="bad" if mark else ""),
+                number(rate, percent(rate)) + (f" <strong>{mark}</strong>" if mark else ""),
                 *each,
+                *(number(shares[kind], percent(shares[kind])) for kind in ("dead_neurons", "saturated_neurons")),
             )
         )
-    head = ("layer", "", "mean") + (() if steps == 1 else tuple(f"step {t + 1}" for t in range(steps)))
+    each = () if steps == 1 else tuple(f"step {t + 1}" for t in range(steps))
     told = "No layer is silent (below 0.1 %) or saturated (above 95 %)."
-    if silent or saturated:
-        told = f"{len(silent)} layers are silent (below 0.1 %), {len(saturated)} saturated (above 95 %)."
+    if marks:
+        silent, saturated = len(found.silent_layers), len(found.saturated_layers)
+        told = f"Silent layers (below 0.1 %): {silent}; saturated ones (above 95 %): {saturated}."
     return (
         "<p>The firing rate is the share of a layer's neurons that spike in a time step, here the mean over "
-        f"{measured.images:,} test images. {told}</p>"
-        + table(head, rows, "Firing rate of each layer, from input to output", kind="bars", tall=len(rows) > MANY)
+        f"{measured.images:,} test images. {told} A neuron is called dead if it fired for none of these images, and "
+        "saturated if it fired at every step of all of them.</p>"
+        + table(
+            ("layer", "", "mean", *each, "dead", "saturated"),
+            rows,
+            "Firing rate of each layer, from input to output",
+            kind="bars",
+            tall=len(rows) > MANY,
+        )
+        + _token_maps(rates)
     )
+
+
+def _token_maps(rates: Rates) -> str:
+    names = [name for name in rates.token if name.endswith((".encode.spikes", ".token.spikes", ".channel.spikes"))]
+    if len(names) > MAPS:
+        names = [names[i] for i in np.linspace(0, len(names) - 1, MAPS).round().astype(int)]
+    most = max([float(rates.token[name].max()) for name in names] + [1e-9])
+    maps = []
+    for name in names:
+        values = rates.token[name]
+        told = f"{name.removesuffix(SPIKES)}: {percent(float(values.min()))} to {percent(float(values.max()))}"
+        shown = picture(signed_map(np.sqrt(values / most), 1.0), f"Firing rate by token, {told}", "pixels")
+        maps.append(f'<figure class="map">{shown}<figcaption>{text(told)}</figcaption></figure>')
+    return f'<h3>Where in the image they fire</h3><div class="fields">{"".join(maps)}</div>'
 
 
 def _shaded(value, most):

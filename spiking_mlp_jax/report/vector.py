@@ -47,7 +47,9 @@ def drawn(draw: Callable[[], Figure], name: str, alt: str) -> str:
     svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
     svg = re.sub(r'\bid="', f'id="{name}-', svg)
     svg = re.sub(r'href="#', f'href="#{name}-', svg).replace("url(#", f"url(#{name}-")
+    # Text is in the page's font, bold or not, at its own size.
     svg = re.sub(r"font: (?:\w+ )*?([\d.]+px) [^;\"]*", r"font-size: \1", svg)
+    svg = re.sub(r"font-family: [^;\"]*(; )?", "", svg)
     for colour, own in _COLOURS.items():
         svg = svg.replace(colour, own)
     box = re.search(r'viewBox="[^"]*"', svg)
