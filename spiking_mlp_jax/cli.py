@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import numpy as np
 
-from spiking_mlp_jax import __version__, cli_deploy, cli_prepare, cli_report
+from spiking_mlp_jax import __version__, cli_deploy, cli_prepare, cli_probe, cli_report
 from spiking_mlp_jax.cli_deploy import NETWORK, WHERE
 from spiking_mlp_jax.errors import InputError
 
@@ -157,6 +157,7 @@ def _parser() -> argparse.ArgumentParser:
     plot.set_defaults(run=_plot)
     cli_deploy.add_commands(commands, _command, _positive)
     cli_prepare.add_commands(commands, _command, _positive)
+    cli_probe.add_commands(commands, _command, _positive)
     cli_report.add_commands(commands, _command, _positive)
     return parser
 

@@ -130,6 +130,15 @@ def forward(mode: Mode, k: Constants, x: Array, v: Array, axis: int) -> tuple[Ar
     return _join(_each(lambda y: y[0], seen), axis), v
 
 
+def charged(mode: Mode, k: Constants, x: Array, v: Array, axis: int) -> Array:
+    """The potential h of every step before it fires, x's shape: a neuron fires where h - v_threshold >= 0.
+
+    Arguments as for `forward`, which takes the same steps.
+    """
+    _, seen = _loop(lambda v, x: step(mode, k, v, x), v, _steps(x, axis))
+    return _join(_each(lambda y: y[1], seen), axis)
+
+
 def backward(
     mode: Mode, k: Constants, x: Array, v: Array, axis: int, ds: Array, dv: Array
 ) -> tuple[Array, Array, Constants | None]:
