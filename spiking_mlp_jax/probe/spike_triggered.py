@@ -1,0 +1,245 @@
+"""Spike-triggered averages and covariances, from sums that grow batch by batch; no stimulus is kept.
+
+With stimuli x_n and spike counts c_n, N stimuli in all,
+
+    average      sum_n c_n x_n / sum_n c_n - mean(x)
+    covariance   sum_n c_n (x_n - a)(x_n - a)^T / (sum_n c_n - 1),  a = sum_n c_n x_n / sum_n c_n
+
+For Gaussian white noise the average points along the filter of a linear-nonlinear unit, and directions in which the
+covariance differs from that of all stimuli are those of further, also quadratic, filters. What would come out by
+chance is measured with the same sums for counts that belong to earlier stimuli: c_{n-k} for k = 1 .. shifts. That keeps
+the stimuli and the counts and breaks only what connects them. The stimuli must come in random order for that.
+
+References:
+    de Boer and Kuyper, "Triggered correlation", IEEE Trans. Biomed. Eng. 1968.
+    Chichilnisky, "A simple white noise analysis of neuronal light responses", Network 12, 2001.
+    Schwartz, Pillow, Rust, Simoncelli, "Spike-triggered neural characterization", Journal of Vision 6, 2006.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+from jaxtyping import Float
+
+from spiking_mlp_jax.errors import InputError
+
+
+class Moments:
+    """Sums over stimuli from which everything else follows.
+
+    Args:
+        pixels: numbers in a stimulus, D.
+        units: how many, U.
+        shifts: how many shifted copies of the counts are kept as a control, K.
+        prior: whether to sum the stimuli's own second moments [D, D].
+        triggered: whether to sum the spike-triggered second moments [K + 1, U, D, D].
+
+    Attributes (index 0 of K + 1 is the true pairing, the others the shifted ones):
+        stimuli: how many came in.
+        x, xx: sums of the stimuli and of their outer products.
+        c, cc: sums of the counts and of their squares [K + 1, U].
+        cx, cxx: sums of the stimuli, and of their outer products, times the counts.
+    """
+
+    def __init__(self, pixels: int, units: int, *, shifts: int = 0, prior: bool = False, triggered: bool = False):
+        self.stimuli = 0
+        self.x = np.zeros(pixels)
+        self.xx = np.zeros((pixels, pixels)) if prior else None
+        self.c = np.zeros((shifts + 1, units))
+        self.cc = np.zeros((shifts + 1, units))
+        self.cx = np.zeros((shifts + 1, units, pixels))
+        self.cxx = np.zeros((shifts + 1, units, pixels, pixels)) if triggered else None
+        self._tail = np.zeros((shifts, units))
+
+    @property
+    def shifts(self) -> int:
+        """Number of shifted copies."""
+        return len(self.c) - 1
+
+    def add(self, stimuli: Float[np.ndarray, "B ..."], counts: Float[np.ndarray, "B U"]) -> None:
+        """Takes a batch in; products are computed in the stimuli's dtype and summed in float64.
+
+        Args:
+            stimuli: D numbers each, of any shape, float32 or float64.
+            counts: spikes of each unit, or any other answers that are not negative.
+
+        Raises:
+            InputError: shapes that do not fit, numbers that are not finite, or negative counts.
+        """
+        flat = np.asarray(stimuli)
+        flat = flat.reshape(len(flat), -1) if flat.ndim > 1 else flat
+        counts = np.asarray(counts)
+        expected = (len(flat), len(self.x)), (len(flat), self.c.shape[1])
+        if (flat.shape, counts.shape) != expected:
+            raise InputError(
+                f"stimuli and counts must be {expected[0]} and {expected[1]}, but they are {flat.shape}, {counts.shape}"
+            )
+        if not (np.all(np.isfinite(counts)) and np.all(counts >= 0)):
+            raise InputError("spike counts must be finite and not negative: potentials cannot trigger an average")
+        if not np.all(np.isfinite(flat)):
+            raise InputError("a stimulus holds numbers that are not finite")
+        shifts, size = self.shifts, len(flat)
+        line = np.concatenate([self._tail, counts])
+        shifted = np.stack([line[shifts - k : shifts - k + size] for k in range(shifts + 1)]).astype(flat.dtype)
+        self._tail = line[size:].astype(np.float64)
+        self.stimuli += size
+        self.x += flat.sum(0, dtype=np.float64)
+        self.c += shifted.sum(1, dtype=np.float64)
+        self.cc += (shifted.astype(np.float64) ** 2).sum(1)
+        self.cx += (shifted.transpose(0, 2, 1).reshape(-1, size) @ flat).reshape(self.cx.shape)
+        if self.xx is not None:
+            self.xx += flat.T @ flat
+        if self.cxx is not None:
+            for k, unit in np.ndindex(*self.c.shape):
+                weights = shifted[k, :, unit]
+                fired = np.flatnonzero(weights)
+                self.cxx[k, unit] += (flat[fired] * weights[fired, None]).T @ flat[fired]
+
+    @property
+    def mean(self) -> Float[np.ndarray, "D"]:
+        """Mean stimulus."""
+        return self.x / max(self.stimuli, 1)
+
+    def covariance(self) -> Float[np.ndarray, "D D"]:
+        """Covariance of all stimuli."""
+        if self.xx is None:
+            raise InputError("the stimuli's second moments were not summed: make Moments with prior=True")
+        if self.stimuli < 2:
+            raise InputError(f"a covariance needs at least 2 stimuli, but there are {self.stimuli}")
+        return (self.xx - self.stimuli * np.outer(self.mean, self.mean)) / (self.stimuli - 1)
+
+
+def average(moments: Moments, unit: int, *, shift: int = 0, least: float = 1.0) -> Float[np.ndarray, "D"]:
+    """Spike-triggered average, less the mean stimulus.
+
+    Args:
+        moments: after all stimuli.
+        unit: which.
+        shift: 0, or the number of a shifted copy of the counts, for the control.
+        least: spikes that are needed.
+
+    Raises:
+        InputError: the unit fired less.
+    """
+    spikes = _enough(moments, unit, shift, least)
+    return moments.cx[shift, unit] / spikes - moments.mean
+
+
+@dataclasses.dataclass(frozen=True)
+class Significance:
+    """How far a spike-triggered average is above chance.
+
+    Attributes:
+        signal: share of the average's energy (sum of squares) that is not expected by chance; negative where it is
+            weaker than the mean of the controls.
+        p: share of the controls, itself counted among them, with at least its energy; at least 1 / (shifts + 1).
+    """
+
+    signal: float
+    p: float
+
+
+def significance(moments: Moments, unit: int, least: float = 1.0) -> Significance:
+    """Compares an average with those of the shifted counts.
+
+    Raises:
+        InputError: too few spikes, or no shifted copies.
+    """
+    if not moments.shifts:
+        raise InputError("there are no shifted counts to compare with: make Moments with shifts of 1 or more")
+    energies = [np.sum(average(moments, unit, shift=k, least=least) ** 2) for k in range(moments.shifts + 1)]
+    p = float(np.mean(np.array(energies) >= energies[0]))
+    return Significance(float(1 - np.mean(energies[1:]) / energies[0]) if energies[0] else 0.0, p)
+
+
+@dataclasses.dataclass(frozen=True)
+class Covariance:
+    """What a spike-triggered covariance shows.
+
+    Attributes:
+        values: eigenvalues of the change of covariance that spikes bring, highest first, in units of the stimuli's own
+            variance in that direction (0: spikes change nothing; -1: no variance left).
+        axes: their directions as filters on the stimulus, of length 1 [number, D].
+        low, high: the lowest and highest eigenvalue of any shifted copy.
+    """
+
+    values: Float[np.ndarray, "E"]
+    axes: Float[np.ndarray, "E D"]
+    low: float
+    high: float
+
+    @property
+    def excitatory(self) -> int:
+        """Eigenvalues above all of the controls': directions in which both signs make the unit fire."""
+        return int(np.sum(self.values > self.high))
+
+    @property
+    def suppressive(self) -> int:
+        """Eigenvalues below all of the controls'."""
+        return int(np.sum(self.values < self.low))
+
+
+def covariance(moments: Moments, unit: int, *, keep: float = 1.0, least: float = 2.0) -> Covariance:
+    """Spike-triggered covariance of one unit, compared with that of all stimuli.
+
+    Stimuli are first whitened by their own covariance, restricted to its leading axes, and the direction of the
+    average is projected out, so that what is left is beyond it. For stimuli that are not Gaussian, such as images, an
+    eigenvalue can differ from the controls' merely because stimuli along the average differ in their variance.
+
+    Args:
+        moments: with prior and triggered.
+        unit: which.
+        keep: share of the stimuli's variance that the leading axes hold; axes without variance are always left out.
+        least: spikes that are needed.
+
+    Raises:
+        InputError: too few spikes, no shifted copies, or sums that were not kept.
+    """
+    if moments.cxx is None:
+        raise InputError("spike-triggered second moments were not summed: make Moments with triggered=True")
+    if not moments.shifts:
+        raise InputError("there are no shifted counts to compare with: make Moments with shifts of 1 or more")
+    if not 0 < keep <= 1:
+        raise InputError(f"keep is a share of the variance above 0 and up to 1, but it is {keep}")
+    values, vectors = np.linalg.eigh(moments.covariance())
+    values, vectors = values[::-1], vectors[:, ::-1]
+    real = values > 1e-9 * max(values[0], 0)
+    lead = np.cumsum(values * real) - values < keep * np.sum(values * real) * (1 - 1e-12)
+    chosen = real & lead
+    if chosen.sum() < 2:
+        raise InputError("the stimuli vary in less than 2 directions: there is no covariance to compare")
+    whiten = vectors[:, chosen] / np.sqrt(values[chosen])
+    direction = whiten.T @ average(moments, unit, least=max(least, 2.0))
+    length = np.linalg.norm(direction)
+    # An orthonormal basis of what is orthogonal to the average, in whitened coordinates.
+    basis = np.linalg.svd(direction[None] / length)[2][1:].T if length else np.eye(len(direction))
+    whiten = whiten @ basis
+
+    def change(shift):
+        spikes = _enough(moments, unit, shift, max(least, 2.0))
+        mean = moments.cx[shift, unit] / spikes
+        triggered = (moments.cxx[shift, unit] - spikes * np.outer(mean, mean)) / (spikes - 1)
+        return whiten.T @ triggered @ whiten - np.eye(whiten.shape[1])
+
+    found, axes = np.linalg.eigh(change(0))
+    bounds = [np.linalg.eigvalsh(change(k))[[0, -1]] for k in range(1, moments.shifts + 1)]
+    filters = (whiten @ axes[:, ::-1]).T
+    filters /= np.linalg.norm(filters, axis=1, keepdims=True)
+    return Covariance(
+        found[::-1], filters, float(min(low for low, _ in bounds)), float(max(high for _, high in bounds))
+    )
+
+
+def _enough(moments, unit, shift, least):
+    if not 0 <= unit < moments.c.shape[1]:
+        raise InputError(f"there are {moments.c.shape[1]} units, counted from 0, and so no unit {unit}")
+    if not 0 <= shift <= moments.shifts:
+        raise InputError(f"there are {moments.shifts} shifted copies of the counts, and so no number {shift}")
+    spikes = float(moments.c[shift, unit])
+    if not spikes >= max(least, 1e-300):
+        raise InputError(
+            f"unit {unit} fired {spikes:g} spikes, but {least:g} are needed: show more stimuli, or with more contrast"
+        )
+    return spikes
