@@ -72,14 +72,14 @@ def receptive_fields(run: Run, effective: list[EffectiveField], without: str) ->
         count = len(effective[0].units.channels)
         about = (
             "<p>How strongly each pixel moves the spikes of the middle token: mean squared gradient through the "
-            f"surrogates, over {effective[0].images} test images and {count} of the stage's channels; the stronger, the "
-            "larger, drawn as square roots.</p>"
+            f"surrogates, over {effective[0].images} test images and {count} of the stage's channels; its square "
+            "root is drawn.</p>"
         )
     return (
-        "<h3>Mixing weights</h3><p>A block mixes the tokens of a column by one matrix and those of a row by another; a "
-        "row of a matrix is what one token takes from all. Blue weights excite, red ones inhibit. The product is the field "
-        "that the middle token would have of both together. How much of a matrix's energy one profile for all tokens, a "
-        f"convolution, explains is given beside what random weights reach.{of}</p>{blocks}"
+        "<h3>Mixing weights</h3><p>A block mixes the tokens of a column by one matrix and those of a row by another; "
+        "a row of a matrix is what one token takes from all. Blue weights excite, red ones inhibit. The product is the "
+        "field that the middle token would have of both together. How much of a matrix's energy one profile for all "
+        f"tokens, a convolution, explains is given beside what random weights reach.{of}</p>{blocks}"
         f"<h3>Effective receptive fields</h3>{about}" + (f'<div class="fields">{maps}</div>' if effective else without)
     )
 
