@@ -134,7 +134,7 @@ def test_what_is_missing_is_said(tmp_path):
     for file in ("metrics.jsonl", "config.json", "versions.json"):
         assert f"No {file} of a training run lies beside the weights" in seen.told
     # What needs the weights alone is there.
-    assert [1 for tag, attributes in seen.tags if attributes.get("alt", "").startswith("stage 1, block 0: ")]
+    assert [1 for tag, attributes in seen.tags if attributes.get("alt", "").startswith("stage1.block0, along")]
     assert row(seen, "time_steps")[1] == "2"
 
     # Without its images, evaluation.json still tells of classes.
@@ -156,6 +156,9 @@ def test_one_step_and_given_data(tmp_path):
     seen = Page(page_of(tmp_path / "one", dataset="folder", data_dir=str(data), limit=7))
     assert "trained for one time step" in seen.told
     assert "of 7 test images" in seen.told
+    positions = [int(i) for i in re.findall(r"\(image (\d+)\)", seen.told)]
+    assert set(positions) <= set(np.linspace(0, 11, 7).round().astype(int).tolist())
+    assert max(positions) > 6
     with pytest.raises(InputError, match="not a folder"):
         open_run(str(tmp_path / "one"), "folder", str(tmp_path / "nowhere"))
     with pytest.raises(InputError, match="knows 3 classes, but the data have 10"):
@@ -200,13 +203,13 @@ def test_a_page_that_cannot_be_written_leaves_nothing(tmp_path):
 def test_viewer_data_hold_every_spike(workdir, truth, monkeypatch):
     run = open_run(str(workdir))
     found = viewer.examples(run, [], 4, lambda *_: None)
-    assert [example.index for example in found] == [0, 4, 7, 11]
+    assert [example.position for example in found] == [0, 4, 7, 11]
     document = json.loads(viewer.viewer_data(run, found))
     for example, stored in zip(found, document["examples"], strict=True):
-        logits = truth.logits[:, example.index].ravel()
+        logits = truth.logits[:, example.position].ravel()
         np.testing.assert_allclose(unpack(stored["logits"], "<f4"), logits, rtol=1e-5, atol=1e-5)
         for layer, packed, name in zip(document["layers"], stored["spikes"], truth.spikes, strict=True):
-            fired = truth.spikes[name][example.index]
+            fired = truth.spikes[name][example.position]
             assert f"stage{layer['stage']}.{layer['name']}{SPIKES}" == name
             assert (layer["side"], layer["channels"]) == fired.shape[2:]
             bits = np.unpackbits(unpack(packed, np.uint8))[: fired.size]
@@ -287,4 +290,4 @@ def test_text_that_no_file_can_hold_becomes_question_marks():
     "share, shown", [(0, "0.0 %"), (0.5, "50.0 %"), (0.001, "0.1 %"), (0.00012, "0.012 %"), (1, "100.0 %")]
 )
 def test_small_shares_keep_digits(share, shown):
-    assert markup.percent(share) == shown
+    assert markup.percent(share) == shown.replace(" ", "\u00a0")

@@ -93,8 +93,9 @@ def _cells(confusion, share, names):
 def _map(confusion, share, names):
     pixels = signed_map(np.sqrt(share), 1.0)
     alt = f"Confusion matrix of {len(names)} classes: a row for each true, a column for each predicted class"
+    shown = picture(pixels, alt, "pixels tint")
     return (
-        f'<figure class="wide">{picture(pixels, alt, "pixels")}<figcaption>Confusion matrix: rows are true classes, '
+        f'<figure class="wide">{shown}<figcaption>Confusion matrix: rows are true classes, '
         "columns predicted ones, in the data set's order; the stronger, the larger the share of the true class's "
         "images.</figcaption></figure>"
     )
@@ -120,11 +121,12 @@ def mistakes(found: Sequence[Mistake], names: Sequence[str]) -> str:
     cards = []
     for mistake in found:
         true, taken = text(names[mistake.label]), text(names[mistake.predicted])
-        alt = f"Test image {mistake.index}: {names[mistake.label]}, taken for {names[mistake.predicted]}"
+        alt = f"Test image {mistake.position}: {names[mistake.label]}, taken for {names[mistake.predicted]}"
         cards.append(
             f'<li class="card">{picture(mistake.image, alt, "pixels")}<p><strong>{taken}</strong> '
             f"{number(mistake.probability, percent(mistake.probability))}</p>"
-            f'<p class="quiet">is {true}, to which it gave {percent(mistake.of_label)} (image {mistake.index})</p></li>'
+            f'<p class="quiet">is {true}, to which it gave {percent(mistake.of_label)} '
+            f"(image {mistake.position})</p></li>"
         )
     return (
         "<p>The wrong answers of which the network was surest, by the softmax of its mean logits. In bold what it "

@@ -20,7 +20,7 @@ from spiking_mlp_jax.probe.receptive_field import (
     mixing_weights,
     separable_fields,
 )
-from spiking_mlp_jax.report.markup import missing, percent, picture, signed_map, text
+from spiking_mlp_jax.report.markup import missing, percent, small_map
 from spiking_mlp_jax.report.measure import Progress
 from spiking_mlp_jax.report.run import Run
 
@@ -66,14 +66,14 @@ def receptive_fields(run: Run, effective: list[EffectiveField], without: str) ->
         shown = [mixing[i] for i in np.linspace(0, len(mixing) - 1, BLOCKS).round().astype(int)]
     of = "" if len(shown) == len(mixing) else f" {len(shown)} of {len(mixing)} blocks, evenly spaced."
     blocks = "".join(f'<div class="fields">{"".join(_block(one))}</div>' for one in shown)
-    maps = "".join(_effective(one, run) for one in effective)
+    maps = "".join(_effective(one) for one in effective)
     about = ""
     if effective:
         count = len(effective[0].units.channels)
         about = (
             "<p>How strongly each pixel moves the spikes of the middle token: mean squared gradient through the "
             f"surrogates, over {effective[0].images} test images and {count} of the stage's channels; its square "
-            "root is drawn.</p>"
+            f"root is drawn. The images have {run.config.image_size} pixels a side.</p>"
         )
     return (
         "<h3>Mixing weights</h3><p>A block mixes the tokens of a column by one matrix and those of a row by another; "
@@ -88,26 +88,18 @@ def _block(mixing: Mixing):
     side = len(mixing.height)
     middle = side // 2
     random = percent((2 * side - 1) / side**2, 0)
-    named = {"along the height": mixing.height, "along the width": mixing.width}
-    for what, matrix in named.items():
+    for what, matrix in {"height": mixing.height, "width": mixing.width}.items():
         share = percent(convolution_share(matrix), 0)
-        yield _map(matrix, f"{mixing.block}, {what}: {share} convolution (random: {random})")
-    yield _map(separable_fields(mixing.height, mixing.width)[middle, middle], f"{mixing.block}, product, middle token")
+        yield small_map(matrix, mixing.block, f", along the {what}: {share} convolution (random: {random})")
+    yield small_map(separable_fields(mixing.height, mixing.width)[middle, middle], mixing.block, ", product")
 
 
-def _effective(field: EffectiveField, run: Run) -> str:
+def _effective(field: EffectiveField) -> str:
     layer = field.units.layer.removesuffix(".spikes")
     map_of: Float[np.ndarray, "H W"] = field.map()
     try:
         size = field_size(map_of)
     except InputError:
         return missing(f"No pixel moves the middle token of {layer}.")
-    told = f"{layer}: half of it within {size.half:.1f} pixels of its centre, 90 % within {size.ninety:.1f}"
-    return _map(np.sqrt(map_of), f"{told}; the image has {run.config.image_size} a side")
-
-
-def _map(values: Float[np.ndarray, "H W"], caption: str) -> str:
-    return (
-        f'<figure class="map">{picture(signed_map(values), caption, "pixels")}<figcaption>{text(caption)}</figcaption>'
-        "</figure>"
-    )
+    told = f": half of it within {size.half:.1f} pixels of its centre, 90\u00a0% within {size.ninety:.1f}"
+    return small_map(np.sqrt(map_of), layer, told)

@@ -38,7 +38,8 @@ def number(value: float, shown: str, name: str = "") -> str:
 def percent(share: float, digits: int = 1) -> str:
     """A share in [0, 1] as per cent; small ones keep two digits, so that few is not none."""
     value = 100 * share
-    return f"{value:.{digits}f} %" if value >= 10.0**-digits or not value else f"{value:.2g} %"
+    # The space does not break: the sign stays with its number.
+    return f"{value:.{digits}f}\u00a0%" if value >= 10.0**-digits or not value else f"{value:.2g}\u00a0%"
 
 
 def bar(share: float, second: float = 0.0, kind: str = "") -> str:
@@ -88,6 +89,11 @@ def scrolling(content: str, label: str, tall: bool = False) -> str:
     return f'<div class="{kind}" tabindex="0" role="region" aria-label="{text(label.strip())}">{content}</div>'
 
 
+def dotted(name: str) -> str:
+    """A name such as "stage0.block0.channel" as text whose lines may break after a dot."""
+    return text(name).replace(".", ".<wbr>")
+
+
 def missing(sentence: str) -> str:
     """Says why something is not shown."""
     return f'<p class="missing">{text(sentence)}</p>'
@@ -106,6 +112,18 @@ def picture(pixels: UInt8[np.ndarray, "H W C"], alt: str, kind: str = "") -> str
         f'<img class="{kind}" src="{data_uri(pixels)}" alt="{text(alt)}" width="{width}" height="{height}" '
         'decoding="sync">'
     )
+
+
+def small_map(values: Float[np.ndarray, "H W"], name: str, told: str, most: float | None = None) -> str:
+    """A figure of a `signed_map`, to stand beside others in an element of the class "fields".
+
+    Args:
+        values, most: as for `signed_map`.
+        name: of a layer or block.
+        told: what follows it in the caption.
+    """
+    shown = picture(signed_map(values, most), f"{name}{told}", "pixels tint")
+    return f'<figure class="map">{shown}<figcaption>{dotted(name)}{text(told)}</figcaption></figure>'
 
 
 def data_uri(pixels: UInt8[np.ndarray, "H W C"]) -> str:

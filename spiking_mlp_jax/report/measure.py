@@ -30,13 +30,15 @@ class Mistake:
     """An image that was taken for another class.
 
     Attributes:
-        index: its position among the test images.
+        index: its place in the source.
+        position: its place among all test images.
         image: as the network saw it.
         label, predicted: classes.
         probability, of_label: softmax of the time-mean logits at these classes.
     """
 
     index: int
+    position: int
     image: UInt8[np.ndarray, "H W C"]
     label: int
     predicted: int
@@ -119,6 +121,7 @@ def measure(run: Run, batch_size: int, mistakes: int, progress: Progress, say: C
         worst += [
             Mistake(
                 at * batch_size + i,
+                run.position(at * batch_size + i),
                 batch["image"][i],
                 int(label[i]),
                 int(predicted[-1, i]),

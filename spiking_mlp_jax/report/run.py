@@ -66,6 +66,10 @@ class Run:
         """The folder that holds what a training run writes: that of the weights, or the one around it."""
         return self.folder.parent if self.folder.name == "weights" else self.folder
 
+    def position(self, index: int) -> int:
+        """Where an image of `source` lies among all test images."""
+        return self.source.positions[index] if isinstance(self.source, Chosen) else index
+
     @property
     def fitting(self) -> tuple[int, int, str, int]:
         """The last arguments of `fit_image`, which brings an image to the network's size."""
@@ -141,14 +145,14 @@ class Chosen:
     """Some images of a source, given by their positions."""
 
     def __init__(self, source: Source, positions: list[int]):
-        self._source, self._positions = source, positions
+        self._source, self.positions = source, positions
         self.class_names = source.class_names
 
     def __len__(self) -> int:
-        return len(self._positions)
+        return len(self.positions)
 
     def __getitem__(self, index: int, /) -> dict:
-        return self._source[self._positions[index]]
+        return self._source[self.positions[index]]
 
 
 def _test_images(folder, data, classes, dataset, data_dir) -> Source:

@@ -6,7 +6,7 @@ import numpy as np
 
 from spiking_mlp_jax.infer.cost import Cost
 from spiking_mlp_jax.probe.activity import SPIKES, Rates, dead_and_saturated
-from spiking_mlp_jax.report.markup import bar, number, percent, picture, signed_map, table, text
+from spiking_mlp_jax.report.markup import bar, number, percent, small_map, table, text
 from spiking_mlp_jax.report.measure import Measured
 
 MANY = 30  # layers above which a table scrolls up and down
@@ -62,9 +62,8 @@ def _token_maps(rates: Rates) -> str:
     maps = []
     for name in names:
         values = rates.token[name]
-        told = f"{name.removesuffix(SPIKES)}: {percent(float(values.min()))} to {percent(float(values.max()))}"
-        shown = picture(signed_map(np.sqrt(values / most), 1.0), f"Firing rate by token, {told}", "pixels")
-        maps.append(f'<figure class="map">{shown}<figcaption>{text(told)}</figcaption></figure>')
+        told = f": {percent(float(values.min()))} to {percent(float(values.max()))}"
+        maps.append(small_map(values, name.removesuffix(SPIKES), told, most))
     return f'<h3>Where in the image they fire</h3><div class="fields">{"".join(maps)}</div>'
 
 

@@ -32,7 +32,7 @@ class Example:
     """An image and what it causes.
 
     Attributes:
-        index: its position among the test images.
+        position: its place among all test images.
         image: as the network saw it.
         label: its class.
         logits: at each step.
@@ -40,7 +40,7 @@ class Example:
             channels that spike, uint8 for 0 to 1.
     """
 
-    index: int
+    position: int
     image: UInt8[np.ndarray, "H W C"]
     label: int
     logits: Float[np.ndarray, "T K"]
@@ -86,7 +86,7 @@ def examples(run: Run, mistakes: Sequence[Mistake], count: int, progress: Progre
         shown = {name: np.asarray(ordered[name]) for name in shown_layers(list(ordered))}
         bits = BUDGET / len(chosen) / len(shown) * 8
         layers = {name: spikes if spikes.size <= bits else _share(spikes) for name, spikes in shown.items()}
-        found.append(Example(index, image, int(record["label"]), np.asarray(logits), layers))
+        found.append(Example(run.position(index), image, int(record["label"]), np.asarray(logits), layers))
     progress("example images", len(chosen), len(chosen))
     return found
 
@@ -176,7 +176,7 @@ def choices(run: Run, found: Sequence[Example]) -> str:
     for i, example in enumerate(found):
         best = int(example.scores[-1].argmax())
         verdict = "" if best == example.label else f", taken for {names[best]}"
-        alt = f"Test image {example.index}: {names[example.label]}{verdict}"
+        alt = f"Test image {example.position}: {names[example.label]}{verdict}"
         wrong = "" if best == example.label else ' class="wrong"'
         buttons.append(
             f'<button type="button" data-example="{i}" aria-pressed="false"{wrong}>'
@@ -202,7 +202,7 @@ def still(run: Run, example: Example) -> str:
             pixels = signed_map(np.sqrt(share[t] / most), 1.0)
             rate = float(share[t].mean())
             alt = f"{stage}, step {t + 1}: {percent(rate)} of the neurons spike"
-            cells.append(f'<img class="pixels token" src="{data_uri(pixels)}" alt="{alt}"><br>{percent(rate)}')
+            cells.append(f'<img class="pixels tint token" src="{data_uri(pixels)}" alt="{alt}"><br>{percent(rate)}')
         rows.append((f"<code>{text(name)}</code>", *cells))
     leading = []
     for t in columns:
@@ -211,7 +211,7 @@ def still(run: Run, example: Example) -> str:
     rows.append(("leading classes", *leading))
     head = ("", *(f"step {t + 1}" for t in columns))
     caption = (
-        f"{picture(example.image, f'Test image {example.index}', 'pixels small')} Test image {example.index}, "
+        f"{picture(example.image, f'Test image {example.position}', 'pixels small')} Test image {example.position}, "
         f"{text(names[example.label])}, at all steps. A square is a token, stronger where more of its channels spike."
     )
     return table(head, rows, caption, kind="still")
