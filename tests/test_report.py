@@ -3,7 +3,10 @@
 import base64
 import html
 import json
+import os
 import re
+import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -18,7 +21,7 @@ from spiking_mlp_jax.cli import main
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.infer.cost import cost
 from spiking_mlp_jax.probe.activity import SPIKES
-from spiking_mlp_jax.report import classes, figures, markup, viewer
+from spiking_mlp_jax.report import classes, fields, figures, markup, viewer
 from spiking_mlp_jax.report.page import write_report
 from spiking_mlp_jax.report.run import open_run
 from spiking_mlp_jax.report.vector import drawn
@@ -113,49 +116,46 @@ def test_page_fetches_nothing_is_small_and_has_no_id_twice(page):
         assert tag != "img" or attributes["alt"] or attributes["id"] == "shown"
 
 
-def test_command_writes_the_same_page(capsys, workdir, page):
-    assert main(["report", str(workdir), "--batch-size", "5"]) == 0
-    out, err = capsys.readouterr()
-    assert out == f"{workdir / 'report.html'}\n"
-    assert err == ""
-    written = (workdir / "report.html").read_text(encoding="utf-8")
-    # The command stands in the page; all else is the same, though everything was computed anew.
-    hide = re.compile(r"spiking-mlp</span>.*?</code>|<pre>.*?</pre>", re.DOTALL)
-    assert hide.sub("", written) == hide.sub("", page)
-    assert [file.name for file in workdir.iterdir() if file.name.endswith(".tmp")] == []
-
-
-def test_what_is_missing_is_said(tmp_path):
-    model = random_model(depths=(1, 1))
-    weights.save(tmp_path / "alone", model, meta_for(model))
-    seen = Page(page_of(tmp_path / "alone"))
-    assert seen.told.count("This needs the test images, which cannot be read: ") == 6
-    assert 'Data set "folder" needs data_dir' in seen.told
-    for file in ("metrics.jsonl", "config.json", "versions.json"):
-        assert f"No {file} of a training run lies beside the weights" in seen.told
-    # What needs the weights alone is there.
-    assert [1 for tag, attributes in seen.tags if attributes.get("alt", "").startswith("stage1.block0, along")]
-    assert row(seen, "time_steps")[1] == "2"
-
-    # Without its images, evaluation.json still tells of classes.
-    workdir = make_run(tmp_path)
-    (workdir / "config.json").write_text('{"data_dir": "/nowhere"}')
-    stored = json.loads((workdir / "evaluation.json").read_text())
-    seen = Page(page_of(workdir))
+def test_what_is_missing_is_said(capsys, workdir, tmp_path, monkeypatch):
+    # Nobody is in the folder of the data: the network alone is told of, and what is known of its classes.
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(workdir, "run")
+    Path("run/config.json").write_text('{"data_dir": "gone"}')
+    assert main(["report", "run"]) == 0
+    assert capsys.readouterr() == ("run/report.html\n", "")
+    stored = json.loads(Path("run/evaluation.json").read_text())
+    seen = Page(Path("run/report.html").read_text(encoding="utf-8"))
     assert seen.data["accuracy"] == stored["accuracy"]
-    assert "data_dir /nowhere is not a folder" in seen.told
-    # One about other weights does not.
-    (workdir / "evaluation.json").write_text(json.dumps(stored | {"step": 10}))
-    assert "accuracy" not in Page(page_of(workdir)).data
+    assert seen.told.count("This needs the test images, which cannot be read: data_dir gone is not a folder") == 6
+    assert json.loads(seen.scripts[0]) is None
+    assert [1 for tag, attributes in seen.tags if attributes.get("alt", "").startswith("stage1.block0, along")]
+    assert row(seen, "time_steps")[1] == str(STEPS)
+    assert sorted(os.listdir("run")) == sorted([*os.listdir(workdir), "report.html"])
+
+    # An evaluation of other weights tells nothing of these; nor is there anything of a run beside weights alone.
+    Path("run/evaluation.json").write_text(json.dumps(stored | {"step": 10}))
+    assert main(["report", "run"]) == 0
+    first = Path("run/report.html").read_bytes()
+    assert "accuracy" not in Page(first.decode()).data
+    assert main(["report", "run"]) == 0
+    assert Path("run/report.html").read_bytes() == first
+    shutil.copytree("run/weights", "alone")
+    assert main(["report", "alone", "-o", "page.html"]) == 0
+    told = Page(Path("page.html").read_text(encoding="utf-8")).told
+    assert 'Data set "folder" needs data_dir' in told
+    for file in ("metrics.jsonl", "config.json", "versions.json"):
+        assert f"No {file} of a training run lies beside the weights of alone" in told
 
 
-def test_one_step_and_given_data(tmp_path):
+def test_one_step_and_given_data(tmp_path, monkeypatch):
+    monkeypatch.setattr(fields, "effective_fields", lambda run, progress: [])
     model = random_model(depths=(1,), time_steps=1)
     weights.save(tmp_path / "one", model, meta_for(model))
     data = make_data(tmp_path / "data")
     seen = Page(page_of(tmp_path / "one", dataset="folder", data_dir=str(data), limit=7))
     assert "trained for one time step" in seen.told
     assert "of 7 test images" in seen.told
+    # Places among all images, not among those that were taken.
     positions = [int(i) for i in re.findall(r"\(image (\d+)\)", seen.told)]
     assert set(positions) <= set(np.linspace(0, 11, 7).round().astype(int).tolist())
     assert max(positions) > 6
@@ -202,27 +202,26 @@ def test_a_page_that_cannot_be_written_leaves_nothing(tmp_path):
 
 def test_viewer_data_hold_every_spike(workdir, truth, monkeypatch):
     run = open_run(str(workdir))
+    # Room for 300 bits of each layer and image: the wider layers are told by shares of channels.
+    monkeypatch.setattr(viewer, "BUDGET", 300 // 8 * 4 * len(truth.spikes))
     found = viewer.examples(run, [], 4, lambda *_: None)
     assert [example.position for example in found] == [0, 4, 7, 11]
     document = json.loads(viewer.viewer_data(run, found))
+    assert {layer["channels"] for layer in document["layers"]} == {0, 4, 6, 12}
     for example, stored in zip(found, document["examples"], strict=True):
         logits = truth.logits[:, example.position].ravel()
         np.testing.assert_allclose(unpack(stored["logits"], "<f4"), logits, rtol=1e-5, atol=1e-5)
         for layer, packed, name in zip(document["layers"], stored["spikes"], truth.spikes, strict=True):
             fired = truth.spikes[name][example.position]
             assert f"stage{layer['stage']}.{layer['name']}{SPIKES}" == name
-            assert (layer["side"], layer["channels"]) == fired.shape[2:]
-            bits = np.unpackbits(unpack(packed, np.uint8))[: fired.size]
-            np.testing.assert_array_equal(bits.reshape(fired.shape), fired)
-
-    # Without room for spikes, shares of channels take their place.
-    monkeypatch.setattr(viewer, "BUDGET", 0)
-    found = viewer.examples(run, [], 1, lambda *_: None)
-    document = json.loads(viewer.viewer_data(run, found))
-    fired = next(iter(truth.spikes.values()))[0]
-    assert {layer["channels"] for layer in document["layers"]} == {0}
-    shares = unpack(document["examples"][0]["spikes"][0], np.uint8) / 255
-    np.testing.assert_allclose(shares, fired.mean(-1).ravel(), atol=1 / 255)
+            assert layer["side"] == fired.shape[2]
+            values = unpack(packed, np.uint8)
+            if layer["channels"]:
+                assert layer["channels"] == fired.shape[3]
+                np.testing.assert_array_equal(np.unpackbits(values)[: fired.size], fired.ravel())
+            else:
+                assert fired.size > 288
+                np.testing.assert_allclose(values / 255, fired.mean(-1).ravel(), atol=1 / 255)
 
 
 def unpack(text, dtype):

@@ -264,6 +264,7 @@
     event.preventDefault();
   });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", show);
+  at("needs").hidden = true;
   viewer.hidden = false;
   show();
 })();
