@@ -207,7 +207,7 @@ def test_viewer_data_hold_every_spike(workdir, truth, monkeypatch):
     found = viewer.examples(run, [], 4, lambda *_: None)
     assert [example.position for example in found] == [0, 4, 7, 11]
     document = json.loads(viewer.viewer_data(run, found))
-    assert {layer["channels"] for layer in document["layers"]} == {0, 4, 6, 12}
+    assert {layer["channels"] for layer in document["layers"]} == {0, 4, 6, 12, 24}
     for example, stored in zip(found, document["examples"], strict=True):
         logits = truth.logits[:, example.position].ravel()
         np.testing.assert_allclose(unpack(stored["logits"], "<f4"), logits, rtol=1e-5, atol=1e-5)
