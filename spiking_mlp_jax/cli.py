@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import numpy as np
 
-from spiking_mlp_jax import __version__, cli_deploy, cli_prepare, cli_probe, cli_sweep
+from spiking_mlp_jax import __version__, cli_deploy, cli_prepare, cli_probe, cli_report, cli_sweep
 from spiking_mlp_jax.cli_deploy import NETWORK, WHERE
 from spiking_mlp_jax.errors import InputError
 
@@ -161,6 +161,7 @@ def _parser() -> argparse.ArgumentParser:
     cli_prepare.add_commands(commands, _command, _positive)
     cli_probe.add_commands(commands, _command, _positive)
     cli_sweep.add_commands(commands, _command, _positive)
+    cli_report.add_commands(commands, _command, _positive)
     return parser
 
 

@@ -1,4 +1,4 @@
-"""The command `spiking-mlp probe`: looks into a network. `receptive-fields` is here."""
+"""The command `spiking-mlp probe`: looks into a network. `receptive-fields` is here, `activity` has its own file."""
 
 from __future__ import annotations
 

@@ -113,32 +113,45 @@ def learning_curves(records: Iterable[Mapping[str, Any]]) -> Figure:
     Raises:
         InputError: there is nothing to draw.
     """
+    records = list(records)
+    if not any(record.get("split") in ("train", "eval") and "step" in record for record in records):
+        raise InputError("there are no metrics to draw learning curves from: train first")
+    figure = _figure(9.6, 3.8)
+    for axes, key in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
+        curve(axes, records, key)
+    return figure
+
+
+def curve(axes: Axes, records: Iterable[Mapping[str, Any]], key: str) -> None:
+    """Draws one of the two learning curves.
+
+    Args:
+        axes: where to.
+        records: as for `learning_curves`.
+        key: "loss", or "accuracy", which is drawn in per cent.
+    """
     splits: dict[str, dict[int, Mapping[str, Any]]] = {"train": {}, "eval": {}}
     for record in records:
         if record.get("split") in splits and "step" in record:
             splits[record["split"]][int(record["step"])] = record
-    if not splits["train"] and not splits["eval"]:
-        raise InputError("there are no metrics to draw learning curves from: train first")
-    figure = _figure(9.6, 3.8)
-    for axes, (key, scale) in zip(figure.subplots(1, 2), {"loss": 1, "accuracy": 100}.items(), strict=True):
-        steps, values = _series(splits["train"], key, scale)
-        if len(steps):
-            axes.plot(steps, values, color=BLUE, alpha=0.25, linewidth=0.8)
-            axes.plot(steps, _running_mean(values), color=BLUE, linewidth=1.8, label="training, running mean")
-        steps, values = _series(splits["eval"], key, scale)
-        if len(steps):
-            best = values.min() if key == "loss" else values.max()
-            label = f"test, best {best:.4g}" + (" %" if scale == 100 else "")
-            axes.plot(steps, values, "o-", color=RED, markersize=5, linewidth=1.2, label=label)
-        axes.set(xlabel="training step", ylabel="loss" if scale == 1 else "accuracy (%)")
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:,.0f}"))
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        axes.margins(y=0.12)
-        axes.set_xlim(left=0)
-        axes.grid(alpha=0.3)
-        if axes.lines:
-            axes.legend(frameon=False)
-    return figure
+    scale = 100 if key == "accuracy" else 1
+    steps, values = _series(splits["train"], key, scale)
+    if len(steps):
+        axes.plot(steps, values, color=BLUE, alpha=0.25, linewidth=0.8)
+        axes.plot(steps, _running_mean(values), color=BLUE, linewidth=1.8, label="training, running mean")
+    steps, values = _series(splits["eval"], key, scale)
+    if len(steps):
+        best = values.min() if key == "loss" else values.max()
+        label = f"test, best {best:.4g}" + (" %" if scale == 100 else "")
+        axes.plot(steps, values, "o-", color=RED, markersize=5, linewidth=1.2, label=label)
+    axes.set(xlabel="training step", ylabel="loss" if scale == 1 else "accuracy (%)")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:,.0f}"))
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.margins(y=0.12)
+    axes.set_xlim(left=0)
+    axes.grid(alpha=0.3)
+    if axes.lines:
+        axes.legend(frameon=False)
 
 
 def confusion_matrix(confusion: Int[np.ndarray, "K K"], class_names: Sequence[str]) -> Figure:
