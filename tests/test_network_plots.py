@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from random_model import random_model
+from random_model import make_data, meta_for, random_model
 
 from spiking_mlp_jax.data.normalize import normalize
 from spiking_mlp_jax.errors import InputError
@@ -9,7 +9,7 @@ from spiking_mlp_jax.infer.quantize import quantize
 from spiking_mlp_jax.infer.reads import observe
 from spiking_mlp_jax.model import Pixels
 from spiking_mlp_jax.probe import agreement as ag
-from spiking_mlp_jax.probe import network_plots
+from spiking_mlp_jax.probe import network_plots, samples
 from spiking_mlp_jax.probe.activity import spikes_of_first
 
 RNG = np.random.default_rng(0)
@@ -119,3 +119,28 @@ def test_pixels_to_scores_shows_shares_and_running_scores(model):
     mean = logits[:, 0].mean(0)
     scores = np.sort(np.exp(mean) / np.exp(mean).sum())[::-1]
     assert [bar.get_width() for bar in last.patches] == pytest.approx((100 * scores).tolist(), rel=1e-4)
+
+
+def test_samples_are_what_the_network_gets(tmp_path):
+    model = random_model()
+    data = {**meta_for(model)["data"], "mean": [0.25], "std": [0.5]}
+    folder = make_data(tmp_path, per_class=4)
+    found = samples.take(model.config, data, 3, data_dir=str(folder))
+    assert found.raw.shape == (3, 16, 16, 1) and found.raw.dtype == np.uint8
+    assert found.labels.tolist() == [0, 1, 2] and found.class_names == ["bird", "cat", "dog"]
+    np.testing.assert_allclose(found.normalised, (found.raw / 255 - 0.25) / 0.5, rtol=1e-5, atol=1e-6)
+    assert len(samples.take(model.config, data, 99, data_dir=str(folder)).labels) == 12
+    with pytest.raises(InputError, match="at least one"):
+        samples.take(model.config, data, 0, data_dir=str(folder))
+
+
+def test_mixing_matrices_are_the_weights(model):
+    panels = network_plots.mixing_matrices(model).axes
+    assert [axes.get_title().partition("\n")[0] for axes in panels[:3]] == [
+        "stage0.block0.height",
+        "stage0.block1.height",
+        "stage1.block0.height",
+    ]
+    kernel = np.asarray(model.stages[0].blocks.token.width.kernel[...][1])
+    np.testing.assert_array_equal(panels[4].images[0].get_array(), kernel)
+    assert len(network_plots.mixing_matrices(random_model(depths=(9,))).axes) == 2 * 8

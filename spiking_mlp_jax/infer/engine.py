@@ -47,6 +47,15 @@ class Engine:
 
     Raises:
         InputError: no such artifact or a damaged one; a network whose words are not proven; a bad number of threads.
+
+    Examples:
+        >>> from spiking_mlp_jax import weights
+        >>> from spiking_mlp_jax.infer import compile
+        >>> net = compile.compile_weights(weights.find("fashion_mnist"), images=8)
+        >>> engine = Engine(net, threads=1)
+        >>> images = np.zeros((2, 32, 32, 1), np.uint8)
+        >>> engine.logits(images).shape, engine.predict(images).dtype
+        ((4, 2, 10), dtype('int32'))
     """
 
     def __init__(self, net: IntegerNet | str | os.PathLike, threads: int | None = None):

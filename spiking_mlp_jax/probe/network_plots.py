@@ -11,6 +11,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Bool, Float, UInt8
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.infer.fold import fold
@@ -18,7 +19,7 @@ from spiking_mlp_jax.model import SpikingMLP
 from spiking_mlp_jax.probe.neuron_plots import COLOURS
 from spiking_mlp_jax.probe.plots import BLUE, GREY, RED
 
-CLASSES = 4
+CLASSES, BLOCKS = 4, 8
 
 
 def pixels_to_scores(
@@ -84,6 +85,32 @@ def pixels_to_scores(
         axes.set_yticks(range(len(best)), [str(class_names[c])[:12] for c in best] if not t else [""] * len(best))
         axes.set_xlabel(f"score after {t + 1} (%)", fontsize=8)
         axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def mixing_matrices(model: SpikingMLP) -> Figure:
+    """Row and column mixing of each block, as trained: how much one position hears of another, in all channels.
+
+    Args:
+        model: of a deep network at most 8 blocks are shown, evenly spaced.
+    """
+    places = [(i, j) for i, depth in enumerate(model.config.depths) for j in range(depth)]
+    if len(places) > BLOCKS:
+        places = [places[k] for k in np.linspace(0, len(places) - 1, BLOCKS).round().astype(int)]
+    figure = Figure(figsize=(1.0 + 2.2 * len(places), 4.6), layout="constrained")
+    panels = figure.subplots(2, len(places), squeeze=False)
+    for row, (axis, unit) in enumerate((("height", "row"), ("width", "column"))):
+        for column, (stage, block) in enumerate(places):
+            kernel = np.asarray(getattr(model.stages[stage].blocks.token, axis).kernel[...][block])
+            axes, most = panels[row, column], float(np.abs(kernel).max())
+            axes.imshow(kernel, cmap="RdBu_r", vmin=-most, vmax=most)
+            axes.set_title(f"stage{stage}.block{block}.{axis}\nred {most:.2f}, blue -{most:.2f}", fontsize=8)
+            axes.tick_params(labelsize=7)
+            axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+            axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+            axes.set_xlabel(f"from {unit}", fontsize=8)
+            if not column:
+                axes.set_ylabel(f"to {unit}", fontsize=8)
     return figure
 
 
