@@ -4,7 +4,7 @@
     spiking_mlp_jax/**.py    a page of docstrings for each public module, filled in by mkdocstrings
     spiking-mlp --help       a page of all commands
 
-A new module, command or notebook needs no change here.
+A new module, command or notebook needs no change here. A page of docs/ that mkdocs.yml gives no place goes under "More".
 """
 
 from __future__ import annotations
@@ -57,6 +57,10 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     for folder, modules in module_groups().items():
         pages = [{path.stem: _reference(path)} for path in modules]
         groups.append({TITLES.get(folder, folder.replace("_", " ").capitalize()): pages})
+    placed = set(_pages(nav))
+    others = [path.name for path in sorted((ROOT / "docs").glob("*.md")) if path.name not in placed]
+    if others:
+        nav.append({"More": others})
     nav.append({"API reference": ["reference/index.md", *groups]})
     config.nav = nav
     return config
@@ -138,7 +142,7 @@ def notebook_page(path: Path) -> dict[str, str | bytes]:
                 parts.append(f"![Output of the cell above]({name})")
             else:
                 parts.append(f'<div class="output" markdown>\n\n```text\n{content.rstrip()}\n```\n\n</div>')
-    parts.append(f"Run it: [`notebooks/{path.name}`](#) in the repository.".replace("[", "").replace("](#)", ""))
+    parts.append(f"*This page is `notebooks/{path.name}` of the repository with its committed outputs.*")
     made[f"{path.stem}.md"] = "\n\n".join(parts) + "\n"
     return made
 
@@ -152,6 +156,15 @@ def _outputs(cell) -> Iterator[tuple[str, str]]:
         data = output["data"]
         kind = "image/png" if "image/png" in data else "text/plain"
         yield kind, "".join(data[kind])
+
+
+def _pages(nav: Any) -> Iterator[str]:
+    """All pages of a navigation."""
+    if isinstance(nav, str):
+        yield nav
+    else:
+        for entry in nav.values() if isinstance(nav, dict) else nav:
+            yield from _pages(entry)
 
 
 def _title(path: Path) -> str:

@@ -41,7 +41,8 @@ class Engine:
         threads: how many; None for one for each core that this process may use.
 
     Attributes:
-        net, description, threads.
+        net, description: the network, and what it is.
+        threads: how many there are.
         score_scale: a float; a score or logit times it is in the trained network's units. A score is a sum over the
             steps that were run, so `scores * score_scale / steps` are the mean logits.
 
