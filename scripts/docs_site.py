@@ -4,7 +4,8 @@
     spiking_mlp_jax/**.py    a page of docstrings for each public module, filled in by mkdocstrings
     spiking-mlp --help       a page of all commands
 
-A new module, command or notebook needs no change here. A page of docs/ that mkdocs.yml gives no place goes under "More".
+A new module, command or notebook needs no change here. A page of docs/ that mkdocs.yml does not place goes under
+"More".
 """
 
 from __future__ import annotations
