@@ -10,6 +10,7 @@ A new module, command or notebook needs no change here. A page of docs/ that mkd
 
 from __future__ import annotations
 
+import argparse
 import ast
 import base64
 import json
@@ -112,11 +113,9 @@ def commands_page() -> str:
     os.environ["COLUMNS"] = "88"
     from spiking_mlp_jax import cli
 
-    parser = cli._parser()
-    (commands,) = (action.choices for action in parser._actions if isinstance(action.choices, dict))
     parts = ["# Commands", "", "What `spiking-mlp --help` and `spiking-mlp COMMAND --help` print.", ""]
-    for title, one in {"spiking-mlp": parser, **commands}.items():
-        parts += [f"## {title}", "", "```text", one.format_help().rstrip(), "```", ""]
+    for title, parser in _parsers("spiking-mlp", cli._parser()):
+        parts += [f"## {title}", "", "```text", parser.format_help().rstrip(), "```", ""]
     return "\n".join(parts)
 
 
@@ -157,6 +156,15 @@ def _outputs(cell) -> Iterator[tuple[str, str]]:
         data = output["data"]
         kind = "image/png" if "image/png" in data else "text/plain"
         yield kind, "".join(data[kind])
+
+
+def _parsers(title: str, parser: argparse.ArgumentParser) -> Iterator[tuple[str, argparse.ArgumentParser]]:
+    """A parser and those of its commands."""
+    yield title, parser
+    for action in parser._actions:
+        if isinstance(action.choices, dict):
+            for name, one in action.choices.items():
+                yield from _parsers(name if title == "spiking-mlp" else f"{title} {name}", one)
 
 
 def _pages(nav: Any) -> Iterator[str]:

@@ -1,6 +1,5 @@
 """What the documentation says is run: examples in docstrings, Python blocks of pages, command lines."""
 
-import argparse
 import ast
 import doctest
 import importlib
@@ -19,8 +18,6 @@ PACKAGE = ROOT / "spiking_mlp_jax"
 FILES = sorted(PACKAGE.rglob("*.py"))
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.M | re.S)
-# Set by a shell in a page's block, or standing for many files.
-EXPANDED = re.compile(r"[*$]")
 
 
 def relative(path):
@@ -61,10 +58,22 @@ def commands(path):
                 yield words
 
 
-def parsers():
+def commands_of(parser):
+    """The commands of a parser by name."""
+    return {
+        name: one
+        for action in parser._actions
+        if isinstance(action.choices, dict)
+        for name, one in action.choices.items()
+    }
+
+
+def command_of(words):
+    """The parser of the innermost command that words name, and the words that follow its name."""
     parser = cli._parser()
-    (found,) = (action.choices for action in parser._actions if isinstance(action.choices, dict))
-    return parser, found
+    while words and words[0] in commands_of(parser):
+        parser, words = commands_of(parser)[words[0]], words[1:]
+    return parser, words
 
 
 def options(parser):
@@ -74,10 +83,9 @@ def options(parser):
 @pytest.mark.parametrize("path", PAGES, ids=relative)
 def test_command_lines_are_understood(path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    parser, _ = parsers()
     for program, *words in commands(path):
         if program == "spiking-mlp":
-            parser.parse_args(words)
+            cli._parser().parse_args([word for word in words if not word.startswith("--config.")])
         elif words[:1] == ["train.py"]:
             _, rest = read_arguments(words[1:])
             flags = {word.partition("=")[0] for word in rest if word.startswith("--") and "config." not in word}
@@ -88,16 +96,17 @@ def test_command_lines_are_understood(path, monkeypatch):
 
 @pytest.mark.parametrize("path", PAGES, ids=relative)
 def test_commands_in_sentences_exist(path):
-    _, known = parsers()
     text = FENCE.sub("", path.read_text())
     for span in re.findall(r"`([^`]+)`", text):
         for line in span.split(";"):
             words = line.split()
             if words[:1] != ["spiking-mlp"] or len(words) < 2 or words[1].startswith("-") or words[1] == "COMMAND":
                 continue
-            assert words[1] in known, line
-            used = {word.partition("=")[0] for word in words if re.match(r"--?[a-z]", word)}
-            assert used <= options(known[words[1]]), line
+            parser, rest = command_of(words[1:])
+            # A command that has commands of its own has been given one, too.
+            assert len(rest) < len(words) - 1 and (not commands_of(parser) or not rest), line
+            used = {word.partition("=")[0] for word in rest if re.match(r"--?[a-z]", word)}
+            assert {option for option in used if not option.startswith("--config.")} <= options(parser), line
 
 
 def test_everything_public_has_a_docstring():
@@ -121,6 +130,7 @@ def undocumented(tree, prefix):
             yield from undocumented(node, f"{prefix}{node.name}.")
 
 
-def test_the_reader_of_options_finds_them():
-    assert isinstance(parsers()[0], argparse.ArgumentParser)
-    assert {"--bits", "-o", "--output"} <= options(parsers()[1]["compile"])
+def test_the_reader_of_commands_finds_them():
+    parser, rest = command_of(["compile", "fashion_mnist", "--bits", "4"])
+    assert rest == ["fashion_mnist", "--bits", "4"]
+    assert {"--bits", "-o", "--output"} <= options(parser)
