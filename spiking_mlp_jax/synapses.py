@@ -50,7 +50,7 @@ def dense_operations(config: ModelConfig) -> float:
 
     Examples:
         >>> f"{dense_operations(ModelConfig.variant('mlp_spe_t')):,.0f}"
-        'X'
+        '19,901,210,784'
     """
     return config.time_steps * float(sum(count * reached for count, reached in _layers(config).values()))
 

@@ -60,7 +60,7 @@ def load(model: SpikingMLP, state: Mapping[str, Any]) -> None:
         >>> model, _ = weights.load(weights.find("fashion_mnist"))
         >>> state = dump(model)
         >>> state["token_mix.0.proj_h.1.weight"].shape
-        X
+        (8, 8, 1, 1)
         >>> load(model, state)
     """
     entries = list(official_entries(model.config))

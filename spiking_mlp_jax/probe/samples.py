@@ -55,7 +55,7 @@ def take(
         >>> images.raw.shape, images.raw.dtype
         ((4, 32, 32, 1), dtype('uint8'))
         >>> [images.class_names[label] for label in images.labels]
-        ['Ankle boot', 'Dress', 'Trouser', 'Sandal']
+        ['Ankle boot', 'Dress', 'Sneaker', 'Sandal']
     """
     if count < 1:
         raise InputError(f"at least one image is taken, but count is {count}")
