@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test lint clean
+.PHONY: setup demo docs test lint clean
 
 setup: $(VENV)/ready
 
@@ -21,6 +21,10 @@ demo: setup
 	$(BIN)/spiking-mlp predict runs/demo tests/data/fashion_*.png --top 3
 	@echo; echo "Look at runs/demo/plots:"; ls runs/demo/plots
 
+# The documentation site, into site/: open site/index.html, or serve the folder for its search.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 # Two processes for two cores; the tests themselves set warnings to errors and 8 virtual devices.
 test: setup lint
 	$(BIN)/python -m pytest -n 2 --durations 10
@@ -31,4 +35,4 @@ lint: setup
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 clean:
-	rm -rf $(VENV) runs .pytest_cache .hypothesis .ruff_cache
+	rm -rf $(VENV) runs site .pytest_cache .hypothesis .ruff_cache

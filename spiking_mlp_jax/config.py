@@ -79,6 +79,15 @@ class ModelConfig:
 
     Raises:
         InputError: a value that no network can have; the sentence names the field.
+
+    Examples:
+        >>> config = ModelConfig(image_size=32, patch_size=4, dim=48, depths=(1, 2), num_classes=10)
+        >>> config.stage_dim(1), config.stage_side(1)
+        (96, 4)
+        >>> ModelConfig(tau=0.5)
+        Traceback (most recent call last):
+            ...
+        spiking_mlp_jax.errors.InputError: tau must be at least 1 step, but it is 0.5
     """
 
     image_size: int = 224
@@ -177,6 +186,14 @@ class ModelConfig:
 
         Raises:
             InputError: an unknown variant, field or impossible value.
+
+        Examples:
+            >>> ModelConfig.variant("mlp_spe_t", time_steps=2).depths
+            (2, 8, 14, 2)
+            >>> ModelConfig.variant("mlp_spe")
+            Traceback (most recent call last):
+                ...
+            spiking_mlp_jax.errors.InputError: there is no variant "mlp_spe": did you mean "mlp_spe_t"?
         """
         if name not in VARIANTS:
             raise InputError(f'there is no variant "{name}": {nearest(name, VARIANTS)}')

@@ -57,6 +57,13 @@ def mix_axis(x: Float[Array, "B T H W C"], kernel: Float[Array, "side side"], ax
         x: spikes, 0 or 1.
         kernel: in x's dtype.
         axis: HEIGHT or WIDTH.
+
+    Examples:
+        A spike in row 1 selects column 1 of the kernel.
+
+        >>> x = jnp.zeros((1, 1, 2, 1, 1)).at[0, 0, 1].set(1.0)
+        >>> mix_axis(x, jnp.array([[1.0, 2.0], [3.0, 4.0]]), HEIGHT).ravel().tolist()
+        [2.0, 4.0]
     """
     x3 = _around(x, axis)
     y = product(_repeated(kernel, x3), x3, (((2,), (1,)), ((0,), (0,))))

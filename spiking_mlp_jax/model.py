@@ -246,7 +246,13 @@ class _Recorder:
 
 
 def intermediate_names(config: ModelConfig) -> list[str]:
-    """Names of all intermediates that `SpikingMLP.__call__` shows to `observe`, in the order of the network."""
+    """Names of all intermediates that `SpikingMLP.__call__` shows to `observe`, in the order of the network.
+
+    Examples:
+        >>> config = ModelConfig(image_size=8, in_channels=1, num_classes=3, patch_size=4, dim=3, depths=(1,))
+        >>> intermediate_names(config)[:3]
+        ['stage0.encode.potential', 'stage0.encode.spikes', 'stage0.block0.token.height.potential']
+    """
     names: list[str] = []
 
     def trace(images):

@@ -60,11 +60,21 @@ def lif(
 
     Returns:
         spikes: exactly 0 or 1, [T, *shape] in x's dtype.
+
         v: potential after the last step, x's shape without the time axis. Potentials are float32 where x is narrower.
 
     Raises:
         ValueError: tau < 1, a threshold that is not above v_reset, no time steps or another number than
             `time_steps`, x not floating, or an unknown backend.
+
+    Examples:
+        An input above the threshold fires at every third step, and then starts anew.
+
+        >>> spikes, v = lif(jnp.full(7, 1.3))
+        >>> spikes.tolist()
+        [0.0, 0.0, 1.0, 0.0, 0.0, 1.0, 0.0]
+        >>> round(float(v), 4)
+        0.65
     """
     if isinstance(tau, int | float) and not tau >= 1:
         raise ValueError(f"tau must be at least 1 step, but it is {tau}")
@@ -84,7 +94,12 @@ def integrate_and_fire(
     time_steps: int | None = None,
     backend: str = "auto",
 ) -> tuple[Float[Array, "T *shape"], Float[Array, "*shape"]]:
-    """IF neurons, which do not leak: h = v + x. Arguments, results and errors as in `lif`."""
+    """IF neurons, which do not leak: h = v + x. Arguments, results and errors as in `lif`.
+
+    Examples:
+        >>> integrate_and_fire(jnp.array([0.5, 0.5, 0.5]))[0].tolist()
+        [0.0, 1.0, 0.0]
+    """
     mode = Mode(False, False, v_reset is not None, detach_reset, surrogate, backend=backend)
     return _checked_run(mode, (1.0, v_threshold, v_reset), x, v_init, time_axis, time_steps)
 
@@ -106,6 +121,10 @@ def plif_weight(tau: float) -> float:
 
     Raises:
         ValueError: tau is not above 1 (w would be infinite).
+
+    Examples:
+        >>> round(plif_weight(3.0), 4)
+        -0.6931
     """
     if not tau > 1:
         raise ValueError(f"a learnable tau starts above 1 step, but it is {tau}")

@@ -28,6 +28,13 @@ def spike_function(derivative: Callable[[jax.Array], jax.Array]) -> SpikeFunctio
 
     References:
         Neftci, Mostafa, Zenke, "Surrogate gradient learning in spiking neural networks", 2019.
+
+    Examples:
+        >>> spike = spike_function(lambda u: jnp.maximum(0, 1 - jnp.abs(u)))
+        >>> spike(jnp.array([-0.5, 0.0, 0.5])).tolist()
+        [0.0, 1.0, 1.0]
+        >>> jax.vmap(jax.grad(spike))(jnp.array([-0.5, 0.0, 2.0])).tolist()
+        [0.5, 1.0, 0.0]
     """
 
     @jax.custom_vjp
@@ -49,7 +56,12 @@ def _check_alpha(alpha: float) -> float:
 
 
 def sigmoid(alpha: float = 4.0) -> SpikeFunction:
-    """Derivative of the logistic function: alpha * s(alpha u) * (1 - s(alpha u)). The paper's choice, alpha 4."""
+    """Derivative of the logistic function: alpha * s(alpha u) * (1 - s(alpha u)). The paper's choice, alpha 4.
+
+    Examples:
+        >>> float(jax.grad(sigmoid(4.0))(0.0))
+        1.0
+    """
     alpha = _check_alpha(alpha)
 
     def derivative(u):

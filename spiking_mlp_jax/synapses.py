@@ -21,6 +21,11 @@ def neurons(config: ModelConfig) -> dict[str, int]:
 
     Returns:
         neurons by layer ("stage0.encode.spikes"), in the order of the network.
+
+    Examples:
+        >>> config = ModelConfig(image_size=8, patch_size=4, dim=3, depths=(1,), expansion=3)
+        >>> neurons(config)["stage0.encode.spikes"], neurons(config)["stage0.block0.channel.hidden.spikes"]
+        (12, 36)
     """
     return {name: count for name, (count, _) in _layers(config).items()}
 
@@ -41,7 +46,12 @@ def fan_out(config: ModelConfig) -> dict[str, float | int]:
 
 
 def dense_operations(config: ModelConfig) -> float:
-    """Synaptic operations of one image if every neuron fired at each of the time steps."""
+    """Synaptic operations of one image if every neuron fired at each of the time steps.
+
+    Examples:
+        >>> f"{dense_operations(ModelConfig.variant('mlp_spe_t')):,.0f}"
+        '19,901,210,784'
+    """
     return config.time_steps * float(sum(count * reached for count, reached in _layers(config).values()))
 
 

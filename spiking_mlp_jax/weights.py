@@ -106,11 +106,17 @@ def load(path: str | os.PathLike[str]) -> tuple[SpikingMLP, dict[str, Any]]:
     Returns:
         model: a SpikingMLP in evaluation mode with the saved values: bit for bit if they are float32, and of
             other types those that JAX can hold (without x64, float64 is rounded to float32).
+
         meta: what was given to `save`, with lists in place of tuples.
 
     Raises:
         InputError: a missing folder or file, or a file that is damaged or does not fit; the sentence names
             the file and, where one is at fault, the field or tensor.
+
+    Examples:
+        >>> model, meta = load(find("fashion_mnist"))
+        >>> model.config.depths, meta["data"]["class_names"][:2]
+        ((1, 2), ['T-shirt/top', 'Trouser'])
     """
     config, meta = read_config(path)
     model = nnx.eval_shape(lambda: SpikingMLP(config, rngs=nnx.Rngs(0)))
@@ -159,7 +165,12 @@ def read_config(path: str | os.PathLike[str]) -> tuple[ModelConfig, dict[str, An
 
 
 def pretrained_names() -> list[str]:
-    """Names of the trained networks that come with the package."""
+    """Names of the trained networks that come with the package.
+
+    Examples:
+        >>> "fashion_mnist" in pretrained_names()
+        True
+    """
     return sorted(file.parent.name for file in PRETRAINED.glob(f"*/{CONFIG}"))
 
 

@@ -35,6 +35,10 @@ def normalize(images: Array, mean: Sequence[float], std: Sequence[float]) -> Arr
 
     Raises:
       InputError: mean and std do not fit the channels.
+
+    Examples:
+      >>> normalize(np.array([[0], [255]], np.uint8), [0.5], [0.25]).tolist()
+      [[-2.0], [2.0]]
     """
     check_statistics(mean, std, images.shape[-1])
     pixels = images.astype(np.float32) / np.float32(255)

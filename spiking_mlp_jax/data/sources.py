@@ -213,6 +213,7 @@ class FolderSource:
         return {**record, "image": decode_image(*record["image"])}
 
     def encoded(self, index: int, /) -> dict:
+        """An image as its file holds it, and its label."""
         return {"image": read_encoded(self.path(index)), "label": self._labels[index]}
 
     def path(self, index: int) -> str:

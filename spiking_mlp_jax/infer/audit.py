@@ -120,6 +120,13 @@ def audit(fn: Callable[..., Any], *example_args: Any) -> Report:
 
     Raises:
         InputError: the function cannot be traced for these arguments.
+
+    Examples:
+        >>> spikes, x, w = (jax.ShapeDtypeStruct(*of) for of in (((4,), bool), ((4,), "float32"), ((4, 2), "float32")))
+        >>> audit(lambda s, w: s.astype(w.dtype) @ w, spikes, w).total("accumulate")
+        8
+        >>> audit(lambda x, w: x @ w, x, w).total("multiplication")
+        8
     """
     try:
         # A lambda, because a module is callable but is no function.

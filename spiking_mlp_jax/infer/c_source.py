@@ -27,14 +27,17 @@ class Layer(NamedTuple):
     out_step: int
 
     def kernel(self, row: int = 0) -> str:
+        """Where a row of the kernel begins."""
         at = [f"{self.name}_k"] * bool(self.kernel_step) + [str(row * self.width)] * bool(row)
         return " + ".join([f"{self.name}_kernel", *at])
 
     def scale(self) -> str:
+        """Where shifts and biases begin."""
         at = f" + {self.name}_o" * bool(self.out_step)
         return f"{self.name}_shift{at}, {self.name}_bias{at}"
 
     def counters(self) -> Counters:
+        """What moves on from step to step, where each step has weights of its own."""
         return [(f"{self.name}_{key}", "0", n) for key, n in (("k", self.kernel_step), ("o", self.out_step)) if n]
 
 
@@ -54,10 +57,12 @@ class Source:
 
     @property
     def c(self) -> Description:
+        """Of the network."""
         return self.net.description
 
     @property
     def arrays(self) -> dict[str, np.ndarray]:
+        """Of the network."""
         return self.net.arrays
 
     @property

@@ -127,7 +127,9 @@ class Cost:
 
         Returns:
             "this network": its effective operations, with the norm's scales and the bit planes.
+
             "dense, T steps": the same network if every input counted, by multiplying (`dense_MACs`).
+
             "ANN, one pass": a network of the same size that is not spiking (`ann_MACs`).
         """
         k = constants or self.constants

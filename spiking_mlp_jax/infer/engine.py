@@ -41,12 +41,22 @@ class Engine:
         threads: how many; None for one for each core that this process may use.
 
     Attributes:
-        net, description, threads.
+        net, description: the network, and what it is.
+        threads: how many there are.
         score_scale: a float; a score or logit times it is in the trained network's units. A score is a sum over the
             steps that were run, so `scores * score_scale / steps` are the mean logits.
 
     Raises:
         InputError: no such artifact or a damaged one; a network whose words are not proven; a bad number of threads.
+
+    Examples:
+        >>> from spiking_mlp_jax import weights
+        >>> from spiking_mlp_jax.infer import compile
+        >>> net = compile.compile_weights(weights.find("fashion_mnist"), images=8)
+        >>> engine = Engine(net, threads=1)
+        >>> images = np.zeros((2, 32, 32, 1), np.uint8)
+        >>> engine.logits(images).shape, engine.predict(images).dtype
+        ((4, 2, 10), dtype('int32'))
     """
 
     def __init__(self, net: IntegerNet | str | os.PathLike, threads: int | None = None):

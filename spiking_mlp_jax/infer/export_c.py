@@ -82,6 +82,10 @@ def identifier(name: str) -> str:
     """A C identifier that is like a name: at most 40 ASCII letters, digits and underscores.
 
     One that would begin with a digit or an underscore, which C reserves, gets "net" in front.
+
+    Examples:
+        >>> identifier("fashion mnist-4bit"), identifier("4bit")
+        ('fashion_mnist_4bit', 'net_4bit')
     """
     found = re.sub(r"_+", "_", re.sub(r"[^A-Za-z0-9]", "_", name)).rstrip("_")[:40].rstrip("_")
     if not found:

@@ -96,6 +96,13 @@ def fold(model: SpikingMLP, mean: tuple[float, ...] | None = None, std: tuple[fl
     Raises:
         InputError: the network has LayerNorms, which depend on what they normalise and so cannot be folded; mean and
             std do not fit its channels.
+
+    Examples:
+        >>> from spiking_mlp_jax import weights
+        >>> model, _ = weights.load(weights.find("fashion_mnist"))
+        >>> folded = fold(model)
+        >>> {name: x.shape for name, x in folded.arrays["stage0.block0.fuse"].items()}
+        {'kernel': (1, 144, 48), 'bias': (1, 48)}
     """
     if not isinstance(model, SpikingMLP):
         raise InputError(f"a SpikingMLP is folded, not a {type(model).__name__}: give the trained model")

@@ -78,12 +78,15 @@ class Program:
         return self.shared[key]
 
     def spikes(self, words: np.ndarray, tokens: int, pitch: int, channels: int, at: int = 0) -> Spikes:
+        """Bits of spikes in a buffer, for a kernel to write."""
         return Spikes(words, True, tokens * self.steps * pitch, self.steps * pitch, pitch, at, valid(channels))
 
     def no_spikes(self) -> Spikes:
+        """Stands where a kernel writes none."""
         return Spikes(np.zeros(1, np.uint32), False, 0, 0, 0, 0, valid(1))
 
     def no_place(self, dtype) -> Place:
+        """Stands where a kernel adds nothing to a potential."""
         return Place(np.zeros(1, dtype), False, 0, 0, 0, 0)
 
     def state(self, dtype, tokens: int, lanes: int) -> tuple[State, State]:
@@ -141,6 +144,7 @@ class Program:
         self.calls.append(Call("layer", tokens, arguments, scratch=2))
 
     def fire(self, potential: Place, tokens: int, channels: int, place: Format, out: Spikes):
+        """Adds the call that runs a potential's neurons."""
         lanes, neuron, zero = padded(channels), self.neuron(place), np.zeros(1, place.dtype)
         state = self.state(place.dtype, tokens, lanes)
 
@@ -174,6 +178,7 @@ class Program:
         return potential
 
     def stem(self, tokens: int, channels: int, place: Format) -> Place:
+        """Adds the call that turns bytes of pixels into the first potential."""
         c = self.c
         synapses = self.constants.synapses("stage0.encode", np.int32, 64)
         counts = len(self.net.arrays["stage0.encode.kernel"])
@@ -197,6 +202,7 @@ class Program:
         return potential
 
     def patch_encoding(self, name, i, before, potential, place):
+        """Adds the calls of the three nodes between two stages."""
         c = self.c
         tokens, node = c.stage_side(i) ** 2, c.stage_dim(i) // 3
         pitch = padded(node) // 32
@@ -231,6 +237,7 @@ class Program:
         self.layer(name, side * side, source, place.dtype, **places)
 
     def block(self, i: int, name: str, potential: Place):
+        """Adds the calls of a block."""
         c, place = self.c, self.c.formats[f"stage{i}"]
         side, channels = c.stage_side(i), c.stage_dim(i)
         tokens, width, hidden = side * side, padded(channels) // 32, c.expansion * channels
@@ -273,6 +280,7 @@ class Program:
         )  # fmt: skip
 
     def mix(self, i: int, name: str, axis: int):
+        """Adds the call of row or column mixing."""
         c, place = self.c, self.c.formats[name]
         side, width = c.stage_side(i), padded(c.stage_dim(i)) // 32
         token = self.steps * self.pitch
@@ -290,6 +298,7 @@ class Program:
         self.calls.append(Call("mix", side, arguments))
 
     def identity(self, i: int, name: str):
+        """Adds the call of plain encoding's neurons beside the mixing."""
         c, place = self.c, self.c.formats[name]
         tokens, channels = c.stage_side(i) ** 2, c.stage_dim(i)
         lanes = padded(channels)
@@ -303,6 +312,7 @@ class Program:
         )
 
     def head(self):
+        """Adds the call that sums a row of weights for each spike."""
         c = self.c
         last = c.stages - 1
         tokens, channels = c.stage_side(last) ** 2, c.stage_dim(last)

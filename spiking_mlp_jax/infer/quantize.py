@@ -63,6 +63,18 @@ def quantize(
     Raises:
         InputError: neurons that need multiplications (a time constant that is no power of two, "plif"), images that do
             not fit or are not finite, bits out of range, or weights too large for 32 bits.
+
+    Examples:
+        >>> from flax import nnx
+        >>> from spiking_mlp_jax import ModelConfig, SpikingMLP
+        >>> from spiking_mlp_jax.infer import fold, reference
+        >>> config = ModelConfig(image_size=8, in_channels=1, num_classes=3, patch_size=4, dim=3, depths=(1,))
+        >>> images = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 1), np.uint8)
+        >>> net = quantize(fold.fold(SpikingMLP(config, rngs=nnx.Rngs(0))), images, bits=4)
+        >>> net.arrays["head.kernel"].dtype, int(abs(net.arrays["head.kernel"]).max())
+        (dtype('int8'), 7)
+        >>> reference.run(net, images).shape
+        (4, 4, 3)
     """
     if not isinstance(folded, FoldedNet):
         raise InputError(f"a folded network is rounded, as fold(model) gives it, not a {type(folded).__name__}")
@@ -239,6 +251,13 @@ def signed_digits(scale: np.ndarray, error: float) -> tuple[np.ndarray, np.ndarr
 
     Returns:
         exponents, signs, int64 [N, k]: scale ~ sum of signs * 2^exponents; signs are 0 where fewer terms suffice.
+
+    Examples:
+        0.75 is 1 - 1/4, and 2 needs one term.
+
+        >>> exponents, signs = signed_digits(np.array([0.75, 2.0]), 2.0**-8)
+        >>> exponents.tolist(), signs.tolist()
+        ([[0, -2], [1, 0]], [[1, -1], [1, 0]])
     """
     rest, exponents, signs = scale.astype(np.float64).copy(), [], []
     while True:

@@ -33,7 +33,12 @@ def run(net: IntegerNet, images: np.ndarray, steps: int | None = None) -> np.nda
 
 
 def shift(x: np.ndarray, by: np.ndarray | int) -> np.ndarray:
-    """x * 2^by, halves rounded up; int64."""
+    """x * 2^by, halves rounded up; int64.
+
+    Examples:
+        >>> shift(np.array([5, 6, 7, -6]), -2).tolist(), shift(np.array([3]), 2).tolist()
+        ([1, 2, 2, -1], [12])
+    """
     by = np.asarray(by, np.int64)
     left, right = np.maximum(by, 0), np.maximum(-by, 0)
     half = (np.int64(1) << right) >> 1

@@ -54,6 +54,14 @@ def load(model: SpikingMLP, state: Mapping[str, Any]) -> None:
     Raises:
         InputError: an entry is missing, extra, not an array of the right kind of numbers, or of another shape; it is
             named as in the state, and nothing is loaded.
+
+    Examples:
+        >>> from spiking_mlp_jax import weights
+        >>> model, _ = weights.load(weights.find("fashion_mnist"))
+        >>> state = dump(model)
+        >>> state["token_mix.0.proj_h.1.weight"].shape
+        (8, 8, 1, 1)
+        >>> load(model, state)
     """
     entries = list(official_entries(model.config))
     given = _plain_names(state, entries)

@@ -138,7 +138,7 @@ def curve(axes: Axes, records: Iterable[Mapping[str, Any]], key: str) -> None:
     steps, values = _series(splits["train"], key, scale)
     if len(steps):
         axes.plot(steps, values, color=BLUE, alpha=0.25, linewidth=0.8)
-        axes.plot(steps, _running_mean(values), color=BLUE, linewidth=1.8, label="training, running mean")
+        axes.plot(steps, running_mean(values), color=BLUE, linewidth=1.8, label="training, running mean")
     steps, values = _series(splits["eval"], key, scale)
     if len(steps):
         best = values.min() if key == "loss" else values.max()
@@ -369,7 +369,7 @@ def _series(records, key, scale):
     return np.array(steps), np.array(values)
 
 
-def _running_mean(values):
+def running_mean(values):
     """Mean over a window of about a fifteenth of the points, narrower at both ends."""
     half = len(values) // 30
     sums = np.concatenate([[0.0], np.cumsum(values)])

@@ -98,7 +98,9 @@ class Config(Protocol):
 
     def __getattr__(self, name: str) -> Any: ...
     def __getitem__(self, name: str) -> Any: ...
-    def to_dict(self) -> dict[str, Any]: ...
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as a dict."""
+        ...
 
 
 def default_config() -> config_dict.ConfigDict:
@@ -107,6 +109,11 @@ def default_config() -> config_dict.ConfigDict:
     Returns:
         a flat ConfigDict. Its first fields are ModelConfig's, under the same names; `v_reset` and `data_dir`
         may be None.
+
+    Examples:
+        >>> config = default_config()
+        >>> config.time_steps, config.optimizer
+        (4, 'sgd')
     """
     config = config_dict.ConfigDict(dataclasses.asdict(ModelConfig()))
     # A field of type object accepts --config.v_reset=None (soft reset) besides numbers.

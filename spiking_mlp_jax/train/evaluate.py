@@ -27,7 +27,12 @@ def silent_and_saturated(rates: Mapping[str, float]) -> tuple[list[str], list[st
 
     Returns:
         silent: names of the layers below 0.001 (0.1 %).
+
         saturated: names of the layers above 0.95 (95 %). Both in the order given.
+
+    Examples:
+        >>> silent_and_saturated({"a": 0.0, "b": 0.2, "c": 0.99})
+        (['a'], ['c'])
     """
     silent = [name for name, rate in rates.items() if rate < SILENT]
     saturated = [name for name, rate in rates.items() if rate > SATURATED]

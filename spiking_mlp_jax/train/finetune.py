@@ -40,6 +40,10 @@ def resize_matrix(old: int, new: int, method: str = "linear") -> np.ndarray:
 
     "linear" interpolates between the positions' centres; towards fewer positions it takes a triangle as wide as the new
     ones are apart. Each row sums to 1. `method` is one of `jax.image.resize`'s.
+
+    Examples:
+        >>> resize_matrix(2, 4).tolist()
+        [[1.0, 0.0], [0.75, 0.25], [0.25, 0.75], [0.0, 1.0]]
     """
     resized = np.asarray(jax.image.resize(jnp.eye(old, dtype=float), (new, old), method), np.float64)
     return resized / resized.sum(1, keepdims=True)
