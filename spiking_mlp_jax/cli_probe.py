@@ -27,7 +27,8 @@ def add_commands(commands, command, positive) -> None:
         "probe",
         "look into a network",
         "Measures what the neurons of a network do, and ends in figures and a JSON file.",
-        "spiking-mlp probe receptive-fields fashion_mnist -o fields\n  spiking-mlp probe activity fashion_mnist -o activity",
+        "spiking-mlp probe receptive-fields fashion_mnist -o fields\n"
+        "  spiking-mlp probe activity fashion_mnist -o activity",
     )
     parser.set_defaults(run=lambda chosen: parser.print_help())
     kinds = parser.add_subparsers(dest="kind", metavar="WHAT")
