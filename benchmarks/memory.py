@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +20,23 @@ import jax.numpy as jnp
 from benchmarks import ours
 from benchmarks.report import line
 from spiking_mlp_jax.config import CHOICES, VARIANTS, ModelConfig
+from spiking_mlp_jax.errors import InputError
 
 DEPTHS, TIME_STEPS = (1, 2, 4), (1, 2, 4, 8)
+
+
+def planned(compiled: jax.stages.Compiled) -> Any:
+    """What memory the compiler plans for a program; its fields are in bytes.
+
+    Raises:
+        InputError: this backend's compiler does not tell.
+    """
+    memory = compiled.memory_analysis()
+    if memory is None:
+        raise InputError(
+            f"the compiler of {jax.default_backend()} does not tell what memory it plans: set JAX_PLATFORMS=cpu"
+        )
+    return memory
 
 
 def sizes(config: ModelConfig, batch: int) -> tuple[float, float]:
@@ -28,9 +44,7 @@ def sizes(config: ModelConfig, batch: int) -> tuple[float, float]:
     step, state = ours.make_step(config)
     images = jax.ShapeDtypeStruct((batch, config.image_size, config.image_size, config.in_channels), jnp.float32)
     compiled = step.lower(*state, images, jax.ShapeDtypeStruct((batch,), jnp.int32)).compile()
-    memory = compiled.memory_analysis()
-    if memory is None:
-        raise NotImplementedError(f"the compiler of {jax.default_backend()} does not tell what memory it plans")
+    memory = planned(compiled)
     return memory.temp_size_in_bytes / 1e9, (memory.temp_size_in_bytes + memory.argument_size_in_bytes) / 1e9
 
 
@@ -58,7 +72,10 @@ def main() -> int:
     print(line(["", *(f"{kind}, GB, remat={remat}" for remat in args.remat for kind in ("temporaries", "peak"))]))
     print(line(["---"] * (1 + 2 * len(args.remat))))
     for name, config in networks.items():
-        cells = [size for r in args.remat for size in sizes(dataclasses.replace(config, remat=r), args.batch)]
+        try:
+            cells = [size for r in args.remat for size in sizes(dataclasses.replace(config, remat=r), args.batch)]
+        except InputError as error:
+            parser.error(str(error))
         print(line([name, *(f"{size:.2f}" for size in cells)]), flush=True)
     return 0
 

@@ -27,6 +27,7 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_opti
 import jax
 import numpy as np
 
+from benchmarks.memory import planned
 from benchmarks.report import line, refusal
 from spiking_mlp_jax.config import VARIANTS
 from spiking_mlp_jax.errors import InputError
@@ -111,10 +112,7 @@ def _planned(config, graphdef, state, optimizer, micro):
         "image": jax.ShapeDtypeStruct(shape, np.uint8, sharding=split_batch(mesh)),
         "label": jax.ShapeDtypeStruct(shape[:1], np.int32, sharding=split_batch(mesh)),
     }
-    memory = step.lower(placed(state, mesh), batch).compile().memory_analysis()
-    if memory is None:
-        raise NotImplementedError(f"the compiler of {jax.default_backend()} does not tell what memory it plans")
-    return memory.temp_size_in_bytes
+    return planned(step.lower(placed(state, mesh), batch).compile()).temp_size_in_bytes
 
 
 def tables(found: dict[str, dict[str, Any]]) -> str:

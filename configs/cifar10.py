@@ -14,8 +14,9 @@ Result: not measured here.
         --config.init_weights=runs/cifar10_one_step --workdir runs/cifar10_small
 
 The same folder with every kind of augmentation (crop, flip, RandAugment, colour jitter, random erasing, mixup, cutmix,
-label smoothing), for two CPU cores and three hours: a step of one time step takes a fifth of the time, so the network
-first learns at T=1 and goes on at T=4. Augmentation is milder than ImageNet's, as such a small network underfits.
+label smoothing), for two CPU cores and three hours: a step of one time step takes less than a quarter of the time, so
+the network first learns at T=1 and goes on at T=4. Augmentation is milder than ImageNet's, as such a small network
+underfits.
 Hardware: 2 CPU cores.
 Result: 73.65 % of the test set with T=1, then 75.86 % with T=4, of images re-compressed as JPEGs of about quality 75
 (docs/cifar10.md; logs: docs/runs/cifar10_one_step, docs/runs/cifar10).

@@ -1,60 +1,24 @@
-"""Sources: embedded Fashion-MNIST, IDX files, image folders, TFDS sets, and what each says to bad input."""
+"""Sources: embedded Fashion-MNIST, IDX files, image folders, and what each says to bad input."""
 
-import gzip
 import importlib.util
-import io
-import os
 import pickle
 import shutil
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from small_sources import idx_bytes, write_folder, write_idx
 
 from spiking_mlp_jax.data.idx import read_idx
-from spiking_mlp_jax.data.image import decode_image, read_image
 from spiking_mlp_jax.data.sources import FASHION_MNIST_CLASSES, FASHION_MNIST_FILE, open_source
 from spiking_mlp_jax.errors import InputError
 
 ROOT = Path(__file__).parent.parent
 DEBIAN_FILES = Path("/usr/share/datasets/fashion-mnist")
-
-
-def idx_bytes(array):
-    header = bytes((0, 0, 8, array.ndim)) + b"".join(size.to_bytes(4, "big") for size in array.shape)
-    return header + array.astype(np.uint8).tobytes()
-
-
-def write_idx(folder, images=6, classes=3, size=5, suffix=""):
-    """The four standard files, with image i filled with the value i and labelled i % classes."""
-    pack = gzip.compress if suffix else bytes
-    for prefix, count in (("train", images), ("t10k", images // 2)):
-        pixels = np.broadcast_to(np.arange(count)[:, None, None], (count, size, size + 1))
-        (folder / f"{prefix}-images-idx3-ubyte{suffix}").write_bytes(pack(idx_bytes(pixels)))
-        labels = np.arange(count) % classes
-        (folder / f"{prefix}-labels-idx1-ubyte{suffix}").write_bytes(pack(idx_bytes(labels)))
-
-
-def encoded(array, kind="PNG", **options):
-    buffer = io.BytesIO()
-    Image.fromarray(array).save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-def write_folder(root, splits=("train", "val"), classes=("cat", "ant", "bee"), count=2):
-    for split in splits:
-        for shade, name in enumerate(classes):
-            (root / split / name).mkdir(parents=True)
-            for i in range(count):
-                picture = np.full((4, 6, 3), 10 * shade + i, np.uint8)
-                (root / split / name / f"{i}.png").write_bytes(encoded(picture))
 
 
 # --- what every source is asked
@@ -245,84 +209,6 @@ def test_idx_any_bytes(data):
             assert idx_bytes(array) == data
 
 
-# --- pictures
-
-
-def test_decode_modes():
-    grey = np.arange(20, dtype=np.uint8).reshape(4, 5) * 12
-    colour = np.stack([grey, grey[::-1], 255 - grey], axis=-1)
-    alpha = np.full((4, 5, 1), 255, np.uint8)
-    alpha[0] = 0
-
-    np.testing.assert_array_equal(decode_image(encoded(grey), "x"), grey[..., None])
-    np.testing.assert_array_equal(decode_image(encoded(colour), "x"), colour)
-    black = colour.copy()
-    black[0] = 0
-    transparent = np.concatenate([colour, alpha], axis=-1)
-    np.testing.assert_array_equal(decode_image(encoded(transparent), "x"), black)
-    grey_alpha = np.concatenate([grey[..., None], alpha], axis=-1)
-    assert decode_image(encoded(grey_alpha), "x").shape == (4, 5, 1)
-    np.testing.assert_array_equal(decode_image(encoded(grey_alpha), "x")[0], 0)
-    sixteen = grey.astype(np.uint16) * 257
-    np.testing.assert_array_equal(decode_image(encoded(sixteen), "x"), grey[..., None])
-    np.testing.assert_array_equal(decode_image(encoded(grey > 100), "x"), 255 * (grey > 100)[..., None])
-
-
-@pytest.mark.parametrize(
-    ("mode", "kind", "transparent"),
-    [
-        ("P", "PNG", False),
-        ("P", "PNG", True),
-        ("P", "GIF", False),
-        ("CMYK", "JPEG", False),
-        ("RGB", "JPEG", False),
-    ],
-)
-def test_decode_to_rgb(mode, kind, transparent):
-    picture = Image.new("RGB", (6, 4), (200, 100, 0)).convert(mode)
-    options = {"transparency": picture.getpixel((0, 0))} if transparent else {}
-    buffer = io.BytesIO()
-    picture.save(buffer, kind, **options)
-    image = decode_image(buffer.getvalue(), "x")
-    assert image.shape == (4, 6, 3)
-    np.testing.assert_allclose(image[1, 1].astype(int), (0, 0, 0) if transparent else (200, 100, 0), atol=30)
-
-
-def test_decode_applies_the_camera_rotation():
-    wide = np.zeros((2, 6, 3), np.uint8)
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    assert decode_image(encoded(wide, exif=exif), "x").shape == (6, 2, 3)
-
-
-@given(st.data())
-@settings(max_examples=150, deadline=None)
-@pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # Pillow warns about odd metadata, then reads or refuses
-def test_decode_any_damage(data):
-    kind, options = data.draw(st.sampled_from([("PNG", {}), ("JPEG", {}), ("JPEG", {"progressive": True})]))
-    picture = np.arange(192, dtype=np.uint8).reshape(8, 8, 3)
-    content = bytearray(encoded(picture, kind, **options))
-    del content[data.draw(st.integers(0, len(content))) :]
-    for _ in range(data.draw(st.integers(0, 4))):
-        if content:
-            content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
-    try:
-        image = decode_image(bytes(content), "the picture")
-    except InputError as error:
-        assert "the picture" in str(error)
-    else:
-        assert image.dtype == np.uint8
-        assert image.ndim == 3
-
-
-def test_read_image_names_the_path(tmp_path):
-    with pytest.raises(InputError, match=r"nowhere\.png"):
-        read_image(tmp_path / "nowhere.png")
-    (tmp_path / "notes.png").write_text("not a picture")
-    with pytest.raises(InputError, match=r"Cannot decode image .*notes.png"):
-        read_image(str(tmp_path / "notes.png"))
-
-
 # --- image folders
 
 
@@ -395,153 +281,3 @@ def test_folder_without_test_and_val(tmp_path):
     write_folder(tmp_path, splits=("train",))
     with pytest.raises(InputError, match="has no folder test"):
         open_source("folder", "test", tmp_path)
-
-
-# --- TFDS sets
-
-
-@pytest.fixture(scope="module")
-def tfds_dir(tmp_path_factory):
-    """A data folder with the set tiny_shapes, versions 1.0.0 and 1.2.0, prepared without TensorFlow."""
-    import tensorflow_datasets as tfds
-
-    class TinyShapes(tfds.core.GeneratorBasedBuilder):
-        VERSION = tfds.core.Version("1.2.0")
-
-        def _info(self):
-            features = {
-                "image": tfds.features.Image(shape=(None, None, 3)),
-                "label": tfds.features.ClassLabel(names=["round", "square"]),
-            }
-            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
-
-        def _split_generators(self, dl_manager):
-            return {
-                "train": self._generate_examples(10, 0),
-                "validation": self._generate_examples(4, 100),
-                "test": self._generate_examples(6, 0, labelled=self.version == "1.2.0"),
-            }
-
-        def _generate_examples(self, count, shade, labelled=True):
-            for i in range(count):
-                picture = encoded(np.full((8, 9, 3), shade + i, np.uint8))
-                yield i, {"image": io.BytesIO(picture), "label": i % 2 if labelled else -1}
-
-    folder = tmp_path_factory.mktemp("tfds")
-    for version in ("1.2.0", "1.0.0"):
-        TinyShapes.VERSION = tfds.core.Version(version)
-        TinyShapes(data_dir=folder, file_format="array_record").download_and_prepare()
-    return folder
-
-
-@pytest.mark.parametrize("place", ["", "tiny_shapes", "tiny_shapes/1.2.0"])
-def test_tfds(tfds_dir, place):
-    source = open_source("tfds:tiny_shapes", "train", tfds_dir / place)
-    assert len(source) == 10
-    assert source.class_names == ("round", "square")
-    for opened in (source, pickle.loads(pickle.dumps(source))):
-        items = [opened[i] for i in range(10)]
-        assert {int(item["image"][0, 0, 0]) for item in items} == set(range(10))
-        assert all(item["label"] == item["image"][0, 0, 0] % 2 for item in items)
-        assert items[0]["image"].shape == (8, 9, 3)
-        assert items[0]["image"].dtype == np.uint8
-        assert items[0]["label"].dtype == np.int32
-
-
-def test_tfds_test_split_without_labels_is_replaced_by_validation(tfds_dir, monkeypatch):
-    monkeypatch.setenv("TFDS_DATA_DIR", str(tfds_dir))
-    assert len(open_source("tfds:tiny_shapes", "test")) == 6
-    assert len(open_source("tfds:tiny_shapes:1.0.0", "test")) == 4
-
-
-@pytest.mark.parametrize("label", [-1, 2])
-def test_tfds_label_without_a_name(tfds_dir, label):
-    source: Any = open_source("tfds:tiny_shapes", "train", tfds_dir)
-    source._records = [{"image": encoded(np.zeros((4, 4, 3), np.uint8)), "label": label}]
-    with pytest.raises(InputError, match=rf"0 of .* has label {label}, but the set names 2 classes"):
-        source[0]
-
-
-def test_fashion_mnist_uses_a_tfds_copy(tfds_dir, tmp_path):
-    shutil.copytree(tfds_dir / "tiny_shapes" / "1.2.0", tmp_path / "fashion_mnist" / "3.0.1")
-    for place in ("", "fashion_mnist", "fashion_mnist/3.0.1"):
-        assert len(open_source("fashion_mnist", "train", tmp_path / place)) == 10
-
-
-def test_fashion_mnist_with_an_empty_data_dir(tmp_path):
-    with pytest.raises(InputError, match=r"neither the IDX files of Fashion-MNIST .* nor a prepared TFDS copy"):
-        open_source("fashion_mnist", "train", tmp_path)
-
-
-@pytest.mark.parametrize("missing", ["train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"])
-def test_fashion_mnist_names_the_missing_idx_file(tmp_path, missing):
-    write_idx(tmp_path)
-    (tmp_path / f"{missing}-ubyte").unlink()
-    with pytest.raises(InputError, match=f"has no {missing}-ubyte"):
-        open_source("fashion_mnist", "train" if missing.startswith("train") else "test", tmp_path)
-
-
-def damaged(path):
-    path.write_bytes(b"{not a record" * 20)
-
-
-@pytest.mark.parametrize(
-    ("file", "message"),
-    [
-        ("dataset_info.json", "Cannot open the TFDS set in"),
-        ("features.json", "Cannot open the TFDS set in"),
-        ("tiny_shapes-train.array_record-00000-of-00001", "Cannot read 0 of .*1.2.0 \\(train\\)"),
-        ("tiny_shapes-test.array_record-00000-of-00001", "Cannot read the TFDS set in"),
-    ],
-)
-def test_tfds_damage_names_the_folder(tfds_dir, tmp_path, file, message):
-    folder = tmp_path / "1.2.0"
-    shutil.copytree(tfds_dir / "tiny_shapes" / "1.2.0", folder)
-    damaged(folder / file)
-    with pytest.raises(InputError, match=message):
-        open_source("tfds:tiny_shapes", "test" if "test" in file else "train", folder)[0]
-
-
-def test_tfds_stored_without_random_access(tfds_dir, tmp_path):
-    folder = tmp_path / "1.2.0"
-    shutil.copytree(tfds_dir / "tiny_shapes" / "1.2.0", folder)
-    info = folder / "dataset_info.json"
-    info.write_text(info.read_text().replace("array_record", "tfrecord"))
-    with pytest.raises(InputError, match="no random access: prepare it with file_format"):
-        open_source("tfds:tiny_shapes", "train", folder)
-
-
-def test_tfds_with_other_features(tfds_dir, tmp_path):
-    folder = tmp_path / "1.2.0"
-    shutil.copytree(tfds_dir / "tiny_shapes" / "1.2.0", folder)
-    features = folder / "features.json"
-    features.write_text(features.read_text().replace('"label"', '"caption"'))
-    with pytest.raises(InputError, match="has no image and class label"):
-        open_source("tfds:tiny_shapes", "train", folder)
-
-
-def test_tfds_missing_split(tfds_dir, tmp_path):
-    folder = tmp_path / "1.2.0"
-    shutil.copytree(tfds_dir / "tiny_shapes" / "1.2.0", folder)
-    info = folder / "dataset_info.json"
-    info.write_text(info.read_text().replace('"name": "train"', '"name": "unlabelled"'))
-    with pytest.raises(InputError, match=r'has no split "train", only .*unlabelled'):
-        open_source("tfds:tiny_shapes", "train", folder)
-
-
-def test_tfds_never_imports_tensorflow(tfds_dir, tmp_path):
-    # A TensorFlow that cannot be imported unnoticed stands first on the path.
-    (tmp_path / "tensorflow").mkdir()
-    (tmp_path / "tensorflow" / "__init__.py").touch()
-    program = (
-        "import sys; from spiking_mlp_jax.data.sources import open_source; "
-        "assert 'tensorflow_datasets' not in sys.modules; "
-        f"print(open_source('tfds:tiny_shapes', 'train', {str(tfds_dir)!r})[0]['image'].shape); "
-        "assert 'tensorflow' not in sys.modules"
-    )
-    path = os.pathsep.join([str(tmp_path), str(ROOT)])
-    done = subprocess.run(
-        [sys.executable, "-c", program], env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "(8, 9, 3)"

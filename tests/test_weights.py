@@ -1,6 +1,7 @@
 import json
 import os
 import stat
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 from spiking_mlp_jax import ModelConfig, weights
 from spiking_mlp_jax.config import ADDED
 from spiking_mlp_jax.errors import InputError
+from spiking_mlp_jax.train.metrics import read_metrics
 
 KINDS = [
     dict(),
@@ -281,3 +283,16 @@ def test_shipped_networks_load(name):
     model, meta = weights.load(weights.pretrained_path(name))
     assert len(meta["data"]["class_names"]) == model.config.num_classes
     assert sum(file.stat().st_size for file in weights.pretrained_path(name).iterdir()) < 5e6
+
+
+@pytest.mark.parametrize("name", weights.pretrained_names())
+def test_shipped_networks_are_the_best_of_their_logs(name):
+    _, meta = weights.read_config(weights.pretrained_path(name))
+    evaluations = [x for x in read_metrics(Path(__file__).parent.parent / "docs/runs" / name) if x["split"] == "eval"]
+    best = max(evaluations, key=lambda x: x["accuracy"])
+    assert meta["result"] == {
+        "step": best["step"],
+        "accuracy": best["accuracy"],
+        "loss": best["loss"],
+        "images": 10_000,
+    }
