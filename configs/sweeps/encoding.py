@@ -11,7 +11,7 @@ def get_sweep():
     return {
         "title": "Encoding between stages",
         "base": "configs/fashion_mnist.py:demo",
-        "common": {"epochs": 8},
+        "common": {"epochs": 5},
         "runs": {
             "base": {},  # encoding = "spe", T = 4
             "plain": {"encoding": "plain"},

@@ -13,7 +13,7 @@ def get_sweep():
     return {
         "title": "Norms",
         "base": "configs/fashion_mnist.py:demo",
-        "common": {"epochs": 8},
+        "common": {"epochs": 5},
         "runs": {
             "base": {},  # norm = "batch", v_threshold = 1, T = 4
             "layer": {"norm": "layer"},

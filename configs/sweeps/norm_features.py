@@ -9,7 +9,7 @@ def get_sweep():
     return {
         "title": "Features of the channel block's norms",
         "base": "configs/fashion_mnist.py:demo",
-        "common": {"epochs": 8},
+        "common": {"epochs": 5},
         "runs": {
             "base": {},  # norm_features = "token", T = 4
             "channel": {"norm_features": "channel"},

@@ -16,7 +16,7 @@ def get_sweep():
     return {
         "title": "Surrogates",
         "base": "configs/fashion_mnist.py:demo",
-        "common": {"epochs": 8},
+        "common": {"epochs": 5},
         "runs": runs,
         "seeds": (0, 1, 2),
         "x": "surrogate_alpha",

@@ -11,7 +11,7 @@ def get_sweep():
     return {
         "title": "Membrane time constant",
         "base": "configs/fashion_mnist.py:demo",
-        "common": {"epochs": 8},
+        "common": {"epochs": 5},
         "runs": {
             "tau1": {"tau": 1.0},
             "tau1.5": {"tau": 1.5},

@@ -2,7 +2,7 @@
 
     spiking-mlp sweep configs/sweeps/time_steps.py --workdir runs/ablations --workers 2
 
-The network and the 20,000 + 10,000 images of `configs/fashion_mnist.py:demo`, and 8 passes over them. The sweeps of
+The network and the 20,000 + 10,000 images of `configs/fashion_mnist.py:demo`, and 5 passes over them. The sweeps of
 this folder share the run `base` when they share a workdir. docs/results.md has the results.
 """
 
@@ -12,7 +12,7 @@ def get_sweep():
     return {
         "title": "Time steps",
         "base": "configs/fashion_mnist.py:demo",
-        "common": {"epochs": 8},
+        "common": {"epochs": 5},
         "runs": {
             "t1": {"time_steps": 1},
             "t2": {"time_steps": 2},
