@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 
+import jax.numpy as jnp
 import numpy as np
 
 from spiking_mlp_jax import ModelConfig, weights
@@ -30,7 +31,7 @@ def main(folder: str = "docs/images") -> None:
     """Draws all of them into a folder."""
     model, meta = weights.load(weights.find("fashion_mnist"))
     images = samples.take(model.config, meta["data"], 16)
-    logits, spikes = spikes_of_first(model, images.normalised[IMAGE : IMAGE + 1])
+    logits, spikes = spikes_of_first(model, jnp.asarray(images.normalised[IMAGE : IMAGE + 1]))
     figures = {
         "neuron_traces": neuron_plots.trace_figure(CURRENT, NEURONS),
         "surrogates": neuron_plots.surrogate_figure(),

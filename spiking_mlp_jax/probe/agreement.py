@@ -60,7 +60,7 @@ def layer_spikes(net: Network, images: UInt8[np.ndarray, "B H W C"]) -> dict[str
         inputs = images if isinstance(net, IntegerNet) else normalize(images, net.mean, net.std)
         found = jax.jit(lambda x: _of_reads(net, c, x))(jnp.asarray(inputs))
     # jit sorts by name.
-    order = [m.spikes for m in maps(c) if m.spikes in found]
+    order = [m.spikes for m in maps(c) if m.spikes is not None and m.spikes in found]
     return {name: np.asarray(found[name]).reshape(len(images), c.time_steps, -1) for name in order}
 
 
