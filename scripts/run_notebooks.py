@@ -42,7 +42,7 @@ def execute(path: Path, seconds: int = 600) -> nbformat.NotebookNode:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "TERM": "dumb"}
     with tempfile.TemporaryDirectory() as folder:
         where = {"metadata": {"path": folder}}
-        client = NotebookClient(notebook, timeout=seconds, resources=where, record_timing=False)
+        client = NotebookClient(notebook, timeout=seconds, resources=where, record_timing=False, coalesce_streams=True)
         client.execute(env=environment)
     return notebook
 

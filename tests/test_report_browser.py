@@ -36,7 +36,8 @@ def browser():
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
-    return make_run(tmp_path_factory.mktemp("browser"))
+    # Longer than a line of a phone.
+    return make_run(tmp_path_factory.mktemp("a_folder_with_a_name_that_is_longer_than_a_line"))
 
 
 @pytest.fixture(scope="module")

@@ -74,7 +74,7 @@ def study(
     source: Source,
     settings: Settings,
     folder: Path,
-    progress: Progress,
+    progress: Progress = lambda what, done, total: None,
 ) -> dict[str, Arrays]:
     """Measures everything, or what is missing of it.
 

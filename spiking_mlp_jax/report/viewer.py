@@ -105,7 +105,7 @@ def _share(spikes):
 
 
 def viewer_data(run: Run, found: Sequence[Example]) -> str:
-    """Everything as JSON that can stand in an element <script>: no character in it ends one.
+    """Everything as JSON that can stand in an element `script`: no character in it ends one.
 
     {"steps": T, "classes": [name], "layers": [{"name", "stage", "main", "side", "channels", "bits"}],
     "examples": [{"label", "shown": [class], "logits": float32 [T, K], "spikes": [a layer's bits [T, h, w, c], first

@@ -34,9 +34,14 @@ _AT_STEP = re.compile(rb"step (\d+)/(\d+)")
 class Watcher(Protocol):
     """Is told what happens; see `sweep.progress`."""
 
-    def started(self, key: str) -> None: ...
-    def at(self, key: str, share: float, line: str) -> None: ...
-    def ended(self, key: str, error: str | None) -> None: ...
+    def started(self, key: str) -> None:
+        """A run was started."""
+
+    def at(self, key: str, share: float, line: str) -> None:
+        """A run has got so far, a share from 0 to 1, and its log's last line is this."""
+
+    def ended(self, key: str, error: str | None) -> None:
+        """A run has ended, with an error if it failed."""
 
 
 @dataclasses.dataclass
