@@ -68,6 +68,10 @@ def test_numbers_are_those_of_evaluation_json(workdir, page):
         assert float(found[0][2].split()[0]) == pytest.approx(rate, abs=1e-6)
 
 
+def test_the_same_again_is_the_same_page(workdir, page):
+    assert page_of(workdir) == page
+
+
 def test_steps_operations_and_mistakes_are_those_of_the_network(page, truth):
     logits, labels = truth.logits, truth.labels
     seen = Page(page)
@@ -175,13 +179,18 @@ def test_one_step_and_given_data(tmp_path, monkeypatch):
         (["report", "{run}", "--limit", "0"], "at least 1"),
         (["report", "{run}", "--dataset", "nonsense"], "nonsense"),
         (["report", "{broken}"], "evaluation.json cannot be read as JSON"),
+        (["report", "{shape}"], "does not hold an accuracy and a confusion matrix of 3 classes"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(capsys, workdir, tmp_path, arguments, message):
     model, meta = weights.load(workdir / "weights")
     weights.save(tmp_path / "broken" / "weights", model, meta)
     (tmp_path / "broken" / "evaluation.json").write_text("{")
-    arguments = [argument.format(run=workdir, tmp=tmp_path, broken=tmp_path / "broken") for argument in arguments]
+    shutil.copytree(tmp_path / "broken", tmp_path / "shape")
+    stored = json.loads((workdir / "evaluation.json").read_text())
+    (tmp_path / "shape" / "evaluation.json").write_text(json.dumps(stored | {"confusion": stored["confusion"][1:]}))
+    places = {"run": workdir, "tmp": tmp_path, "broken": tmp_path / "broken", "shape": tmp_path / "shape"}
+    arguments = [argument.format(**places) for argument in arguments]
     try:
         status = main(arguments)
     except SystemExit as stop:

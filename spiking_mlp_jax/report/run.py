@@ -104,11 +104,6 @@ def open_run(where: str, dataset: str | None = None, data_dir: str | None = None
         source = Chosen(source, np.linspace(0, len(source) - 1, limit).round().astype(int).tolist())
     own = folder.name == "weights"
     around = folder.parent if own else folder
-    evaluation = read_object(around / "evaluation.json")
-    step = (meta.get("result") or {}).get("step")
-    # It is written at every evaluation, the weights only at the best one.
-    if step is None or evaluation.get("step") != step:
-        evaluation = {}
     return Run(
         where=where,
         folder=folder,
@@ -120,7 +115,7 @@ def open_run(where: str, dataset: str | None = None, data_dir: str | None = None
         settings=read_object(around / "config.json") if own else {},
         versions=read_object(around / "versions.json"),
         metrics=read_metrics(around),
-        evaluation=evaluation,
+        evaluation=_evaluation(around, (meta.get("result") or {}).get("step"), model.config.num_classes),
     )
 
 
@@ -153,6 +148,24 @@ class Chosen:
 
     def __getitem__(self, index: int, /) -> dict:
         return self._source[self.positions[index]]
+
+
+def _evaluation(workdir: Path, step: int | None, classes: int) -> dict[str, Any]:
+    """WORKDIR/evaluation.json, or {} if it is about other weights: it is written at every evaluation, they at the best."""
+    path = workdir / "evaluation.json"
+    found = read_object(path)
+    if step is None or found.get("step") != step:
+        return {}
+    try:
+        confusion = np.asarray(found["confusion"], dtype=np.float64)
+        fits = confusion.shape == (classes, classes) and (confusion >= 0).all() and 0 <= found["accuracy"] <= 1
+    except (KeyError, TypeError, ValueError):
+        fits = False
+    if not fits:
+        raise InputError(
+            f"{path} does not hold an accuracy and a confusion matrix of {classes} classes: copy it again or remove it"
+        )
+    return found
 
 
 def _test_images(folder, data, classes, dataset, data_dir) -> Source:
