@@ -51,7 +51,7 @@ def _add_receptive_fields(kinds, command, positive) -> None:
         "docs/receptive_fields.md says what is measured, how, and what came out.",
     )
     fields.add_argument("weights", metavar="NETWORK", help=WHERE)
-    fields.add_argument("-o", "--output", metavar="FOLDER", required=True, help="folder for figures and JSON")
+    fields.add_argument("-o", "--output", metavar="FOLDER", help="for figures and JSON (default: fields/NETWORK)")
     fields.add_argument("--images", type=positive, default=2000, metavar="N", help="natural images (default: 2000)")
     fields.add_argument("--noise", type=positive, default=20_000, metavar="N", help="noise images (default: 20000)")
     fields.add_argument(
@@ -90,9 +90,9 @@ def _receptive_fields(chosen: argparse.Namespace) -> None:
         raise InputError(f"--seed is {chosen.seed}, but it must be at least 0 and below 2**31")
     if not 0 < chosen.contrast < 1e6:
         raise InputError(f"--contrast is {chosen.contrast}, but it must be a positive number")
-    out = Path(chosen.output)
+    out = Path(chosen.output or Path("fields") / Path(os.path.abspath(chosen.weights)).name)
     if out.exists() and not out.is_dir():
-        raise InputError(f"{out} is not a folder: give another --output")
+        raise InputError(f"{out} is not a folder: give another with -o")
     from spiking_mlp_jax import weights
     from spiking_mlp_jax.data.sources import open_source
     from spiking_mlp_jax.probe.field_plots import figures

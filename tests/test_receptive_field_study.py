@@ -14,6 +14,7 @@ from spiking_mlp_jax.probe.field_study import CONTROLS, FIT_COLUMNS, KINDS, NETW
 from spiking_mlp_jax.probe.field_summary import fit_summary, gabors, higher, summarize
 from spiking_mlp_jax.probe.field_tables import table
 from spiking_mlp_jax.probe.gabor import Gabor
+from spiking_mlp_jax.probe.units import Units
 
 LAYER = "stage0.block0.channel.spikes"
 FIGURES = [
@@ -117,6 +118,22 @@ def test_bad_input_is_one_sentence(workdir, tmp_path, capsys, options, message):
     assert message in err
     assert err.startswith("error: ")
     assert err.count("\n") == 1
+
+
+def test_covariances_beside_strong_and_weak_averages():
+    # The strong average of one unit is projected out, so that it has an eigenvalue less than the other.
+    config = random_model(depths=(1,)).config
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=(3000, config.image_size, config.image_size, config.in_channels))
+    group = Units(LAYER, (0, 0), (3, 5), grid=4, patch=4)
+    windows = field_study._Windows([group], config, Settings(covariances=2))
+    edge = images[:, :2, :8].mean((1, 2, 3))
+    counts = np.stack([edge > edge.std(), rng.random(3000) < 0.2], 1).astype(np.int64)
+    windows.add(images, [counts])
+    found = windows.found(keep=1.0)
+    values = found[f"eigenvalues {LAYER}"]
+    assert np.isfinite(values).sum(1).tolist() == [values.shape[1] - 1, values.shape[1]]
+    assert found[f"channel {LAYER}"].tolist() == [0, 1]
 
 
 def test_output_that_is_a_file(workdir, tmp_path, capsys):

@@ -232,6 +232,7 @@ def covariance_figure(parts: dict[str, Arrays], layers: list[str]) -> Figure:
                     axis.set_axis_off()
                 continue
             values, low, high = (part[f"{name} {layer}"][rows[0]] for name in ("eigenvalues", "low", "high"))
+            values = values[np.isfinite(values)]
             curve.axhspan(low, high, color=GREY, alpha=0.25)
             inside = (values >= low) & (values <= high)
             curve.plot(np.flatnonzero(inside), values[inside], ".", color=GREY, markersize=3)

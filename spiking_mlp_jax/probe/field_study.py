@@ -256,9 +256,10 @@ class _Windows:
                     continue
                 result = covariance(moments, unit, keep=keep)
                 ends = result.axes[[0, -1]].reshape(2, side, side)
-                rows.append(
-                    (channel, result.excitatory, result.suppressive, result.values, result.low, result.high, ends)
-                )
+                # One less where the average was strong enough to be projected out.
+                values = np.full(side**2, np.nan)
+                values[: len(result.values)] = result.values
+                rows.append((channel, result.excitatory, result.suppressive, values, result.low, result.high, ends))
             if rows:
                 names = ("channel", "excitatory", "suppressive", "eigenvalues", "low", "high", "axes")
                 for name, values in zip(names, zip(*rows, strict=True), strict=True):

@@ -172,7 +172,7 @@ def _changes(part, layer) -> dict[str, Any] | None:
         "excitatory": part[f"excitatory {layer}"][rows].tolist(),
         "suppressive": part[f"suppressive {layer}"][rows].tolist(),
         "largest": part[f"eigenvalues {layer}"][rows, 0].tolist(),
-        "smallest": part[f"eigenvalues {layer}"][rows, -1].tolist(),
+        "smallest": np.nanmin(part[f"eigenvalues {layer}"][rows], axis=1).tolist(),
         "null_high": part[f"high {layer}"][rows].tolist(),
         "null_low": part[f"low {layer}"][rows].tolist(),
     }

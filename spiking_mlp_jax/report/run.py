@@ -151,7 +151,7 @@ class Chosen:
 
 
 def _evaluation(workdir: Path, step: int | None, classes: int) -> dict[str, Any]:
-    """WORKDIR/evaluation.json, or {} if it is about other weights: it is written at every evaluation, they at the best."""
+    """WORKDIR/evaluation.json, {} if it is of other weights: every evaluation writes it, only the best one them."""
     path = workdir / "evaluation.json"
     found = read_object(path)
     if step is None or found.get("step") != step:
