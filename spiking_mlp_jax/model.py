@@ -253,11 +253,26 @@ def intermediate_names(config: ModelConfig) -> list[str]:
         >>> intermediate_names(config)[:3]
         ['stage0.encode.potential', 'stage0.encode.spikes', 'stage0.block0.token.height.potential']
     """
-    names: list[str] = []
+    return list(intermediate_shapes(config))
+
+
+def intermediate_shapes(config: ModelConfig) -> dict[str, tuple[int, int, int, int]]:
+    """Shape [T, H, W, C] of every intermediate, in the order of the network; T is 1 where all steps are equal.
+
+    Args:
+        config: of the network. Nothing is computed.
+
+    Examples:
+        >>> config = ModelConfig(image_size=8, in_channels=1, num_classes=3, patch_size=4, dim=3, depths=(1,))
+        >>> intermediate_shapes(config)["stage0.encode.spikes"]
+        (4, 2, 2, 3)
+    """
+    shapes: dict[str, tuple[int, int, int, int]] = {}
 
     def trace(images):
         _, seen = SpikingMLP(config, rngs=nnx.Rngs(0))(images, observe=lambda name, value: value)
-        names.extend(seen)
+        shapes.update({name: value.shape[1:] for name, value in seen.items()})
 
-    jax.eval_shape(trace, jax.ShapeDtypeStruct((1, config.image_size, config.image_size, config.in_channels), float))
-    return names
+    size = (1, config.image_size, config.image_size, config.in_channels)
+    jax.eval_shape(trace, jax.ShapeDtypeStruct(size, jnp.result_type(float)))
+    return shapes

@@ -11,6 +11,7 @@ from tiny import tiny_config
 
 from spiking_mlp_jax.data.sources import open_source
 from spiking_mlp_jax.errors import InputError
+from spiking_mlp_jax.model import intermediate_shapes
 from spiking_mlp_jax.probe import receptive_field as rf
 
 LAYER = "stage1.block1.channel.potential"
@@ -81,7 +82,7 @@ def test_units(model):
     assert rf.choose_units(config, LAYER).channels == tuple(range(12))
     assert rf.choose_units(config, LAYER, token=(0, 1), channels=[5]).centre == (3.5, 11.5)
     assert rf.default_layers(config) == ["stage0.block0.channel.spikes", "stage1.block1.channel.spikes"]
-    assert rf.layer_shapes(config)["stage1.encode.node1.spikes"] == (2, 2, 2, 4)
+    assert intermediate_shapes(config)["stage1.encode.node1.spikes"] == (2, 2, 2, 4)
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ from spiking_mlp_jax.probe.spike_triggered import (
     significance,
 )
 from spiking_mlp_jax.probe.stimuli import collect, natural_images, record_spikes, white_noise, window
-from spiking_mlp_jax.probe.units import Units, choose_units, default_layers, layer_shapes, responses
+from spiking_mlp_jax.probe.units import Units, choose_units, default_layers, responses
 
 __all__ = [
     "Covariance",
@@ -56,7 +56,6 @@ __all__ = [
     "energy_within",
     "field_size",
     "fit_gabor",
-    "layer_shapes",
     "linear_fields",
     "main_colour",
     "mean_profile",

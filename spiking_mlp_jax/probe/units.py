@@ -8,14 +8,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 
-import jax
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
 from spiking_mlp_jax.config import ModelConfig
 from spiking_mlp_jax.errors import InputError, nearest
-from spiking_mlp_jax.model import SpikingMLP
+from spiking_mlp_jax.model import SpikingMLP, intermediate_shapes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,18 +42,6 @@ class Units:
         return row, column
 
 
-def layer_shapes(config: ModelConfig) -> dict[str, tuple[int, int, int, int]]:
-    """Shape [T, H, W, C] of every intermediate, in the order of the network; T is 1 where all steps are equal."""
-    shapes: dict[str, tuple[int, int, int, int]] = {}
-
-    def trace(images):
-        _, seen = SpikingMLP(config, rngs=nnx.Rngs(0))(images, observe=lambda name, value: value)
-        shapes.update({name: value.shape[1:] for name, value in seen.items()})
-
-    jax.eval_shape(trace, jax.ShapeDtypeStruct((1, config.image_size, config.image_size, config.in_channels), float))
-    return shapes
-
-
 def choose_units(
     config: ModelConfig,
     layer: str,
@@ -72,7 +59,7 @@ def choose_units(
     Raises:
         InputError: the network has no such layer, token or channel.
     """
-    shapes = layer_shapes(config)
+    shapes = intermediate_shapes(config)
     if layer not in shapes:
         raise InputError(f'the network has no layer "{layer}": {nearest(layer, shapes)}')
     _, height, width, count = shapes[layer]
