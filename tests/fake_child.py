@@ -25,7 +25,7 @@ cores = None if message["cores"] is None else sorted(os.sched_getaffinity(0))
 print("step 3/4  epoch 1/1", flush=True)
 what = message["config"]["init_weights"]
 if what == "fails":
-    print("Traceback\nerror: no weights there\n", file=sys.stderr)
+    print("Traceback\nerror: no weights there\nRuntimeError: said while the process ends\n", file=sys.stderr)
     sys.exit(2)
 if what == "dies":
     os.kill(os.getpid(), signal.SIGKILL)

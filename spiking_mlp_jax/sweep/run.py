@@ -169,11 +169,14 @@ def _error(child: _Child) -> str | None:
     status = child.process.returncode
     if status == 0:
         return None
-    last = _last_line(_tail(child))
+    tail = _tail(child)
+    # What libraries say while the process ends comes after the error.
+    said = [line for line in tail.decode(errors="replace").splitlines() if line.startswith("error: ")]
+    last = said[-1].strip() if said else _last_line(tail)
     if status < 0:
         name = signal.Signals(-status).name
         hint = ", perhaps for want of memory" if name == "SIGKILL" else ""
-        return f"killed by {name}{hint}" + (f"; it last said: {last}" if last else "")
+        return f"killed by {name}{hint}" + (f"; it last said: {_last_line(tail)}" if tail.strip() else "")
     if status == EXIT_INTERRUPTED:
         return "interrupted by a signal from outside; the same command continues it"
     what = {EXIT_NONFINITE: "loss not finite: ", EXIT_STORAGE: "could not write: "}.get(status, "")
