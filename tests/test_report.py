@@ -179,6 +179,8 @@ def test_one_step_and_given_data(tmp_path, monkeypatch):
         (["report", "{run}", "--limit", "0"], "at least 1"),
         (["report", "{run}", "--dataset", "nonsense"], "nonsense"),
         (["report", "{broken}"], "evaluation.json cannot be read as JSON"),
+        (["report", "{lines}"], "metrics.jsonl is damaged"),
+        (["report", "{bytes}"], "metrics.jsonl is damaged"),
         (["report", "{shape}"], "does not hold an accuracy and a confusion matrix of 3 classes"),
     ],
 )
@@ -189,7 +191,11 @@ def test_bad_input_is_one_line_and_status_2(capsys, workdir, tmp_path, arguments
     shutil.copytree(tmp_path / "broken", tmp_path / "shape")
     stored = json.loads((workdir / "evaluation.json").read_text())
     (tmp_path / "shape" / "evaluation.json").write_text(json.dumps(stored | {"confusion": stored["confusion"][1:]}))
-    places = {"run": workdir, "tmp": tmp_path, "broken": tmp_path / "broken", "shape": tmp_path / "shape"}
+    for name, content in {"lines": b'{"split": "train", "step": "x", "loss": "y"}\n', "bytes": b"\xff\xfe\x00"}.items():
+        weights.save(tmp_path / name / "weights", model, meta)
+        (tmp_path / name / "metrics.jsonl").write_bytes(content)
+    places = {"run": workdir, "tmp": tmp_path}
+    places |= {name: tmp_path / name for name in ("broken", "shape", "lines", "bytes")}
     arguments = [argument.format(**places) for argument in arguments]
     try:
         status = main(arguments)

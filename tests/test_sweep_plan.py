@@ -176,7 +176,8 @@ def test_the_command_line(capsys, tmp_path):
 
 
 def done(run):
-    return {"status": "done", "measured": {}, "latency": {}, "config": to_dict(run.config)}
+    measured = {"by_time_steps": {}, "not_by_time_steps": {}, "not_integer": None}
+    return {"status": "done", "measured": measured, "latency": {}, "config": to_dict(run.config)}
 
 
 def test_stale_results_are_refused_by_name(tmp_path):

@@ -2,15 +2,17 @@
 
 import csv
 import io
+import json
 
 import numpy as np
 import pytest
 from test_sweep_plan import write_sweep
 
 from spiking_mlp_jax.cli import main
+from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.sweep import plots, table
 from spiking_mlp_jax.sweep.plan import load_sweep, shard
-from spiking_mlp_jax.sweep.results import gather, write_result
+from spiking_mlp_jax.sweep.results import gather, result_file, write_result
 
 RUNS = {
     "t1": {"time_steps": 1},
@@ -104,6 +106,7 @@ def test_missing_and_failed_runs_are_named(sweep, tmp_path, capsys):
         "accuracy.png",
         "accuracy_latency.png",
         "accuracy_operations.png",
+        "accuracy_time_steps.png",
         "runs.csv",
         "table.csv",
         "table.md",
@@ -195,3 +198,30 @@ def test_one_seed_has_no_spread(tmp_path):
     )
     assert table.to_markdown(sweep, table.rows(sweep, {}), {}).count("no result of seed 5") == 4
     assert plots.accuracy_figure(sweep, table.rows(sweep, {})) is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"measured": None},
+        {"measured": {}},
+        {"latency": None},
+        {"seed": 7},
+        {"config": "x"},
+        {"measured": {"by_time_steps": {"1": "0.5"}, "not_by_time_steps": {}, "not_integer": None}},
+        {"measured": {"by_time_steps": {}, "not_by_time_steps": {}, "not_integer": None, "accuracy": "0.5"}},
+    ],
+)
+def test_damaged_results_are_refused_by_name(sweep, tmp_path, change):
+    write_result(tmp_path, sweep.runs[0], planted(sweep.runs[0]))
+    file = result_file(tmp_path, sweep.runs[0])
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(InputError, match=f"{file.name} is damaged: delete it"):
+        gather(sweep, [tmp_path])
+
+
+def test_a_title_is_no_formula(tmp_path):
+    odd = load_sweep(write_sweep(tmp_path, runs=RUNS, seeds=(0,), title="costs $\\frac{1$"))
+    for run in odd.runs:
+        write_result(tmp_path, run, planted(run))
+    assert plots.plot_sweep(odd, table.rows(odd, gather(odd, [tmp_path])), tmp_path)

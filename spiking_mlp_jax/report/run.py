@@ -114,7 +114,7 @@ def open_run(where: str, dataset: str | None = None, data_dir: str | None = None
         # A weights folder's own config.json describes the network, not a run.
         settings=read_object(around / "config.json") if own else {},
         versions=read_object(around / "versions.json"),
-        metrics=read_metrics(around),
+        metrics=_metrics(around),
         evaluation=_evaluation(around, (meta.get("result") or {}).get("step"), model.config.num_classes),
     )
 
@@ -148,6 +148,23 @@ class Chosen:
 
     def __getitem__(self, index: int, /) -> dict:
         return self._source[self.positions[index]]
+
+
+def _metrics(workdir: Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl."""
+    try:
+        lines = read_metrics(workdir)
+        fits = all(
+            isinstance(line["step"], int)
+            and isinstance(line["split"], str)
+            and all(isinstance(line.get(name), int | float | None) for name in ("loss", "accuracy"))
+            for line in lines
+        )
+    except (KeyError, TypeError, ValueError):
+        fits = False
+    if not fits:
+        raise InputError(f"{workdir / 'metrics.jsonl'} is damaged: copy it again or remove it")
+    return lines
 
 
 def _evaluation(workdir: Path, step: int | None, classes: int) -> dict[str, Any]:

@@ -35,7 +35,7 @@ _RESERVED = {
     "dry_run": "leave it out",
     "eval_only": "leave it out",
 }
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
 _MOST_STEPS = 1000
 
 
@@ -157,14 +157,18 @@ def _sweep(file, found, overrides, seeds) -> Sweep:
     varied = list(dict.fromkeys(name for fields in runs.values() if isinstance(fields, Mapping) for name in fields))
     for name in given:
         if name in varied or name in _RESERVED:
-            instead = "it varies that field itself" if name in varied else _RESERVED[name].replace("seeds", "--seeds")
+            instead = (
+                "it varies that field itself" if name in varied else _RESERVED[name].replace("in seeds", "with --seeds")
+            )
             raise InputError(f"--config.{name} cannot be given for this sweep: {instead}")
     base = _with_fields(base, given, "the command line")
     lower = [str(name).lower() for name in runs]
     configs = {}
     for name, fields in runs.items():
         if not isinstance(name, str) or not _NAME.fullmatch(name):
-            raise InputError(f'a run cannot be called "{name}": take letters, digits and . _ + -, as for a folder')
+            raise InputError(
+                f'a run cannot be called "{name}": take at most 100 letters, digits and . _ + -, as for a folder'
+            )
         if lower.count(name.lower()) > 1:
             raise InputError(f'two runs are called "{name}" but for capitals, which not every disk tells apart')
         configs[name] = _with_fields(base, fields, f'run "{name}"')

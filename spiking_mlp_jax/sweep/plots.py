@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from spiking_mlp_jax.probe.plots import BLUE, GREEN, GREY, ORANGE, RED, write
 from spiking_mlp_jax.sweep.plan import Sweep
@@ -27,6 +27,7 @@ def plot_sweep(sweep: Sweep, table: Sequence[Row], folder: Path) -> list[Path]:
     figures = {"accuracy": accuracy_figure(sweep, table)}
     figures["accuracy_operations"] = operations_figure(sweep, table)
     figures["accuracy_latency"] = latency_figure(sweep, table)
+    figures["accuracy_time_steps"] = steps_figure(sweep, table)
     figures["time_steps"] = matrix_figure(sweep, table)
     return [write(figure, folder / f"{name}.png") for name, figure in figures.items() if figure is not None]
 
@@ -109,7 +110,9 @@ def latency_figure(sweep: Sweep, table: Sequence[Row]) -> Figure | None:
         compiled = [row for row in table if {integer, "integer_accuracy"} <= row.measures.keys()]
         _scatter(axes, sweep, compiled, integer, "integer_accuracy", hollow=True, every=table)
         axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        low, high = axes.get_xlim()
+        # Within a decade 1, 2 and 5 may be a single tick, with which nobody can read a scale.
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high > 10 * low else MaxNLocator(5))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel("milliseconds per image")
@@ -129,7 +132,37 @@ def latency_figure(sweep: Sweep, table: Sequence[Row]) -> Figure | None:
         frameon=False,
         fontsize=8,
     )
-    figure.suptitle(f"{sweep.title}; {_seeds(table)}", fontsize=10)
+    figure.suptitle(f"{sweep.title}; {_seeds(table)}", fontsize=10, parse_math=False)
+    return figure
+
+
+def steps_figure(sweep: Sweep, table: Sequence[Row]) -> Figure | None:
+    """Accuracy of every run against the time steps it is tested with, which `matrix_figure` has as numbers.
+
+    Args:
+        sweep: the sweep.
+        table: from `table.rows`. None is returned where there is one number of steps.
+    """
+    table = [row for row in table if row.by_time_steps]
+    if not table or len(sweep.test_time_steps) == 1:
+        return None
+    figure = Figure(figsize=(7.6, 4.6), layout="constrained")
+    axes = figure.subplots()
+    width = 0.012 * (sweep.test_time_steps[-1] - sweep.test_time_steps[0])
+    for index, row in enumerate(table):
+        colour, marker = _look(index)
+        aside = 1.5 * width * (index - (len(table) - 1) / 2)
+        steps = [s for s in sweep.test_time_steps if s in row.by_time_steps]
+        means = [100 * row.by_time_steps[s].mean for s in steps]
+        axes.plot([s + aside for s in steps], means, color=colour, linewidth=1.2, zorder=1)
+        for i, s in enumerate(steps):
+            name = None if i else _train_label(sweep, row)
+            _draw(axes, s + aside, row.by_time_steps[s], colour, marker, name, width / 2)
+    axes.set_xticks(sweep.test_time_steps)
+    axes.set_xlabel("time steps T in test")
+    _finish(axes, sweep, table)
+    title = "trained with" if sweep.varied == ("time_steps",) else None
+    figure.legend(loc="outside right upper", frameon=False, fontsize=8, title=title)
     return figure
 
 
@@ -155,7 +188,7 @@ def matrix_figure(sweep: Sweep, table: Sequence[Row]) -> Figure | None:
     for y, row in enumerate(table):
         for x, steps in enumerate(columns):
             spread = row.by_time_steps.get(steps)
-            dark = spread is not None and 100 * spread.mean < low + 0.55 * (high - low)
+            dark = spread is not None and 100 * spread.mean <= low + 0.55 * (high - low)
             if spread is None:
                 place: Mapping[str, Any] = dict(facecolor="#eeeeee", edgecolor="#bbbbbb", hatch="////", linewidth=0)
                 axes.fill_between([x - 0.5, x + 0.5], y - 0.5, y + 0.5, **place)
@@ -227,7 +260,7 @@ def _draw(axes: Axes, x: float, spread: Spread, colour: str, marker: str, name: 
 
 def _finish(axes: Axes, sweep: Sweep, table) -> None:
     axes.set_ylabel("test accuracy (%)")
-    axes.set_title(f"{sweep.title}; {_seeds(table)}", fontsize=10)
+    axes.set_title(f"{sweep.title}; {_seeds(table)}", fontsize=10, parse_math=False)
     axes.grid(alpha=0.3)
     axes.set_axisbelow(True)
     axes.margins(y=0.1)

@@ -17,6 +17,7 @@ from typing import Any
 
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.sweep.plan import Run, Sweep
+from spiking_mlp_jax.sweep.table import MEASURES
 from spiking_mlp_jax.train.checkpoint import FREE_FIELDS
 from spiking_mlp_jax.train.config import in_todays_words, to_dict
 from spiking_mlp_jax.train.storage import write_text
@@ -89,6 +90,8 @@ def refuse_stale(sweep: Sweep, workdirs: Iterable[Path]) -> None:
             if result is None or result.get("status") != "done":
                 result = {"config": read_json(run_folder(workdir, run) / "config.json")}
             saved = result.get("config", {})
+            if saved is not None and not isinstance(saved, dict):
+                raise InputError(f"{result_file(workdir, run)} is damaged: delete it, and the sweep measures it again")
             if saved is not None and (different := differences(saved, run)):
                 stale[run.key] = ", ".join(different[:_SHOWN]) + (" and more" if len(different) > _SHOWN else "")
         if stale:
@@ -116,11 +119,30 @@ def gather(sweep: Sweep, workdirs: Sequence[Path]) -> dict[str, dict[str, Any]]:
         InputError: a file is damaged, or of another configuration.
     """
     refuse_stale(sweep, workdirs)
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
     for run in sweep.runs:
-        results = [x for x in (read_json(result_file(workdir, run)) for workdir in workdirs) if x is not None]
+        files = [result_file(workdir, run) for workdir in workdirs]
+        results = [_checked(x, file, run) for file in files if (x := read_json(file)) is not None]
         # What failed under another configuration may be tried again under this one.
         results = [x for x in results if not differences(x.get("config", {}), run)]
         if results:
             found[run.key] = max(results, key=lambda x: (x.get("status") == "done", "latency" in x))
     return found
+
+
+def _checked(result: dict[str, Any], file: Path, run: Run) -> dict[str, Any]:
+    """A result whose parts are of the kinds that tables are made of."""
+    measured, latency = result.get("measured"), result.get("latency", {})
+    fits = (result.get("run"), result.get("seed")) == (run.name, run.seed) and isinstance(latency, dict)
+    if fits and result.get("status") == "done":
+        fits = isinstance(measured, dict) and "not_integer" in measured
+        steps, without = (
+            (measured.get(name) for name in ("by_time_steps", "not_by_time_steps")) if fits else (None, None)
+        )
+        fits = isinstance(steps, dict) and isinstance(without, dict)
+    if fits and measured is not None:
+        values = [result.get(part, {}).get(name) for name, (part, *_) in MEASURES.items()]
+        fits = all(isinstance(value, int | float | None) for value in [*values, *measured["by_time_steps"].values()])
+    if not fits:
+        raise InputError(f"{file} is damaged: delete it, and the sweep measures that run again")
+    return result

@@ -55,7 +55,7 @@ def call_function(file: str, name: str, what: str, *arguments: Any) -> Any:
         return function(*arguments)
     except InputError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         # Whatever the user's own code raises is a mistake in that file, not in this package.
         message = f"{type(error).__name__}: {one_line(error)}"
         raise InputError(f'the {what} "{file}" fails{_line_of(error, file)}: {message}') from error
