@@ -132,14 +132,12 @@ def gather(sweep: Sweep, workdirs: Sequence[Path]) -> dict[str, dict[str, Any]]:
 
 def _checked(result: dict[str, Any], file: Path, run: Run) -> dict[str, Any]:
     """A result whose parts are of the kinds that tables are made of."""
-    measured, latency = result.get("measured"), result.get("latency", {})
+    measured: Any = result.get("measured")
+    latency = result.get("latency", {})
     fits = (result.get("run"), result.get("seed")) == (run.name, run.seed) and isinstance(latency, dict)
     if fits and result.get("status") == "done":
         fits = isinstance(measured, dict) and "not_integer" in measured
-        steps, without = (
-            (measured.get(name) for name in ("by_time_steps", "not_by_time_steps")) if fits else (None, None)
-        )
-        fits = isinstance(steps, dict) and isinstance(without, dict)
+        fits = fits and all(isinstance(measured.get(name), dict) for name in ("by_time_steps", "not_by_time_steps"))
     if fits and measured is not None:
         values = [result.get(part, {}).get(name) for name, (part, *_) in MEASURES.items()]
         fits = all(isinstance(value, int | float | None) for value in [*values, *measured["by_time_steps"].values()])
