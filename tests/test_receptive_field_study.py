@@ -136,6 +136,34 @@ def test_covariances_beside_strong_and_weak_averages():
     assert found[f"channel {LAYER}"].tolist() == [0, 1]
 
 
+def test_other_images_are_measured_anew(tmp_path):
+    # As many images as before, and one too many for a batch: nothing of the first study is taken for the second's.
+    model, found = random_model(seed=1, depths=(1,)), []
+    settings = Settings(channels=1, noise=16, images=11, gradients=1, covariances=1, shifts=1, least=1, batch_size=10)
+    for shade in (40, 90):
+        rng = np.random.default_rng(shade)
+        source = Planted(rng.integers(0, 2 * shade, (12, 16, 16, 1), np.uint8))
+        data = {"mean": [0.25], "std": [0.5], "resize_mode": "resize", "eval_resize": 0}
+        found.append(field_study.study(model, data, source, settings, tmp_path / "kept"))
+    field = f"field {LAYER}"
+    assert not np.array_equal(found[0]["trained/gradient"][field], found[1]["trained/gradient"][field])
+
+
+class Planted:
+    """Images as a source of data."""
+
+    class_names = ("a",)
+
+    def __init__(self, images):
+        self.images = images
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        return {"image": self.images[index], "label": 0}
+
+
 def test_output_that_is_a_file(workdir, tmp_path, capsys):
     file = tmp_path / "file"
     file.write_text("")

@@ -101,10 +101,13 @@ def study(
             raise InputError(f"{group.layer} is no layer of spikes: take one whose name ends in .spikes")
     if min(settings.images, len(source)) < 10:
         raise InputError(f"the study needs at least 10 images, but there are {min(settings.images, len(source))}")
-    kept = Kept(folder, fingerprint(model, data, settings, layers, len(source)))
 
     def images(count, offset=0, batch_size=settings.batch_size):
         return natural_images(source, config, data, count, seed=settings.seed + offset, batch_size=batch_size)
+
+    # Some of the images stand for all: another data set, or folder, may have as many.
+    some = [batch.tolist() for batch in images(16, 2, 16)]
+    kept = Kept(folder, fingerprint(model, data, settings, layers, len(source), some))
 
     fresh: list[SpikingMLP] = []
 
@@ -198,12 +201,15 @@ def _images(model, groups, images, settings, what, progress) -> Arrays:
     for seen, counts in record_spikes(model, groups, images(settings.images)):
         answers = np.concatenate(counts, 1)
         cut = len(seen) - max(1, len(seen) // 5)
-        fit.add(seen[:cut], answers[:cut])
+        if cut:
+            fit.add(seen[:cut], answers[:cut])
         held.add(seen[cut:], answers[cut:])
         windows.add(seen, counts)
         progress(what, fit.stimuli + held.stimuli, settings.images)
-    if held.stimuli < 2:
-        raise InputError(f"{held.stimuli} images are too few to hold some out: take more images or smaller batches")
+    if min(fit.stimuli, held.stimuli) < 2:
+        raise InputError(
+            f"{fit.stimuli} images to fit and {held.stimuli} held out are too few: take more images, or batches of 10"
+        )
     result = linear_fields(fit, held)
     found: Arrays = {"stimuli": np.array(fit.stimuli + held.stimuli)}
     start = 0
