@@ -22,7 +22,6 @@ from spiking_mlp_jax.cli_deploy import NETWORK, WHERE
 from spiking_mlp_jax.errors import InputError
 
 if TYPE_CHECKING:
-    from spiking_mlp_jax.data.sources import Source
     from spiking_mlp_jax.model import SpikingMLP
 
 PREDICT_BATCH = 32
@@ -273,7 +272,7 @@ def _evaluate(chosen: argparse.Namespace) -> None:
     from spiking_mlp_jax import weights
     from spiking_mlp_jax.data.damaged import Damaged
     from spiking_mlp_jax.data.pipeline import eval_batches
-    from spiking_mlp_jax.data.sources import open_source
+    from spiking_mlp_jax.data.sources import Chosen, open_source
     from spiking_mlp_jax.probe.activity import SPIKES, in_network_order
     from spiking_mlp_jax.train.compilation_cache import use_compilation_cache
     from spiking_mlp_jax.train.evaluate import evaluate_model, silent_and_saturated
@@ -297,7 +296,7 @@ def _evaluate(chosen: argparse.Namespace) -> None:
             file=sys.stderr,
         )
     if chosen.limit is not None:
-        source = _First(source, chosen.limit)
+        source = Chosen(source, range(min(chosen.limit, len(source))))
     batches = eval_batches(
         source,
         batch_size=chosen.batch_size,
@@ -371,20 +370,6 @@ def class_scores(model: SpikingMLP, images: np.ndarray, mean: Sequence[float], s
     padded = np.concatenate([images, np.zeros((-len(images) % size, *images.shape[1:]), images.dtype)])
     parts = [np.asarray(run(variables, padded[i : i + size])) for i in range(0, len(padded), size)]
     return np.concatenate(parts)[: len(images)]
-
-
-class _First:
-    """The first images of a source."""
-
-    def __init__(self, source: Source, count: int):
-        self._source, self._count = source, min(count, len(source))
-        self.class_names = source.class_names
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __getitem__(self, index: int, /) -> dict:
-        return self._source[index]
 
 
 def _with_progress(items: Iterable[Item], count: int) -> Iterator[Item]:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from spiking_mlp_jax import cli_probe_activity
 from spiking_mlp_jax.cli_deploy import WHERE
 from spiking_mlp_jax.errors import InputError
+from spiking_mlp_jax.progress import shown_progress
 
 
 def add_commands(commands, command, positive) -> None:
@@ -93,26 +91,19 @@ def _receptive_fields(chosen: argparse.Namespace) -> None:
     out = Path(chosen.output or Path("fields") / Path(os.path.abspath(chosen.weights)).name)
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is not a folder: give another with -o")
-    from spiking_mlp_jax import weights
-    from spiking_mlp_jax.data.sources import open_source
+    from spiking_mlp_jax.infer.artifact import write_whole
     from spiking_mlp_jax.probe.field_plots import figures
     from spiking_mlp_jax.probe.field_study import Settings, study
     from spiking_mlp_jax.probe.field_summary import summarize
     from spiking_mlp_jax.probe.field_tables import table
     from spiking_mlp_jax.probe.plots import write
+    from spiking_mlp_jax.probe.samples import open_test_images
     from spiking_mlp_jax.probe.units import default_layers
     from spiking_mlp_jax.train.compilation_cache import use_compilation_cache
     from spiking_mlp_jax.train.metrics import to_json
 
     use_compilation_cache("auto")
-    folder = weights.find(chosen.weights)
-    model, meta = weights.load(folder)
-    if "data" not in meta:
-        raise InputError(f'{folder / weights.CONFIG} has no "data", which says how images become inputs: save it again')
-    data, data_dir = meta["data"], chosen.data_dir
-    if chosen.dataset is None and data_dir is None:
-        data_dir = weights.data_dir(folder)
-    source = open_source(chosen.dataset or data["dataset"], "test", data_dir)
+    _, model, data, source = open_test_images(chosen.weights, chosen.dataset, chosen.data_dir)
     layers = tuple(chosen.layer or default_layers(model.config))
     settings = Settings(
         layers=layers,
@@ -130,63 +121,9 @@ def _receptive_fields(chosen: argparse.Namespace) -> None:
     with shown_progress() as progress:
         parts = study(model, data, source, settings, out / "parts", progress)
     document = {"network": str(chosen.weights), **summarize(parts, model.config, settings, list(layers))}
-    write_text(out / "receptive_fields.json", to_json(document, indent=1) + "\n")
+    write_whole(out / "receptive_fields.json", [(to_json(document, indent=1) + "\n").encode()])
     written = [
         write(figure, out / f"{name}.png") for name, figure in figures(parts, model.config, list(layers)).items()
     ]
     print(table(document))
     print(f"\n{out / 'receptive_fields.json'} has all figures; drawn: {', '.join(path.name for path in written)}")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file under a temporary name that is then renamed; its folder is made when missing.
-
-    Raises:
-        InputError: it cannot be written.
-    """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        raise InputError(f"cannot write {path} ({error.strerror}): give another folder") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def shown_progress(report_seconds: float = 30.0) -> Iterator[Callable[[str, int, int], None]]:
-    """A function that shows how far things are: bars with rate and time left, or lines now and then without a terminal.
-
-    Args:
-        report_seconds: between lines where there is no terminal.
-
-    Yields:
-        function of what is going on, how much of it is done, and of how much.
-    """
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}")
-    tasks, started = {}, {}
-    last = time.monotonic()
-    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bars:
-
-        def show(what: str, done: int, of: int) -> None:
-            nonlocal last
-            now = time.monotonic()
-            if what not in tasks:
-                tasks[what] = bars.add_task(what, total=of, rate="")
-                started[what] = now, done
-            start, before = started[what]
-            rate = (done - before) / (now - start) if now > start else 0.0
-            text = f"{rate:,.1f}/s" if rate else ""
-            bars.update(tasks[what], completed=done, rate=text)
-            if not console.is_terminal and now - last >= report_seconds:
-                last = now
-                left = f", {(of - done) / rate:,.0f} s left" if rate else ""
-                console.print(f"{what}: {done:,} of {of:,} {text}{left}".rstrip())
-
-        yield show

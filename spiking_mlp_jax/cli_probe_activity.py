@@ -6,12 +6,12 @@ import argparse
 import os
 import sys
 import textwrap
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from spiking_mlp_jax.cli_deploy import WHERE
 from spiking_mlp_jax.errors import InputError
+from spiking_mlp_jax.progress import shown_progress
 
 if TYPE_CHECKING:
     from spiking_mlp_jax.probe.activity import Activity
@@ -76,21 +76,14 @@ def run(chosen: argparse.Namespace) -> None:
         raise InputError(f"--dead {chosen.dead:g} must be below --saturated {chosen.saturated:g}")
     from spiking_mlp_jax import weights
     from spiking_mlp_jax.data.damaged import Damaged
-    from spiking_mlp_jax.data.sources import open_source
     from spiking_mlp_jax.probe import activity_run
     from spiking_mlp_jax.probe.activity import measure
+    from spiking_mlp_jax.probe.samples import open_test_images
     from spiking_mlp_jax.train.compilation_cache import use_compilation_cache
 
     use_compilation_cache("auto")
-    folder = weights.find(chosen.weights)
-    model, meta = weights.load(folder)
-    if "data" not in meta:
-        raise InputError(f'{folder / weights.CONFIG} has no "data", which says how images become inputs: save it again')
-    data = meta["data"]
-    dataset, data_dir = chosen.dataset or data["dataset"], chosen.data_dir
-    if chosen.dataset is None and data_dir is None:
-        data_dir = weights.data_dir(folder)
-    whole = open_source(dataset, "test", data_dir)
+    folder, model, data, whole = open_test_images(chosen.weights, chosen.dataset, chosen.data_dir)
+    dataset = chosen.dataset or data["dataset"]
     if len(whole.class_names) != model.config.num_classes:
         raise InputError(
             f"the network in {folder} knows {model.config.num_classes} classes, but {dataset} has "
@@ -100,9 +93,9 @@ def run(chosen: argparse.Namespace) -> None:
     if output.exists() and not output.is_dir():
         raise InputError(f"{output} is not a folder: give another with -o")
 
-    source = activity_run.Chosen(whole, chosen.images, chosen.seed)
+    source = activity_run.drawn(whole, chosen.images, chosen.seed)
     damaged = Damaged(source, weights.max_bad_images(folder), lambda text: print(text, file=sys.stderr))
-    with _Progress(len(source)) as progress:
+    with shown_progress() as progress:
         found = measure(
             model,
             activity_run.labelled_batches(source, model.config, data, chosen.batch_size, damaged),
@@ -112,12 +105,12 @@ def run(chosen: argparse.Namespace) -> None:
             features=chosen.features,
             seed=chosen.seed,
             batch_size=chosen.batch_size,
-            progress=progress,
+            progress=lambda done: progress("test images", done, len(source)),
         )
-    drawn = activity_run.figures(found)
-    drawn["raster"] = activity_run.raster(model, source, data, data["class_names"])
+    figures = activity_run.figures(found)
+    figures["raster"] = activity_run.raster(model, source, data, data["class_names"])
     document = {"network": str(chosen.weights), "dataset": dataset, "seed": chosen.seed, "features": chosen.features}
-    paths = activity_run.save(output, drawn, {**document, **found.to_dict()})
+    paths = activity_run.save(output, figures, {**document, **found.to_dict()})
     for line in table(found):
         print(line)
     print()
@@ -156,43 +149,6 @@ def table(found: Activity) -> list[str]:
     if wrong:
         lines += ["", f"note: {wrong:,} spikes differ from the potentials computed again, by rounding"]
     return lines
-
-
-class _Progress:
-    """A bar with rate and time left, on a terminal only."""
-
-    def __init__(self, images: int):
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        console = Console(stderr=True)
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
-        )
-        self._bar = Progress(
-            *columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal
-        )
-        self._task: Any = self._bar.add_task("compiling", total=images, rate="")
-        self._first: tuple[float, int] | None = None
-
-    def __enter__(self) -> _Progress:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_) -> None:
-        self._bar.stop()
-
-    def __call__(self, done: int) -> None:
-        now, rate = time.monotonic(), ""
-        # The first batch compiles; counting it would spoil the rate.
-        if self._first is None:
-            self._first = now, done
-        elif now > self._first[0]:
-            rate = f"{(done - self._first[1]) / (now - self._first[0]):,.0f} images/s"
-        self._bar.update(self._task, completed=done, description="measuring", rate=rate)
 
 
 def _whole(least: int):

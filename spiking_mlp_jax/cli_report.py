@@ -9,6 +9,7 @@ from pathlib import Path
 
 from spiking_mlp_jax.cli_deploy import WHERE
 from spiking_mlp_jax.errors import InputError
+from spiking_mlp_jax.progress import shown_progress
 
 
 def add_commands(commands, command, positive) -> None:
@@ -55,7 +56,7 @@ def _report(chosen: argparse.Namespace) -> None:
 
     use_compilation_cache("auto")
     run = open_run(chosen.weights, chosen.dataset, chosen.data_dir, chosen.limit)
-    with _Progress() as progress:
+    with shown_progress() as progress:
         page = make_page(run, _command(chosen), chosen.batch_size, progress, lambda line: print(line, file=sys.stderr))
     print(write_report(page, output))
 
@@ -73,32 +74,3 @@ def _command(chosen: argparse.Namespace) -> str:
         value = getattr(chosen, option)
         words += [] if value is None else ["--" + option.replace("_", "-"), str(value)]
     return shlex.join(words)
-
-
-class _Progress:
-    """A bar for what is being done, with rate and time left, where there is a terminal."""
-
-    def __init__(self):
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        console = Console(stderr=True)
-        speed = TextColumn("{task.fields[rate]}")
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), speed, TimeRemainingColumn())
-        self._bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-        self._tasks = {}
-
-    def __enter__(self) -> _Progress:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_) -> None:
-        self._bar.stop()
-
-    def __call__(self, what: str, done: float, of: float) -> None:
-        """Shows how far it is."""
-        if what not in self._tasks:
-            self._tasks[what] = self._bar.add_task(what, total=of, rate="")
-        task = self._bar.tasks[self._tasks[what]]
-        rate = f"{task.speed:,.0f}/s" if task.speed else ""
-        self._bar.update(self._tasks[what], completed=done, rate=rate)

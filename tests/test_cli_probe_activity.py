@@ -58,12 +58,12 @@ def test_images_are_drawn_at_random_and_each_once():
         def __getitem__(self, index):
             return index
 
-    drawn = [activity_run.Chosen(Numbers(), 30, seed) for seed in (0, 0, 1)]
+    drawn = [activity_run.drawn(Numbers(), 30, seed) for seed in (0, 0, 1)]
     found = [[chosen[i] for i in range(len(chosen))] for chosen in drawn]
     assert len(set(found[0])) == 30
     assert found[0] == found[1] != found[2]
     assert max(found[0]) > 50 and found[0] != sorted(found[0])
-    assert len(activity_run.Chosen(Numbers(), 1000, 0)) == 100
+    assert len(activity_run.drawn(Numbers(), 1000, 0)) == 100
 
 
 def test_what_is_stopped_leaves_nothing(capsys, workdir, tmp_path, monkeypatch):

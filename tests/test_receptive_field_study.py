@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 from random_model import make_workdir, random_model
 
+from spiking_mlp_jax import weights
 from spiking_mlp_jax.cli import main
 from spiking_mlp_jax.probe import field_study
 from spiking_mlp_jax.probe.field_plots import figures
@@ -164,12 +165,38 @@ class Planted:
         return {"image": self.images[index], "label": 0}
 
 
+def test_a_layer_that_no_pixel_moves(tmp_path, capsys):
+    # So steep a surrogate has no slope at nearly any potential; spikes are there all the same.
+    model = random_model(depths=(1, 1), surrogate="rectangle", surrogate_alpha=1e5)
+    status, out, err = run(
+        capsys, "probe", "receptive-fields", make_workdir(tmp_path / "run", model), "-o", tmp_path / "fields", *SMALL
+    )
+    assert status == 0, err
+    document = json.loads((tmp_path / "fields" / "receptive_fields.json").read_text())
+    assert None in document["effective_fields"]["trained"].values()
+    assert "| -   " in out
+    assert len(list((tmp_path / "fields").glob("*.png"))) == len(FIGURES)
+
+
+@pytest.mark.parametrize("command", ["receptive-fields", "activity"])
+def test_weights_that_are_not_finite(workdir, tmp_path, capsys, command):
+    model, meta = weights.load(workdir / "weights")
+    model.stages[0].encode.conv.kernel[...] = np.nan
+    weights.save(tmp_path / "broken", model, meta)
+    status, out, err = run(capsys, "probe", command, tmp_path / "broken", "-o", tmp_path / "out")
+    assert (status, out) == (2, "")
+    assert "stages.0.encode.conv.kernel" in err and "not finite" in err
+    assert not (tmp_path / "out").exists()
+
+
 def test_output_that_is_a_file(workdir, tmp_path, capsys):
     file = tmp_path / "file"
     file.write_text("")
     status, _, err = run(capsys, "probe", "receptive-fields", workdir, "-o", file)
     assert (status, err.count("\n")) == (2, 1)
     assert "is not a folder" in err
+    status, _, err = run(capsys, "probe", "receptive-fields", workdir, "-o", file / "below", *SMALL)
+    assert status and err.splitlines()[-1].startswith("error: cannot write") and "give another folder" in err
     assert run(capsys, "probe", "receptive-fields", "no_such_net", "-o", tmp_path)[0] == 2
     status, out, _ = run(capsys, "probe")
     assert status == 0

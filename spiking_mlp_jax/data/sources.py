@@ -1,6 +1,7 @@
 """Where images come from: a source has a length, gives image and label by index and knows its class names."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -42,6 +43,25 @@ class Source(Protocol):
     def __getitem__(self, index: int, /) -> dict:
         """{"image": uint8 [H, W, C], "label": np.int32}."""
         ...
+
+
+class Chosen:
+    """Some images of a source.
+
+    Args:
+        source: where they come from.
+        positions: of them in it, in the order they shall have here.
+    """
+
+    def __init__(self, source: Source, positions: Sequence[int]):
+        self._source, self.positions = source, positions
+        self.class_names = source.class_names
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def __getitem__(self, index: int, /) -> dict:
+        return self._source[self.positions[index]]
 
 
 @runtime_checkable

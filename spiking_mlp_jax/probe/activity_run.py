@@ -16,7 +16,7 @@ from spiking_mlp_jax.config import ModelConfig
 from spiking_mlp_jax.data.damaged import Damaged
 from spiking_mlp_jax.data.normalize import normalize
 from spiking_mlp_jax.data.pipeline import eval_batches
-from spiking_mlp_jax.data.sources import Source
+from spiking_mlp_jax.data.sources import Chosen, Source
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.model import SpikingMLP
 from spiking_mlp_jax.probe.activity import Activity, spikes_of_first
@@ -27,28 +27,21 @@ from spiking_mlp_jax.train.metrics import to_json
 from spiking_mlp_jax.train.storage import write_text
 
 
-class Chosen:
+def drawn(source: Source, count: int, seed: int) -> Chosen:
     """Some images of a source, drawn at random without repetition, in random order.
 
     Args:
         source: where they come from.
         count: how many; all of them if there are not so many.
         seed: of the draw.
+
+    Raises:
+        InputError: none are wanted.
     """
-
-    def __init__(self, source: Source, count: int, seed: int):
-        if count < 1:
-            raise InputError(f"the number of images is {count}, but must be at least 1")
-        self._source = source
-        # Sources are sorted by class: the first ones would be of one kind.
-        self.indices = np.random.default_rng(seed).permutation(len(source))[:count]
-        self.class_names = source.class_names
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, index: int, /) -> dict:
-        return self._source[int(self.indices[index])]
+    if count < 1:
+        raise InputError(f"the number of images is {count}, but must be at least 1")
+    # Sources are sorted by class: the first ones would be of one kind.
+    return Chosen(source, np.random.default_rng(seed).permutation(len(source))[:count].tolist())
 
 
 def labelled_batches(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -57,7 +58,9 @@ class Kept:
         except OSError as error:
             raise StorageError(f"cannot write {file} ({error.strerror}): give another folder") from error
         finally:
-            temporary.unlink(missing_ok=True)
+            # Below a file there is nothing to take away, and saying so would hide the error.
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
         return arrays
 
 

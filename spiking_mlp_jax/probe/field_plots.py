@@ -93,16 +93,18 @@ def effective_figure(parts: dict[str, Arrays], layers: list[str]) -> Figure:
     for row, name in zip(axes, NETWORKS, strict=True):
         for axis, layer in zip(row, layers, strict=True):
             field = parts[f"{name}/gradient"][f"map {layer}"]
-            size = field_size(field)
             # The square root shows weak surrounds.
             axis.imshow(np.sqrt(field), cmap="magma", vmin=0)
-            for radius, style in ((size.half, "-"), (size.ninety, "--")):
-                axis.add_patch(
-                    Circle((size.centre[1], size.centre[0]), radius, fill=False, color="white", linestyle=style)
-                )
+            told = "no pixel moves it"
+            if field.any():
+                size = field_size(field)
+                told = f"radius {size.half:.1f}, {size.ninety:.1f} px"
+                for radius, style in ((size.half, "-"), (size.ninety, "--")):
+                    centre = size.centre[1], size.centre[0]
+                    axis.add_patch(Circle(centre, radius, fill=False, color="white", linestyle=style))
             axis.set_xlim(-0.5, field.shape[1] - 0.5)
             axis.set_ylim(field.shape[0] - 0.5, -0.5)
-            axis.set_title(f"{name}, {_short(layer)}\nradius {size.half:.1f}, {size.ninety:.1f} px", fontsize=9)
+            axis.set_title(f"{name}, {_short(layer)}\n{told}", fontsize=9)
             axis.set(xlabel="x (pixels)", ylabel="y (pixels)")
     figure.suptitle("root mean squared input gradient; circles hold 50 % (line) and 90 % (dashes)", fontsize=10)
     return figure

@@ -93,7 +93,8 @@ def summarize(parts: dict[str, Arrays], config: ModelConfig, settings: Settings,
     fields, spikes, changed, shapes = ({name: {} for name in NETWORKS} for _ in range(4))
     for name in NETWORKS:
         for layer in layers:
-            fields[name][layer] = dataclasses.asdict(field_size(parts[f"{name}/gradient"][f"map {layer}"]))
+            seen = parts[f"{name}/gradient"][f"map {layer}"]
+            fields[name][layer] = dataclasses.asdict(field_size(seen)) if seen.any() else None  # no pixel moves it
             spikes[name][layer], changed[name][layer], shapes[name][layer] = {}, {}, {}
             for kind in KINDS:
                 part, fits = parts[f"{name}/{kind}"], parts[f"{name}/{kind}/gabors"]

@@ -37,9 +37,11 @@ def table(document: dict[str, Any]) -> str:
 
 
 def _sizes(fields, layers) -> str:
+    kinds = ("half", "ninety")
+    sizes = {layer: [fields[name][layer] for name in NETWORKS] for layer in layers}
     rows = [
-        [layer, *(f"{fields[name][layer][key]:.1f}" for name in NETWORKS for key in ("half", "ninety"))]
-        for layer in layers
+        [layer, *(f"{size[key]:.1f}" if size else "-" for size in found for key in kinds)]
+        for layer, found in sizes.items()
     ]
     uniform = [f"{fields['uniform'][key]:.1f}" for key in ("half", "ninety")]
     header = ["layer", "trained 50 %", "90 %", "untrained 50 %", "90 %"]

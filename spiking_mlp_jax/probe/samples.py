@@ -3,17 +3,52 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from flax import nnx
 from jaxtyping import Float, Int, UInt8
 
+from spiking_mlp_jax import weights
 from spiking_mlp_jax.config import ModelConfig
 from spiking_mlp_jax.data.damaged import next_decodable
 from spiking_mlp_jax.data.normalize import normalize
 from spiking_mlp_jax.data.pipeline import fit_image
-from spiking_mlp_jax.data.sources import open_source
+from spiking_mlp_jax.data.sources import Source, open_source
 from spiking_mlp_jax.errors import InputError
+from spiking_mlp_jax.model import SpikingMLP
+
+
+def open_test_images(
+    where: str, dataset: str | None = None, data_dir: str | None = None
+) -> tuple[Path, SpikingMLP, dict[str, Any], Source]:
+    """A trained network and the images to look at it with.
+
+    Args:
+        where: a training run's workdir, a weights folder, or the name of a shipped network.
+        dataset: other test images than those of the data set that it was trained on.
+        data_dir: their folder; None: the one that the workdir names, if they are the same data set's.
+
+    Returns:
+        the weights folder, the network in evaluation mode, its "data" (how pictures become inputs), and the test split.
+
+    Raises:
+        InputError: there is no such network, its weights are not all finite, or the data cannot be opened.
+    """
+    folder = weights.find(where)
+    model, meta = weights.load(folder)
+    if "data" not in meta:
+        raise InputError(f'{folder / weights.CONFIG} has no "data", which says how images become inputs: save it again')
+    for path, variable in nnx.to_flat_state(nnx.state(model)):
+        if not np.all(np.isfinite(np.asarray(variable[...]))):
+            name = ".".join(map(str, path))
+            raise InputError(
+                f"{name} in {folder} has values that are not finite: the training diverged or the file was changed"
+            )
+    if dataset is None and data_dir is None:
+        data_dir = weights.data_dir(folder)
+    return folder, model, meta["data"], open_source(dataset or meta["data"]["dataset"], "test", data_dir)
 
 
 @dataclasses.dataclass(frozen=True)

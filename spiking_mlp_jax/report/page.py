@@ -14,7 +14,7 @@ import numpy as np
 
 from spiking_mlp_jax.data.augment import fit_image
 from spiking_mlp_jax.data.damaged import next_decodable
-from spiking_mlp_jax.errors import InputError
+from spiking_mlp_jax.infer.artifact import write_whole
 from spiking_mlp_jax.infer.cost import Cost, cost
 from spiking_mlp_jax.probe.receptive_field import EffectiveField
 from spiking_mlp_jax.report import classes, fields, overview, spending, viewer
@@ -38,14 +38,7 @@ def write_report(page: str, path: str | os.PathLike[str]) -> Path:
         InputError: it cannot be written.
     """
     path = Path(path)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(page, encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        raise InputError(f"{path} cannot be written ({error.strerror}): name another file with -o") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_whole(path, [page.encode("utf-8")])
     return path
 
 

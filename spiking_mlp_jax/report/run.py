@@ -12,7 +12,7 @@ import numpy as np
 
 from spiking_mlp_jax import weights
 from spiking_mlp_jax.config import ModelConfig
-from spiking_mlp_jax.data.sources import Source, open_source
+from spiking_mlp_jax.data.sources import Chosen, Source, open_source
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.model import SpikingMLP
 from spiking_mlp_jax.train.metrics import read_metrics
@@ -134,20 +134,6 @@ def read_object(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InputError(f"{path} does not hold a JSON object: copy it again or remove it")
     return content
-
-
-class Chosen:
-    """Some images of a source, given by their positions."""
-
-    def __init__(self, source: Source, positions: list[int]):
-        self._source, self.positions = source, positions
-        self.class_names = source.class_names
-
-    def __len__(self) -> int:
-        return len(self.positions)
-
-    def __getitem__(self, index: int, /) -> dict:
-        return self._source[self.positions[index]]
 
 
 def _metrics(workdir: Path) -> list[dict[str, Any]]:
