@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo docs test lint clean
+.PHONY: setup demo docs test test-tools lint clean
 
 setup: $(VENV)/ready
 
@@ -29,10 +29,20 @@ docs: setup
 test: setup lint
 	$(BIN)/python -m pytest -n 2 --durations 10
 
+# What other tools make of our files: PyTorch with SpikingJelly, and snnTorch, in an environment of their own.
+test-tools: .venv-tools/ready
+	.venv-tools/bin/python -m pytest -m tools
+
+.venv-tools/ready: requirements.lock pyproject.toml
+	$(PYTHON) -m venv .venv-tools
+	.venv-tools/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.lock torch==2.13.0 loguru requests
+	.venv-tools/bin/python -m pip install --quiet --disable-pip-version-check --no-deps spikingjelly==2.0.0 snntorch==1.0.0 -e .
+	touch $@
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 clean:
-	rm -rf $(VENV) runs site .pytest_cache .hypothesis .ruff_cache
+	rm -rf $(VENV) .venv-tools runs site .pytest_cache .hypothesis .ruff_cache

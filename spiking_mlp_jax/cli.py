@@ -17,7 +17,20 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import numpy as np
 
-from spiking_mlp_jax import __version__, cli_demo, cli_deploy, cli_export, cli_prepare, cli_probe, cli_report, cli_sweep
+from spiking_mlp_jax import (
+    __version__,
+    cli_convert,
+    cli_demo,
+    cli_deploy,
+    cli_hub,
+    cli_nir,
+    cli_onnx,
+    cli_prepare,
+    cli_probe,
+    cli_report,
+    cli_stablehlo,
+    cli_sweep,
+)
 from spiking_mlp_jax.cli_deploy import NETWORK, WHERE
 from spiking_mlp_jax.errors import InputError
 
@@ -157,7 +170,11 @@ def _parser() -> argparse.ArgumentParser:
     plot.add_argument("workdir", metavar="WORKDIR", help="folder of a training run")
     plot.set_defaults(run=_plot)
     cli_deploy.add_commands(commands, _command, _positive)
-    cli_export.add_commands(commands, _command, _positive)
+    cli_convert.add_commands(commands, _command, _positive)
+    cli_hub.add_commands(commands, _command, _positive)
+    cli_stablehlo.add_commands(commands, _command, _positive)
+    cli_onnx.add_commands(commands, _command, _positive)
+    cli_nir.add_commands(commands, _command, _positive)
     cli_prepare.add_commands(commands, _command, _positive)
     cli_probe.add_commands(commands, _command, _positive)
     cli_sweep.add_commands(commands, _command, _positive)

@@ -1,4 +1,4 @@
-"""The commands of `spiking-mlp` that write networks for other tools: export-stablehlo, export-onnx, export-nir."""
+"""The command `spiking-mlp hub`: a trained network as a folder that can be shared."""
 
 from __future__ import annotations
 

@@ -1,0 +1,7 @@
+"""The command `spiking-mlp convert`: weights of the official PyTorch code, to and from this package's."""
+
+from __future__ import annotations
+
+
+def add_commands(commands, command, positive) -> None:
+    """Adds the commands' parsers; the arguments are those of `cli_deploy.add_commands`."""
