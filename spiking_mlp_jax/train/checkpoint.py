@@ -6,6 +6,7 @@ import contextlib
 import copy
 import json
 import os
+import time
 from typing import Any, NamedTuple
 
 import jax
@@ -84,6 +85,7 @@ class Checkpoints:
             async_options=ocp.options.AsyncOptions(post_finalization_callback=self._write_manifest),
         )
         self._saving: int | None = None  # the step being written
+        self._unfinished: set[epath.Path] = set()  # what failed saves leave
         try:
             self._manager = ocp.CheckpointManager(self.folder, options=options, item_names=("state", "run"))
         except ImportError as error:
@@ -177,6 +179,7 @@ class Checkpoints:
         with contextlib.suppress(OSError, ValueError, RuntimeError):  # `wait` is there to tell
             self._manager.wait_until_finished()
         self._manager.close()
+        self._remove_unfinished()
 
     def _write_manifest(self) -> None:
         # On a disk the folder still has its temporary name; in an object store it has no other.
@@ -185,15 +188,24 @@ class Checkpoints:
 
     def _failed(self, error: Exception) -> StorageError:
         step, self._saving = self._saving, None
-        if jax.process_index() == 0:
-            with contextlib.suppress(OSError):
-                (self.folder / f"{step}{ocp.path.atomicity.TMP_DIR_SUFFIX}").rmtree(missing_ok=True)
+        self._unfinished.add(self.folder / f"{step}{ocp.path.atomicity.TMP_DIR_SUFFIX}")
+        self._remove_unfinished()
         left = [name for name in _steps(self.folder) if name != step]
         whole = f"that of step {left[0]} is whole" if left else "there is none before it"
         return StorageError(
             f"the checkpoint of step {step} could not be written to {self.folder} ({shortly(error)}), but {whole}: "
             "make room or mend it, then the same command continues there"
         )
+
+    def _remove_unfinished(self) -> None:
+        # Orbax tells of the first file that failed while other threads still write theirs, into the same folder.
+        for folder in self._unfinished if jax.process_index() == 0 else ():
+            for pause in (0.05, 0.1, 0.2, 0.4, 0.8, 0.0):
+                with contextlib.suppress(OSError):
+                    folder.rmtree(missing_ok=True)
+                if not folder.exists():
+                    break
+                time.sleep(pause)
 
     def _check_config(self, saved: dict[str, Any]) -> None:
         saved, config = in_todays_words(saved), in_todays_words(self.config)
