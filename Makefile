@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo docs test test-tools lint clean
+.PHONY: setup demo docs test test-tools package lint clean
 
 setup: $(VENV)/ready
 
@@ -39,10 +39,22 @@ test-tools: .venv-tools/ready
 	.venv-tools/bin/python -m pip install --quiet --disable-pip-version-check --no-deps spikingjelly==2.0.0 snntorch==1.0.0 -e .
 	touch $@
 
+# Wheel and sdist into dist/, then each as a user has it: the wheel, and the wheel made from the sdist, are the same, and an
+# environment with nothing else runs the demo. `make package PYTHON=python3.13` tries another Python.
+package:
+	rm -rf build/package dist
+	$(PYTHON) -m venv build/package
+	build/package/bin/python -m pip install --quiet --disable-pip-version-check build
+	build/package/bin/python -m build --outdir dist .
+	build/package/bin/python -m pip install --quiet --disable-pip-version-check "$$(ls -t dist/*.whl | head -1)"
+	build/package/bin/python -m pip uninstall --quiet --yes build pyproject_hooks
+	build/package/bin/python -m pip check
+	cd build/package && bin/spiking-mlp --version && bin/spiking-mlp demo
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 clean:
-	rm -rf $(VENV) .venv-tools runs site .pytest_cache .hypothesis .ruff_cache
+	rm -rf $(VENV) .venv-tools runs site build dist .pytest_cache .hypothesis .ruff_cache

@@ -179,7 +179,7 @@ def _parser() -> argparse.ArgumentParser:
     cli_probe.add_commands(commands, _command, _positive)
     cli_sweep.add_commands(commands, _command, _positive)
     cli_report.add_commands(commands, _command, _positive)
-    cli_demo.add_commands(commands, _command, _run)
+    cli_demo.add_commands(commands, _command, _positive, _run)
     return parser
 
 

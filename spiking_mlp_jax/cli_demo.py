@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,15 +12,17 @@ from pathlib import Path
 from spiking_mlp_jax.errors import InputError
 
 PICTURES = 4
+SHOWN = 6
 NETWORK = "fashion_mnist"
 
 
-def add_commands(commands, command, run: Callable[[Sequence[str]], int]) -> None:
+def add_commands(commands, command, positive, run: Callable[[Sequence[str]], int]) -> None:
     """Adds the command's parser.
 
     Args:
         commands: of argparse.
         command: function that makes one with a summary, a description, examples and a note.
+        positive: reads a whole number of at least 1.
         run: runs a command line of `spiking-mlp` and returns its exit status.
     """
     parser = command(
@@ -33,6 +37,9 @@ def add_commands(commands, command, run: Callable[[Sequence[str]], int]) -> None
     parser.add_argument(
         "-o", "--output", default="spiking_mlp_demo", metavar="FOLDER", help="where to (default: spiking_mlp_demo)"
     )
+    parser.add_argument(
+        "--limit", type=positive, default=500, metavar="N", help="test images that are looked at (default: 500)"
+    )
     parser.set_defaults(run=lambda chosen: _demo(chosen, run))
 
 
@@ -43,21 +50,31 @@ def _demo(chosen: argparse.Namespace, run: Callable[[Sequence[str]], int]) -> in
     except OSError as error:
         raise InputError(f"{folder} cannot be made ({error}): name another folder with -o") from error
     pictures = write_pictures(folder)
-    compiled = str(folder / "fashion.smlp")
+    compiled, limit = str(folder / "fashion.smlp"), ["--limit", str(chosen.limit)]
     for words in (
         ["predict", NETWORK, *map(str, pictures), "--top", "2"],
-        ["evaluate", NETWORK, "--limit", "2000"],
+        ["evaluate", NETWORK, *limit],
         ["compile", NETWORK, "-o", compiled],
-        ["evaluate", compiled],
+        ["evaluate", compiled, *limit],
         ["audit", compiled],
         ["export-c", compiled],
-        ["report", NETWORK, "-o", str(folder / "report.html"), "--limit", "500"],
+        ["report", NETWORK, "-o", str(folder / "report.html"), *limit],
     ):
         print(f"\n$ spiking-mlp {shlex.join(words)}", flush=True)
-        if status := run(words):
+        # Of the audit's line for each operation, some and the verdict.
+        if status := _shortened(run, words) if words[0] == "audit" else run(words):
             return status
     print(f"\nLook at {folder / 'report.html'} in a browser; the pictures above are in {folder}.")
     return 0
+
+
+def _shortened(run, words) -> int:
+    text = io.StringIO()
+    with contextlib.redirect_stdout(text):
+        status = run(words)
+    lines = text.getvalue().splitlines()
+    print("\n".join([*lines[:SHOWN], f"... {len(lines) - 2 * SHOWN} more lines", *lines[-SHOWN:]]))
+    return status
 
 
 def write_pictures(folder: Path) -> list[Path]:
@@ -72,8 +89,6 @@ def write_pictures(folder: Path) -> list[Path]:
     Raises:
         InputError: they cannot be written there.
     """
-    import io
-
     from PIL import Image
 
     from spiking_mlp_jax.data.sources import open_source
