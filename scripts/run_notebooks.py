@@ -23,6 +23,7 @@ from PIL import Image
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 COLOURS = 96
+RUN_LONG = ("02_train_and_ablate_time_steps", "03_receptive_fields")
 
 
 def execute(path: Path, seconds: int = 600) -> nbformat.NotebookNode:
@@ -36,9 +37,11 @@ def execute(path: Path, seconds: int = 600) -> nbformat.NotebookNode:
         nbclient.exceptions.CellExecutionError: a cell raised an exception.
     """
     notebook = nbformat.read(path, as_version=4)
-    # The package of this checkout, and one device even where tests have eight virtual ones. Networks are so small that
-    # compiling takes longer than running: compile fast, not fast code.
-    flags = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+    # The package of this checkout, and one device even where tests have eight virtual ones. Where networks only run a few
+    # times, compiling takes longer than running: compile fast, not fast code.
+    flags = "--xla_backend_optimization_level=1"
+    if path.stem not in RUN_LONG:
+        flags = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "TERM": "dumb"}
     with tempfile.TemporaryDirectory() as folder:
         where = {"metadata": {"path": folder}}
