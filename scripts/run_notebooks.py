@@ -37,8 +37,8 @@ def execute(path: Path, seconds: int = 600) -> nbformat.NotebookNode:
         nbclient.exceptions.CellExecutionError: a cell raised an exception.
     """
     notebook = nbformat.read(path, as_version=4)
-    # The package of this checkout, and one device even where tests have eight virtual ones. Where networks only run a few
-    # times, compiling takes longer than running: compile fast, not fast code.
+    # The package of this checkout, and one device even where tests have eight virtual ones. Where networks only run a
+    # few times, compiling takes longer than running: compile fast, not fast code.
     flags = "--xla_backend_optimization_level=1"
     if path.stem not in RUN_LONG:
         flags = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
