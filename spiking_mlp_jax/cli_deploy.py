@@ -231,7 +231,7 @@ def _compile(chosen: argparse.Namespace) -> None:
     folder = weights.find(chosen.weights)
     net = compile_weights(folder, chosen.bits, images=chosen.images, dataset=chosen.dataset, data_dir=chosen.data_dir)
     artifact.save(net, output)
-    before = (folder / weights.TENSORS).stat().st_size
+    before = weights.tensors_file(folder).stat().st_size
     print(f"{output}: {describe(net)}")
     print(f"{output.stat().st_size:,} bytes; the trained weights are {before:,}")
     print("no sum can overflow, whatever the image; `spiking-mlp audit` lists every operation")
@@ -336,4 +336,5 @@ def _export_c(chosen: argparse.Namespace) -> None:
         raise InputError(f"{output} is the network itself, which the C file would replace: give another -o")
     memory = export_c(artifact.load(chosen.network), output)
     print(f"{output}: {memory.constants:,} bytes of constants, {memory.ram:,} bytes of RAM")
+    sys.stdout.flush()
     print(f"try it: cc -std=c99 -O2 -DSMLP_MAIN {output} -o {output.stem}", file=sys.stderr)

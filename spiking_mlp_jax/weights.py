@@ -1,9 +1,9 @@
-"""Weights folders: a trained model as `weights.safetensors` and `config.json`, all that `predict` needs.
+"""Weights folders: a trained model as `model.safetensors` and `config.json`, all that `predict` needs.
 
-    weights.safetensors   every parameter and running statistic by its dotted path,
-                          "stages.0.encode.conv.kernel"; the blocks of a stage are stacked on a leading axis,
-                          as they are in the model
-    config.json           {"format": 1, "model": {ModelConfig fields}, "data": {...}, "result": {...}}
+    model.safetensors   every parameter and running statistic by its dotted path,
+                        "stages.0.encode.conv.kernel"; the blocks of a stage are stacked on a leading axis,
+                        as they are in the model
+    config.json         {"format": 1, "model": {ModelConfig fields}, "data": {...}, "result": {...}}
 
 Reading executes nothing from the files: JSON and safetensors are data only.
 """
@@ -29,7 +29,8 @@ from spiking_mlp_jax.errors import InputError, nearest
 from spiking_mlp_jax.model import Pixels, SpikingMLP
 
 FORMAT = 1
-TENSORS = "weights.safetensors"
+TENSORS = "model.safetensors"
+OLD_TENSORS = "weights.safetensors"  # the name in folders of earlier versions, which are still read
 CONFIG = "config.json"
 PRETRAINED = Path(__file__).parent / "pretrained"
 # Which types of safetensors each type of variable takes. Variables are float64 with x64 on and lose nothing then;
@@ -82,6 +83,9 @@ def save(path: str | os.PathLike[str], model: SpikingMLP, meta: dict[str, Any]) 
         _check_data(document["data"], model.config, "meta")
     tensors = {name: np.asarray(variable[...]) for name, variable in _variables(model).items()}
     folder.mkdir(parents=True, exist_ok=True)
+    if os.path.isfile(folder / OLD_TENSORS):
+        # At any moment the folder has tensors under one name.
+        (folder / OLD_TENSORS).replace(folder / TENSORS)
     suffix = f".{os.getpid()}.tmp"
     temporaries = [folder / (name + suffix) for name in (TENSORS, CONFIG)]
     try:
@@ -120,7 +124,7 @@ def load(path: str | os.PathLike[str]) -> tuple[SpikingMLP, dict[str, Any]]:
     """
     config, meta = read_config(path)
     model = nnx.eval_shape(lambda: SpikingMLP(config, rngs=nnx.Rngs(0)))
-    file = Path(path) / TENSORS
+    file = tensors_file(path)
     variables = _variables(model)
     for name, tensor in _read_tensors(file, variables).items():
         variables[name].set_value(jnp.asarray(tensor, variables[name].dtype))
@@ -143,9 +147,9 @@ def read_config(path: str | os.PathLike[str]) -> tuple[ModelConfig, dict[str, An
     file = folder / CONFIG
     if not os.path.isdir(folder):
         raise InputError(f"there is no weights folder {folder}: give a folder with {TENSORS} and {CONFIG}")
-    for name in (CONFIG, TENSORS):
-        if not os.path.isfile(folder / name):
-            raise InputError(f"{folder} is no weights folder, because it has no {name}: train or copy it again")
+    tensors_file(folder)
+    if not os.path.isfile(file):
+        raise InputError(f"{folder} is no weights folder, because it has no {CONFIG}: train or copy it again")
     try:
         document = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -162,6 +166,21 @@ def read_config(path: str | os.PathLike[str]) -> tuple[ModelConfig, dict[str, An
     if "data" in meta:
         _check_data(meta["data"], config, str(file))
     return config, meta
+
+
+def tensors_file(path: str | os.PathLike[str]) -> Path:
+    """The file of a weights folder that holds the tensors.
+
+    Raises:
+        InputError: there is none, or there are two.
+    """
+    folder = Path(path)
+    found = [folder / name for name in (TENSORS, OLD_TENSORS) if os.path.isfile(folder / name)]
+    if not found:
+        raise InputError(f"{folder} is no weights folder, because it has no {TENSORS}: train or copy it again")
+    if len(found) > 1:
+        raise InputError(f"{folder} holds {TENSORS} and {OLD_TENSORS}: remove the one that is not meant")
+    return found[0]
 
 
 def pretrained_names() -> list[str]:
@@ -200,7 +219,7 @@ def find(where: str | os.PathLike[str]) -> Path:
     folder = Path(where)
     for candidate in (folder / "weights", folder):
         # os.path answers False where pathlib raises, as for a name that is too long.
-        if os.path.isfile(candidate / TENSORS):
+        if any(os.path.isfile(candidate / name) for name in (TENSORS, OLD_TENSORS)):
             return candidate
     if str(where) in pretrained_names():
         return pretrained_path(str(where))

@@ -197,7 +197,7 @@ def test_other_class_names_are_mentioned(capsys, model, workdir, tmp_path):
         (["predict", "{run}", "{tmp}/text.png"], "text.png"),
         (["predict", "{run}", "{tmp}/cut.png"], "cut.png"),
         (["predict", "{run}", "{tmp}/good.png", "{tmp}/empty.png"], "empty.png"),
-        (["predict", "{tmp}", "{tmp}/good.png"], "holds no weights.safetensors"),
+        (["predict", "{tmp}", "{tmp}/good.png"], "holds no model.safetensors"),
         (["predict", "{tmp}/good.png", "{tmp}/good.png"], "is a file"),
         (["predict", "pest", "{tmp}/good.png"], 'did you mean "pets"'),
         (["predict", "{tmp}/bare", "{tmp}/good.png"], 'no "data"'),

@@ -132,7 +132,7 @@ def test_an_interrupted_run_continues_bit_for_bit(shared, whole, tmp_path, monke
     assert loop.train(config, tmp_path).finished
     assert traces == [str(tmp_path / "profile"), "end"]
     chex.assert_trees_all_equal(restored(config, tmp_path).state, restored(config, whole).state)
-    for name in ("config.json", "weights.safetensors"):
+    for name in ("config.json", "model.safetensors"):
         assert (tmp_path / "weights" / name).read_bytes() == (whole / "weights" / name).read_bytes()
     with pytest.raises(InputError, match=r"ema_decay \(0.9 there, 0.0 now\)"):
         loop.train(make_config(shared, ema_decay=0.0), tmp_path)

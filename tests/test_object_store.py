@@ -125,7 +125,7 @@ def test_a_run_in_a_bucket_is_that_on_a_disk(bucket, config, tmp_path, monkeypat
     chex.assert_trees_all_equal(ours.state, theirs.state)
     assert ours.progress == theirs.progress
     assert lines(as_path(f"{BUCKET}/run")) == lines(tmp_path / "disk")
-    for name in ("weights/weights.safetensors", "evaluation.json", "config.json"):
+    for name in ("weights/model.safetensors", "evaluation.json", "config.json"):
         assert (run / name).read_bytes() == (tmp_path / "disk" / name).read_bytes()
     assert weights.load(run / "weights")[1]["result"]["step"] in (4, 8)
     log = (run / "log.txt").read_text()

@@ -66,7 +66,7 @@ def assert_same_run(config, first, second):
     chex.assert_trees_all_equal(ours.state, theirs.state)
     assert ours.data == theirs.data and ours.progress == theirs.progress
     assert lines(first) == lines(second)
-    for name in ("weights/weights.safetensors", "evaluation.json"):
+    for name in ("weights/model.safetensors", "evaluation.json"):
         assert (first / name).read_bytes() == (second / name).read_bytes()
 
 

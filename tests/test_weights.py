@@ -56,7 +56,7 @@ def edit_config(folder, change):
 
 
 def edit_tensors(folder, change):
-    file = folder / "weights.safetensors"
+    file = folder / "model.safetensors"
     tensors = load_file(file)
     change(tensors)
     save_file(tensors, file)
@@ -103,12 +103,12 @@ def test_an_older_file_lacks_fields_that_came_later(copy):
 
 def test_files_are_as_documented(saved):
     folder, model = saved
-    assert sorted(os.listdir(folder)) == ["config.json", "weights.safetensors"]
+    assert sorted(os.listdir(folder)) == ["config.json", "model.safetensors"]
     document = json.loads((folder / "config.json").read_text())
     assert document["format"] == 1
     assert ModelConfig(**document["model"]) == model.config
     assert document["data"]["class_names"] == ["bird", "cat", "dog"]
-    tensors = load_file(folder / "weights.safetensors")
+    tensors = load_file(folder / "model.safetensors")
     assert tensors["stages.0.encode.conv.kernel"].shape == (4, 4, 1, 6)
     assert tensors["stages.0.blocks.token.height.kernel"].shape == (1, 4, 4)
     assert tensors["norm.num_batches"].dtype == np.int32
@@ -131,7 +131,21 @@ def test_saving_again_replaces_and_a_failure_leaves_the_old(copy):
         with pytest.raises(InputError):
             weights.save(copy, model, bad)
     np.testing.assert_array_equal(variables(weights.load(copy)[0])["head.bias"][...], 7)
-    assert sorted(os.listdir(copy)) == ["config.json", "weights.safetensors"]
+    assert sorted(os.listdir(copy)) == ["config.json", "model.safetensors"]
+
+
+def test_folders_of_earlier_versions_are_read_and_their_file_is_replaced(saved, copy):
+    (copy / "model.safetensors").rename(copy / "weights.safetensors")
+    assert weights.find(copy) == copy
+    loaded, meta = weights.load(copy)
+    for name, variable in variables(saved[1]).items():
+        np.testing.assert_array_equal(variables(loaded)[name][...], variable[...])
+    (copy / "model.safetensors").write_bytes((copy / "weights.safetensors").read_bytes())
+    with pytest.raises(InputError, match=r"holds model.safetensors and weights.safetensors: remove"):
+        weights.load(copy)
+    (copy / "model.safetensors").unlink()
+    weights.save(copy, loaded, meta)
+    assert sorted(os.listdir(copy)) == ["config.json", "model.safetensors"]
 
 
 @pytest.mark.parametrize(
@@ -203,7 +217,7 @@ def test_weights_of_another_configuration_are_refused(copy):
         weights.load(copy)
 
 
-@pytest.mark.parametrize("name", ["config.json", "weights.safetensors"])
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
 def test_missing_and_damaged_files(copy, name):
     file = copy / name
     whole = file.read_bytes()
@@ -227,7 +241,7 @@ def test_any_change_of_the_config_is_understood_or_refused(saved, data):
     section[data.draw(st.sampled_from(sorted(section)) | st.text(max_size=5))] = data.draw(JSON)
     folder = saved[0].parent / "changed"
     folder.mkdir(exist_ok=True)
-    (folder / "weights.safetensors").write_bytes(b"")
+    (folder / "model.safetensors").write_bytes(b"")
     (folder / "config.json").write_text(json.dumps(document))
     try:
         config, _ = weights.read_config(folder)
@@ -240,19 +254,19 @@ def test_any_change_of_the_config_is_understood_or_refused(saved, data):
 @settings(max_examples=15)
 @given(cut=st.floats(0, 1, exclude_max=True), flip=st.integers(0, 400))
 def test_a_cut_or_flipped_tensor_file_never_loads_as_something_else(saved, cut, flip):
-    whole = (saved[0] / "weights.safetensors").read_bytes()
+    whole = (saved[0] / "model.safetensors").read_bytes()
     folder = saved[0].parent / "cut"
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_bytes((saved[0] / "config.json").read_bytes())
-    (folder / "weights.safetensors").write_bytes(whole[: int(cut * len(whole))])
-    with pytest.raises(InputError, match=r"weights\.safetensors"):
+    (folder / "model.safetensors").write_bytes(whole[: int(cut * len(whole))])
+    with pytest.raises(InputError, match=r"model\.safetensors"):
         weights.load(folder)
     # A changed byte of the header can, at worst, exchange two tensors of one shape.
-    (folder / "weights.safetensors").write_bytes(whole[:flip] + bytes([whole[flip] ^ 1]) + whole[flip + 1 :])
+    (folder / "model.safetensors").write_bytes(whole[:flip] + bytes([whole[flip] ^ 1]) + whole[flip + 1 :])
     try:
         weights.load(folder)
     except InputError as error:
-        assert "weights.safetensors" in str(error)
+        assert "model.safetensors" in str(error)
 
 
 def test_find_takes_workdirs_folders_and_names(saved, tmp_path, monkeypatch):

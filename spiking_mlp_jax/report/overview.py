@@ -116,11 +116,12 @@ def configuration(run: Run, command: str) -> str:
         told = missing(f"No versions.json {lacks}") + _settings(versions(), "what this page was made with")
     parts.append(f"<div><h3>Versions</h3>{told}</div>")
     where = shlex.quote(run.where)
+    tensors = weights.tensors_file(run.folder)
     commands = "\n".join((command, f"spiking-mlp evaluate {where}", f"spiking-mlp cost {where}"))
     return (
         f'<div class="columns">{"".join(parts)}</div>'
         f"<h3>Commands</h3>{scrolling(f'<pre>{text(commands)}</pre>', 'commands')}"
-        f'<p class="quiet">{weights.TENSORS} has {(run.folder / weights.TENSORS).stat().st_size:,} bytes.</p>'
+        f'<p class="quiet">{tensors.name} has {tensors.stat().st_size:,} bytes.</p>'
     )
 
 

@@ -359,6 +359,8 @@ class _Run:
         summary = {"step": step, "accuracy": result.accuracy, "loss": result.loss, "images": result.images}
         meta = {"data": data, "result": summary}
         write_folder(self.workdir / "weights", lambda folder: weights.save(folder, model, meta))
+        # A run in an object store that an earlier version began: there, `save` did not see its file.
+        (self.workdir / "weights" / weights.OLD_TENSORS).unlink(missing_ok=True)
 
     def _greeting(self, state: TrainState, step: int) -> str:
         count = sum(x.size for x in jax.tree.leaves(state.params))
