@@ -24,7 +24,7 @@ def random_model(seed=0, **overrides) -> SpikingMLP:
         values = np.abs(values) + 0.1 if name.endswith(".var") else values
         if np.issubdtype(variable.dtype, np.integer):
             values = rng.integers(1000, size=variable.shape)
-        set_value(model, name, values)
+        variable.set_value(jnp.asarray(values, variable.dtype))
     model.eval()
     return model
 

@@ -1,5 +1,6 @@
 """Networks as StableHLO: what a process that has only JAX computes with them, what is in a file, damaged files."""
 
+import functools
 import hashlib
 import io
 import json
@@ -29,18 +30,12 @@ from spiking_mlp_jax.model import Pixels
 # Name: the network's fields, whether it is folded, whether it takes pixels, numbers of images.
 CASES = {
     "float": (dict(depths=(1, 2)), False, False, (1, 3, 8)),
-    "folded": (dict(depths=(1, 1)), True, True, (1, 3, 8)),
+    "folded": (dict(depths=(1, 1), norm="tdbn"), True, True, (1, 3, 8)),
     "spe-tebn": (dict(depths=(1, 1), norm="tebn", neuron="plif"), False, True, (3,)),
     "plain-layer": (dict(depths=(1, 1), encoding="plain", norm="layer", v_reset=None), False, False, (3,)),
-    "plain-tdbn": (dict(depths=(1, 1), encoding="plain", norm="tdbn"), False, False, (3,)),
     "folded-plain-tebn": (dict(depths=(1, 1), encoding="plain", norm="tebn"), True, False, (3,)),
-    # What the kernels of `pallas_neuron.py` would run, were it not exported.
-    "kernels": (
-        dict(depths=(1,), time_steps=9, neuron_backend="pallas", remat="block", dtype="bfloat16"),
-        False,
-        False,
-        (3,),
-    ),
+    # With so many steps a GPU and a TPU would run a kernel of `pallas_neuron.py`.
+    "kernels": (dict(depths=(1,), time_steps=9, remat="block", norm="tdbn", dtype="bfloat16"), False, False, (3,)),
 }
 
 # The same flags of XLA as here, by the environment, so that the same machine code is made.
@@ -69,8 +64,10 @@ def inputs():
     }
 
 
-def network(fields):
-    model = random_model(**fields)
+@functools.cache
+def network(name):
+    """The network of a case, which nothing changes."""
+    model = random_model(**CASES[name][0])
     model.pixels = Pixels((0.25,), (0.5,))
     return model
 
@@ -81,8 +78,8 @@ def fresh(tmp_path_factory):
     folder = tmp_path_factory.mktemp("files")
     for name, images in inputs().items():
         np.save(folder / f"{name}.npy", images)
-    for name, (fields, folded, pixels, counts) in CASES.items():
-        export_stablehlo(network(fields), folder / f"{name}.zip", data={"counts": counts}, folded=folded, pixels=pixels)
+    for name, (_, folded, pixels, counts) in CASES.items():
+        export_stablehlo(network(name), folder / f"{name}.zip", data={"counts": counts}, folded=folded, pixels=pixels)
     command = [sys.executable, "-W", "error", "-c", FRESH, str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=_without_this_package())
     assert done.returncode == 0, done.stderr
@@ -97,8 +94,8 @@ def _without_this_package():
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_process_with_jax_alone_computes_the_same_bits(fresh, name):
-    fields, folded, pixels, counts = CASES[name]
-    model = network(fields)
+    _, folded, pixels, counts = CASES[name]
+    model = network(name)
     net = fold(model) if folded else model
 
     @jax.jit
@@ -141,9 +138,12 @@ def test_this_package_reads_what_it_wrote(fresh):
             loaded(wrong)
 
 
-def test_the_same_network_gives_the_same_bytes(fresh, tmp_path):
-    fields, folded, pixels, counts = CASES["kernels"]
-    export_stablehlo(network(fields), tmp_path / "kernels.zip", data={"counts": counts}, folded=folded, pixels=pixels)
+def test_the_same_numbers_give_the_same_bytes_and_float64_is_rounded(fresh, tmp_path):
+    fields, _, _, counts = CASES["kernels"]
+    with jax.enable_x64(True):
+        model = random_model(**fields)
+        assert model.head.kernel.dtype == jnp.float64
+        export_stablehlo(model, tmp_path / "kernels.zip", data={"counts": counts})
     assert (tmp_path / "kernels.zip").read_bytes() == (fresh / "kernels.zip").read_bytes()
 
 
@@ -156,21 +156,13 @@ def test_the_model_is_left_as_it_was_and_its_mode_does_not_matter(tmp_path):
     assert not model.norm.use_running_average
 
 
-def test_float64_is_rounded_to_float32(fresh, tmp_path):
-    with jax.enable_x64(True):
-        model = network(CASES["spe-tebn"][0])
-        assert model.head.kernel.dtype == jnp.float64
-        export_stablehlo(model, tmp_path / "spe-tebn.zip", data={"counts": (3,)}, pixels=True)
-    assert (tmp_path / "spe-tebn.zip").read_bytes() == (fresh / "spe-tebn.zip").read_bytes()
-
-
 def test_float_and_folded_give_the_same_classes_as_the_network_on_real_images(tmp_path):
     folder = weights.find("fashion_mnist")
     model, meta = weights.load(folder)
     c, data = model.config, meta["data"]
     source = open_source("fashion_mnist", "test", None)
     fitting = c.image_size, c.in_channels, data["resize_mode"], data["eval_resize"]
-    images = np.stack([fit_image(source[i]["image"], *fitting) for i in range(1000)])
+    images = np.stack([fit_image(source[i]["image"], *fitting) for i in range(400)])
     logits = []
     for options in ([], ["--folded"]):
         path = tmp_path / f"net{len(options)}.zip"
@@ -178,10 +170,10 @@ def test_float_and_folded_give_the_same_classes_as_the_network_on_real_images(tm
         loaded = load(path)
         assert loaded.data == data and loaded.config["dim"] == c.dim
         logits.append(np.asarray(loaded(images)))
-    expected = jax.jit(lambda x: jnp.mean(model(normalize(x, data["mean"], data["std"])), 0))(images[:100])
-    np.testing.assert_array_equal(logits[0][:100].argmax(1), expected.argmax(1))
+    expected = jax.jit(lambda x: jnp.mean(model(normalize(x, data["mean"], data["std"])), 0))(images)
+    np.testing.assert_array_equal(logits[0], expected)
     np.testing.assert_array_equal(*(found.argmax(1) for found in logits))
-    assert np.mean(logits[0].argmax(1) == [source[i]["label"] for i in range(1000)]) == 0.91
+    assert np.mean(logits[0].argmax(1) == [source[i]["label"] for i in range(400)]) > 0.85
 
 
 def changed(path, target, **members):
