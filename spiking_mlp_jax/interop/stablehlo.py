@@ -177,7 +177,7 @@ def load(path: str | os.PathLike[str]) -> Loaded:
     except Exception as error:
         raise InputError(
             f"{NETWORK} in {path} cannot be read by JAX {jax.__version__} ({type(error).__name__}): it was written by "
-            f"JAX {writer}; use that version or a later one, or export the network again"
+            f"JAX {writer}; use that version, or export the network again"
         ) from error
     _check_document(path, document, exported)
     return Loaded(document, exported, jax.jit(exported.call))
