@@ -37,7 +37,6 @@ from spiking_mlp_jax.errors import InputError
 if TYPE_CHECKING:
     from spiking_mlp_jax.model import SpikingMLP
 
-PREDICT_BATCH = 32
 TRAINING_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax", "chex", "grain", "ml_collections")
 Item = TypeVar("Item")
 
@@ -247,6 +246,8 @@ def _predict(chosen: argparse.Namespace) -> None:
         use_compilation_cache("auto")
         where, model, meta = _load(chosen.weights)
         config, data = model.config, meta["data"]
+        from spiking_mlp_jax.predict import class_scores
+
         scores = class_scores(model, fitted(config, data), data["mean"], data["std"])
         if not np.all(np.isfinite(scores)):
             raise InputError(
@@ -367,28 +368,6 @@ def _load(where: str) -> tuple[Path, SpikingMLP, dict[str, Any]]:
     if "data" not in meta:
         raise InputError(f'{folder / weights.CONFIG} has no "data", which says how images become inputs: save it again')
     return folder, model, meta
-
-
-def class_scores(model: SpikingMLP, images: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
-    """Softmax of the time-mean logits [N, K] of uint8 images [N, H, W, C]."""
-    import jax
-    from flax import nnx
-
-    from spiking_mlp_jax.data.normalize import normalize
-    from spiking_mlp_jax.train.loss import class_scores as mean_logits
-
-    graphdef, variables = nnx.split(model)
-
-    @jax.jit
-    def run(variables, images):
-        logits: Any = nnx.merge(graphdef, variables, copy=True)(normalize(images, mean, std))
-        return jax.nn.softmax(mean_logits(logits))
-
-    # Chunks of one size, so that there is one compilation and a bounded need of memory.
-    size = min(len(images), PREDICT_BATCH)
-    padded = np.concatenate([images, np.zeros((-len(images) % size, *images.shape[1:]), images.dtype)])
-    parts = [np.asarray(run(variables, padded[i : i + size])) for i in range(0, len(padded), size)]
-    return np.concatenate(parts)[: len(images)]
 
 
 def _with_progress(items: Iterable[Item], count: int) -> Iterator[Item]:

@@ -202,7 +202,7 @@ class _FloatNetwork:
             raise InputError(f"the network in {folder} takes other images or knows other classes: name its own weights")
 
     def classes(self, images: np.ndarray) -> np.ndarray:
-        from spiking_mlp_jax.cli import class_scores
+        from spiking_mlp_jax.predict import class_scores
 
         return class_scores(self.model, images, self.data["mean"], self.data["std"]).argmax(1)
 

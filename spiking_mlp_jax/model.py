@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, overload
 
@@ -36,10 +37,21 @@ Observe = Callable[[str, jax.Array], Any]
 
 @dataclasses.dataclass(frozen=True)
 class Pixels:
-    """How pixels in [0, 1] become a network's inputs: (pixel - mean) / std, channel by channel."""
+    """How a picture becomes a network's input, and what its outputs are called.
+
+    Attributes:
+        mean: of pixels in [0, 1]; the input is (pixel - mean) / std, channel by channel.
+        std: see mean.
+        resize_mode: how pictures are brought to the network's size, see `data.augment.fit_image`.
+        eval_resize: see there.
+        class_names: one for each class, or none where they are not known.
+    """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    resize_mode: str = "pad"
+    eval_resize: int = 0
+    class_names: tuple[str, ...] = ()
 
 
 class Stage(nnx.Module):
@@ -171,7 +183,7 @@ class SpikingMLP(nnx.Module):
 
     `.train()` normalises with batch statistics and updates the running ones, `.eval()` uses the running ones; a
     new model is in training mode. Parameters are `nnx.Param`, running statistics `nnx.BatchStat`. `.pixels` says how
-    its inputs were normalised, where that is known; `weights.load` sets it, the network itself does not use it.
+    pictures become its inputs, where that is known; `weights.load` sets it, the network itself does not use it.
     """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
@@ -181,6 +193,28 @@ class SpikingMLP(nnx.Module):
         channels = config.stage_dim(config.stages - 1)
         self.norm = batch_norm(config, channels)
         self.head = linear(channels, config.num_classes, rngs=rngs)
+
+    @classmethod
+    def from_pretrained(cls, where: str | os.PathLike[str]) -> SpikingMLP:
+        """A trained network, ready to evaluate.
+
+        Args:
+            where: a weights folder, such as one downloaded from the Hugging Face Hub; a training run's workdir; or the
+                name of a network that comes with the package. Nothing is downloaded.
+
+        Returns:
+            the model in evaluation mode; `.pixels` says how pictures become its inputs, where the folder does.
+
+        Raises:
+            InputError: there is no such network, or its files are damaged, changed or do not fit.
+
+        Examples:
+            >>> SpikingMLP.from_pretrained("fashion_mnist").pixels.class_names[9]
+            'Ankle boot'
+        """
+        from spiking_mlp_jax import weights  # which imports this module
+
+        return weights.load(weights.find(where))[0]
 
     @overload
     def __call__(self, images: Float[Array, "B H W C"], observe: None = None) -> Float[Array, "T B K"]: ...

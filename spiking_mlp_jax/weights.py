@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -130,8 +131,15 @@ def load(path: str | os.PathLike[str]) -> tuple[SpikingMLP, dict[str, Any]]:
         variables[name].set_value(jnp.asarray(tensor, variables[name].dtype))
     model.eval()
     if "data" in meta:
-        model.pixels = Pixels(tuple(meta["data"]["mean"]), tuple(meta["data"]["std"]))
+        model.pixels = pixels(meta["data"])
     return model, meta
+
+
+def pixels(data: Mapping[str, Any]) -> Pixels:
+    """What a weights folder's "data" says about pictures, as a model carries it."""
+    return Pixels(
+        tuple(data["mean"]), tuple(data["std"]), data["resize_mode"], data["eval_resize"], tuple(data["class_names"])
+    )
 
 
 def read_config(path: str | os.PathLike[str]) -> tuple[ModelConfig, dict[str, Any]]:

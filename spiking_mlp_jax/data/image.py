@@ -92,6 +92,20 @@ def decode_image(data: bytes, where: str) -> np.ndarray:
         return _to_array(picture)
 
 
+def picture_array(picture: Image.Image) -> np.ndarray:
+    """The pixels of a Pillow image, converted as those of files are, see `decode_image`; the image stays as it is.
+
+    Raises:
+      InputError: it is no Pillow image, or its pixels cannot be read.
+    """
+    if not isinstance(picture, Image.Image):
+        raise InputError(f"A picture is a {type(picture).__name__}: give a path, a Pillow image or a uint8 array.")
+    try:
+        return _to_array(ImageOps.exif_transpose(picture))
+    except DAMAGED as error:
+        raise DamagedImageError("Cannot decode a Pillow image: replace the damaged picture.") from error
+
+
 Box = tuple[int, int, int, int]  # top, left, height, width
 
 
