@@ -36,7 +36,7 @@ test-tools: .venv-tools/ready
 .venv-tools/ready: requirements.lock pyproject.toml
 	$(PYTHON) -m venv .venv-tools
 	.venv-tools/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.lock torch==2.13.0 loguru requests
-	.venv-tools/bin/python -m pip install --quiet --disable-pip-version-check --no-deps spikingjelly==2.0.0 snntorch==1.0.0 -e .
+	.venv-tools/bin/python -m pip install --quiet --disable-pip-version-check --no-deps spikingjelly==2.0.0 snntorch==1.0.0 nirtorch==2.6 -e .
 	touch $@
 
 # Wheel and sdist into dist/, then each as a user has it: the wheel, and the wheel made from the sdist, are the same, and an

@@ -186,7 +186,9 @@ class Form:
         return np.broadcast_to(values.reshape(1, side, side), (channels, side, side)).reshape(shape)
 
     def _array(self, values, shape):
-        return np.ascontiguousarray(np.broadcast_to(np.asarray(values, self.dtype), shape))
+        values = np.asarray(values, self.dtype)
+        # Others write into a graph's arrays; what broadcast_to gives is read-only.
+        return values if values.shape == shape and values.flags.writeable else np.array(np.broadcast_to(values, shape))
 
 
 class RowsForm(Form):

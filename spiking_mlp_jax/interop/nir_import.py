@@ -49,14 +49,11 @@ def read_nir(path: str | os.PathLike[str]) -> Any:
     if not Path(path).is_file():
         raise InputError(f"{path} is not a file: name one that `spiking-mlp export-nir` or another tool wrote")
     try:
-        graph = nir.read(path)
+        return nir.read(path)
     # The libraries have no error of their own: what a damaged file leads to may be anything.
     except Exception as error:
         said = " ".join(str(error).split())[:200]
         raise InputError(f"{path} is no NIR graph that can be read ({said}): write it again") from error
-    if not isinstance(graph, nir.NIRGraph):
-        raise InputError(f"{path} holds one {type(graph).__name__} node and no graph: write a NIRGraph")
-    return graph
 
 
 def from_nir(graph: Any, *, dt: float | None = None, time_steps: int | None = None, strict: bool = False) -> NirNetwork:
@@ -123,7 +120,7 @@ class NirNetwork:
         images = jnp.asarray(images)
         if images.ndim != 4 or math.prod(images.shape[1:]) != math.prod(self.input_shape) or not images.size:
             raise InputError(
-                f"images must be [batch, H, W, C] with the values of an input {self.input_shape}, but are {images.shape}"
+                f"images must be [batch, H, W, C] that fill {self.input_shape}, but they are {images.shape}"
             )
         return self.run(jnp.moveaxis(images, 3, 1).reshape(-1, *self.input_shape))[0]
 

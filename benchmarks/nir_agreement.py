@@ -1,0 +1,195 @@
+"""Spikes and classes of an exported NIR graph, simulated here and elsewhere, against the folded network's.
+
+    python -m benchmarks.nir_agreement fashion_mnist
+    python -m benchmarks.nir_agreement cifar10 --data-dir FOLDER              # a folder of images with a split "test"
+    python -m benchmarks.nir_agreement fashion_mnist --tool snntorch --tool spikingjelly
+
+Without a tool: this package's reader with >= and with NIR's strict >. The other tools get the dense form, and need
+PyTorch, nirtorch and the tool itself. "other" is the share of all neurons at all steps whose spike differs from the
+folded network's; "of spikes" sets their number against the folded network's spikes, and the next column counts those
+that differ between a row and the first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from spiking_mlp_jax import weights
+from spiking_mlp_jax.data.augment import fit_image
+from spiking_mlp_jax.data.normalize import normalize
+from spiking_mlp_jax.data.sources import open_source
+from spiking_mlp_jax.errors import InputError
+from spiking_mlp_jax.infer.fold import FoldedNet, fold
+from spiking_mlp_jax.infer.folded import _Forward
+from spiking_mlp_jax.interop.nir_export import to_nir
+from spiking_mlp_jax.interop.nir_import import from_nir
+
+TOOLS = ("snntorch", "spikingjelly")
+# Mean logits [B, K] and each layer's spikes [B, T, ...] of inputs [B, *shape].
+Simulator = Callable[[np.ndarray], tuple[np.ndarray, dict[str, np.ndarray]]]
+
+
+class _Recorder(_Forward):
+    """Keeps every layer's spikes [B, T, C * tokens] under its node's name."""
+
+    def __init__(self, net: FoldedNet):
+        super().__init__(net, None)
+        self.seen: dict[str, Any] = {}
+
+    def fire(self, name, x, threshold=None, reset=None, below=None):
+        """Spikes of a layer, as in the folded network."""
+        spikes = super().fire(name, x, threshold, reset, below)
+        first = jnp.moveaxis(spikes, -1, 2)
+        self.seen[name.replace(".", "_")] = first.reshape(*first.shape[:2], -1)
+        return spikes
+
+
+def folded_spikes(net: FoldedNet, images) -> dict[str, Any]:
+    """Each layer's spikes [B, T, neurons] of normalised images [B, H, W, C], in the order of the graph's arrays."""
+    run = _Recorder(net)
+    x = images[:, None]
+    for i in range(net.config.stages):
+        x = run.stage(i, x)
+    return run.seen
+
+
+def channels_first(images: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Images [B, H, W, C] as inputs of a graph, [B, *shape]."""
+    return np.array(np.moveaxis(np.asarray(images), 3, 1), order="C").reshape(-1, *shape)
+
+
+def ours(graph, strict: bool) -> Simulator:
+    """This package's reader of graphs."""
+    net = from_nir(graph, strict=strict)
+
+    def simulate(x):
+        logits, spikes = net.run(x)
+        return np.asarray(logits).mean(0), {name: np.asarray(values) for name, values in spikes.items()}
+
+    return simulate
+
+
+def in_torch(graph, tool: str, time_steps: int, dt: float) -> Simulator:
+    """snnTorch or SpikingJelly, which both build PyTorch modules with nirtorch; their neurons are read by hooks."""
+    import torch
+
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        if tool == "snntorch":
+            from snntorch.import_nir import import_from_nir
+
+            module = import_from_nir(graph)
+        else:
+            from spikingjelly.activation_based.nir_exchange.from_nir import import_from_nir
+
+            module = import_from_nir(graph, dt=dt)
+    seen: dict[str, list[np.ndarray]] = {}
+    kinds = {name: type(node).__name__ for name, node in graph.nodes.items()}
+    for name in [name for name, kind in kinds.items() if kind in ("LIF", "IF")]:
+
+        def keep(module, args, output, name=name):
+            spikes = output[0] if isinstance(output, tuple) else output
+            seen.setdefault(name, []).append(spikes.numpy() > 0)
+
+        module.get_submodule(name).register_forward_hook(keep)
+
+    def simulate(x):
+        seen.clear()
+        for one in module.modules():
+            if hasattr(one, "reset_mem"):
+                one.reset_mem()
+        state, outputs = None, []
+        with torch.no_grad():
+            for _ in range(time_steps):
+                output, state = module(torch.from_numpy(x), state)
+                outputs.append(output.numpy())
+        return np.mean(outputs, 0), {name: np.stack(values, 1) for name, values in seen.items()}
+
+    return simulate
+
+
+def compare(net: FoldedNet, simulators: dict[str, Simulator], batches, shapes) -> dict[str, dict[str, int]]:
+    """Counts of each simulator, over batches of normalised images and their labels."""
+    reference = jax.jit(lambda x: (folded_spikes(net, x), net(x)))
+    counted = ("neurons", "spikes", "other", "first", "images", "classes", "right")
+    counts = {name: dict.fromkeys(counted, 0) for name in simulators}
+    for images, labels in batches:
+        expected, logits = jax.tree.map(np.asarray, reference(jnp.asarray(images)))
+        classes = logits.mean(0).argmax(1)
+        first: dict[str, np.ndarray] = {}
+        for name, simulate in simulators.items():
+            scores, spikes = simulate(channels_first(images, shapes[name]))
+            if spikes.keys() != expected.keys():
+                raise InputError(f"{name} has other layers of neurons than the folded network")
+            found = counts[name]
+            for layer, values in expected.items():
+                found["neurons"] += values.size
+                found["spikes"] += int((values > 0).sum())
+                fired = spikes[layer].reshape(values.shape) > 0
+                found["other"] += int(((values > 0) != fired).sum())
+                found["first"] += int((first.setdefault(layer, fired) != fired).sum())
+            found["images"] += len(images)
+            found["classes"] += int((scores.argmax(1) != classes).sum())
+            found["right"] += int((scores.argmax(1) == labels).sum())
+    return counts
+
+
+def image_batches(where: str, data_dir: str | None, limit: int, size: int):
+    """Batches of normalised test images [B, H, W, C] and their labels, of a network's own data."""
+    model, meta = weights.load(weights.find(where))
+    c, data = model.config, meta["data"]
+    source = open_source(data["dataset"], "test", data_dir)
+    for start in range(0, min(limit, len(source)), size):
+        items = [source[i] for i in range(start, min(start + size, limit, len(source)))]
+        fitting = c.image_size, c.in_channels, data["resize_mode"], data["eval_resize"]
+        fitted = [fit_image(x["image"], *fitting) for x in items]
+        yield normalize(np.stack(fitted), data["mean"], data["std"]), np.array([x["label"] for x in items])
+
+
+def main() -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("network", help="weights folder, workdir or the name of a network that comes with the package")
+    parser.add_argument("--data-dir", metavar="DIR")
+    parser.add_argument("--limit", type=int, default=1000, metavar="N", help="test images (default: 1000)")
+    parser.add_argument("--batch-size", type=int, default=50, metavar="N")
+    parser.add_argument("--tool", action="append", choices=TOOLS, default=[])
+    args = parser.parse_args()
+    try:
+        net = fold(weights.load(weights.find(args.network))[0])
+        simulators: dict[str, Simulator] = {}
+        if args.tool:
+            graph = to_nir(net, form="dense")
+            for tool in args.tool:
+                simulators[tool] = in_torch(graph, tool, net.config.time_steps, graph.metadata["dt"])
+        else:
+            graph = to_nir(net)
+            simulators = {"here, >=": ours(graph, False), "here, >": ours(graph, True)}
+        shape = tuple(int(n) for n in graph.nodes["input"].input_type["input"])
+        batches = image_batches(args.network, args.data_dir, args.limit, args.batch_size)
+        counts = compare(net, simulators, batches, dict.fromkeys(simulators, shape))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"| {args.network} | other | of spikes | other than the first row | classes that differ | accuracy |")
+    print("|---|---|---|---|---|---|")
+    for name, n in counts.items():
+        share = 100 * n["other"] / n["spikes"]
+        print(
+            f"| {name} | {n['other']:,} of {n['neurons']:,} | {share:.4f} % | {n['first']:,} | "
+            f"{n['classes']} of {n['images']:,} | {100 * n['right'] / n['images']:.2f} % |"
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
