@@ -100,7 +100,8 @@ def _member(archive, path, name) -> bytes:
 
 def _readme(name, document) -> str:
     shape = ", ".join(map(str, document["input"]["shape"][1:]))
-    return f"""A spiking MLP as StableHLO. It needs flatbuffers and JAX {document["jax_version"]} or one of the six months after it:
+    return f"""A spiking MLP as StableHLO.
+It needs flatbuffers and JAX {document["jax_version"]}, or a version of the six months after it:
 
     pip install jax flatbuffers
 
