@@ -123,7 +123,7 @@ def _to_file(chosen: argparse.Namespace, path: Path) -> None:
     from spiking_mlp_jax import weights
 
     folder = weights.find(chosen.source)
-    if path.name == weights.TENSORS and (path.parent / weights.CONFIG).is_file():
+    if path.name in (weights.TENSORS, weights.OLD_TENSORS) and (path.parent / weights.CONFIG).is_file():
         raise InputError(f"{path} belongs to a weights folder, which would be lost: name another file")
     from spiking_mlp_jax.interop import convert, official
 

@@ -179,7 +179,7 @@ def check_folder(folder: Path) -> bool:
     if not os.path.isdir(folder):
         raise InputError(f"{folder} is a file: name a new folder for the weights")
     found = sorted(os.listdir(folder))
-    others = [name for name in found if name not in (weights.TENSORS, weights.CONFIG)]
+    others = [name for name in found if name not in (weights.TENSORS, weights.OLD_TENSORS, weights.CONFIG)]
     if others or found == [weights.CONFIG]:
         raise InputError(f"{folder} holds other things, such as {(others or found)[0]}: name a new folder")
     return bool(found)
