@@ -23,7 +23,7 @@ def add_commands(commands, command, positive) -> None:
         "weights of the official PyTorch code, to and from this package's",
         "Makes a weights folder of a state_dict under the official names, so that every command takes it; or writes a "
         "network's weights under these names, for a PyTorch module. Which of both is told by the first argument, a "
-        "file or a network. Every number stays as it is. Nothing in a file is executed.",
+        "file or a network. Numbers are copied, not computed. Nothing in a file is executed.",
         "spiking-mlp convert official.pth -o runs/official\n"
         "  spiking-mlp convert cifar.pth -o runs/cifar --like cifar10 --set time_steps=6\n"
         "  spiking-mlp convert fashion_mnist -o fashion.safetensors",
