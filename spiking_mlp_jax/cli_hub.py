@@ -2,6 +2,94 @@
 
 from __future__ import annotations
 
+import argparse
+import sys
+from pathlib import Path
+
+from spiking_mlp_jax.cli_deploy import WHERE
+from spiking_mlp_jax.errors import InputError
+
 
 def add_commands(commands, command, positive) -> None:
     """Adds the commands' parsers; the arguments are those of `cli_deploy.add_commands`."""
+    parser = command(
+        commands,
+        "hub",
+        "write a trained network as a folder for the Hugging Face Hub",
+        "Writes the weights, their configuration, a model card (data, accuracy, commands, hashes, licence) and "
+        "checksums into one folder. predict, evaluate, compile and all other commands take it, and refuse it when a "
+        "file is not the one that was written.",
+        "spiking-mlp hub fashion_mnist -o shared/fashion_mnist --license mit\n"
+        "  spiking-mlp hub runs/pets -o pets --evaluate --trained-on 'the Oxford-IIIT Pet photos' --repo me/pets",
+        'Upload it with "hf upload OWNER/NAME FOLDER". The accuracy on the card is that of the training run\'s best '
+        "evaluation, or with --evaluate measured now.",
+    )
+    parser.add_argument("weights", metavar="WORKDIR_OR_WEIGHTS", help=WHERE)
+    parser.add_argument("-o", "--output", required=True, metavar="FOLDER", help="folder to write")
+    parser.add_argument("--name", metavar="NAME", help="what the network is called (default: the folder's name)")
+    parser.add_argument("--license", metavar="ID", help='of the weights, such as "mit", "apache-2.0" or "cc-by-4.0"')
+    parser.add_argument("--trained-on", metavar="TEXT", help="the data in words")
+    parser.add_argument("--repo", metavar="OWNER/NAME", help="where it will be on the Hub")
+    parser.add_argument("--evaluate", action="store_true", help="measure the accuracy on all test images now")
+    parser.add_argument("--dataset", metavar="NAME", help="with --evaluate: other test images than the network's own")
+    parser.add_argument("--data-dir", metavar="DIR", help="with --evaluate: folder of the data")
+    parser.set_defaults(run=_hub)
+
+
+def _hub(chosen: argparse.Namespace) -> None:
+    if not chosen.evaluate and (chosen.dataset or chosen.data_dir):
+        raise InputError("--dataset and --data-dir go with --evaluate: add it, or leave them out")
+    output = Path(chosen.output)
+    if output.exists() and not output.is_dir():
+        raise InputError(f"{output} is a file: name a folder with -o")
+    from spiking_mlp_jax import weights
+    from spiking_mlp_jax.hub import save_pretrained
+
+    folder = weights.find(chosen.weights)
+    if output.is_dir() and any(output.iterdir()) and not (output / weights.CONFIG).is_file():
+        raise InputError(f"{output} holds other files: name a new folder, or one that this command wrote")
+    model, meta = weights.load(folder)
+    if chosen.evaluate:
+        meta["result"] = _measured(folder, model, meta, chosen)
+    license = chosen.license or meta.get("license")
+    save_pretrained(
+        output,
+        model,
+        meta,
+        name=chosen.name or output.resolve().name,
+        license=license or "unknown",
+        trained_on=chosen.trained_on,
+        repo=chosen.repo or meta.get("repo"),
+    )
+    if license is None:
+        print("note: the card says licence unknown; name it with --license, such as mit", file=sys.stderr)
+    for name in sorted(path.name for path in output.iterdir()):
+        print(output / name)
+
+
+def _measured(folder, model, meta, chosen):
+    from spiking_mlp_jax.cli import _with_progress
+    from spiking_mlp_jax.data.pipeline import eval_batches
+    from spiking_mlp_jax.probe.samples import open_test_images
+    from spiking_mlp_jax.train.compilation_cache import use_compilation_cache
+    from spiking_mlp_jax.train.evaluate import evaluate_model
+
+    use_compilation_cache("auto")
+    config = model.config
+    _, _, data, source = open_test_images(str(folder), chosen.dataset, chosen.data_dir)
+    if len(source.class_names) != config.num_classes:
+        raise InputError(
+            f"the network in {folder} knows {config.num_classes} classes, but the data have {len(source.class_names)}: "
+            "name its own data with --dataset and --data-dir"
+        )
+    size = 256
+    batches = eval_batches(
+        source,
+        batch_size=size,
+        image_size=config.image_size,
+        in_channels=config.in_channels,
+        resize_mode=data["resize_mode"],
+        eval_resize=data["eval_resize"],
+    )
+    found = evaluate_model(model, _with_progress(batches, -(-len(source) // size)), data["mean"], data["std"])
+    return {"accuracy": found.accuracy, "loss": found.loss, "images": found.images}

@@ -98,7 +98,7 @@ def guesses(scores: Float[np.ndarray, "N K"], class_names: Sequence[str], top: i
     found = []
     for row in scores:
         best = np.argsort(-row, kind="stable")[:top].tolist()
-        found.append([Guess(class_names[c] if class_names else str(c), c, float(row[c])) for c in best])
+        found.append([Guess(str(class_names[c] if class_names else c), c, float(row[c])) for c in best])
     return found
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from flax import nnx
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_bytes
 
+from spiking_mlp_jax.checksums import SUMS, verify
 from spiking_mlp_jax.config import ADDED, ModelConfig
 from spiking_mlp_jax.data.augment import check_resize
 from spiking_mlp_jax.data.normalize import check_statistics
@@ -87,6 +89,10 @@ def save(path: str | os.PathLike[str], model: SpikingMLP, meta: dict[str, Any]) 
     if os.path.isfile(folder / OLD_TENSORS):
         # At any moment the folder has tensors under one name.
         (folder / OLD_TENSORS).replace(folder / TENSORS)
+    if os.path.lexists(folder / SUMS):
+        # Checksums first: without them the older files are still whole.
+        (folder / SUMS).unlink()
+        (folder / "README.md").unlink(missing_ok=True)
     suffix = f".{os.getpid()}.tmp"
     temporaries = [folder / (name + suffix) for name in (TENSORS, CONFIG)]
     try:
@@ -155,9 +161,10 @@ def read_config(path: str | os.PathLike[str]) -> tuple[ModelConfig, dict[str, An
     file = folder / CONFIG
     if not os.path.isdir(folder):
         raise InputError(f"there is no weights folder {folder}: give a folder with {TENSORS} and {CONFIG}")
-    tensors_file(folder)
+    tensors = tensors_file(folder)
     if not os.path.isfile(file):
         raise InputError(f"{folder} is no weights folder, because it has no {CONFIG}: train or copy it again")
+    verify(folder, (tensors.name, CONFIG))
     try:
         document = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -237,6 +244,8 @@ def find(where: str | os.PathLike[str]) -> Path:
         raise InputError(f"{folder} is a file: give the folder that holds {TENSORS}")
     names = pretrained_names()
     known = f"; of the shipped networks, {nearest(str(where), names)}" if names else ""
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", str(where)):
+        known += f"; if it is on the Hugging Face Hub, download it first: hf download {where} --local-dir FOLDER"
     raise InputError(f"there is no folder {folder}{known}")
 
 

@@ -28,16 +28,16 @@ def built(tmp_path_factory):
     return wheel, sdist
 
 
-def tracked(folder):
-    listed = subprocess.run(["git", "ls-files", folder], cwd=ROOT, check=True, capture_output=True, text=True)
-    return set(listed.stdout.splitlines())
+def files_of(folder):
+    found = (path for path in (ROOT / folder).rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    return {path.relative_to(ROOT).as_posix() for path in found}
 
 
 def test_the_wheel_holds_the_package_and_nothing_else(built):
     wheel, _ = built
     assert wheel.name == f"spiking_mlp_jax-{VERSION}-py3-none-any.whl"
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    assert names == tracked("spiking_mlp_jax")
+    assert names == files_of("spiking_mlp_jax")
     assert wheel.stat().st_size < 20e6
 
 
@@ -62,8 +62,8 @@ def test_the_wheel_says_what_it_is(built):
 def test_the_sdist_is_enough_to_test_and_build_from(built):
     with tarfile.open(built[1]) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    for folder in ("spiking_mlp_jax", "tests", "configs", "notebooks", "docs", "scripts", "benchmarks"):
-        assert tracked(folder) <= names
+    for folder in ("spiking_mlp_jax", "tests", "configs", "docs", "scripts", "benchmarks"):
+        assert files_of(folder) <= names
     for name in ("train.py", "Makefile", "requirements.lock", "README.md", "LICENSE", "CHANGELOG.md", "CITATION.cff"):
         assert name in names
 

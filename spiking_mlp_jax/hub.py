@@ -1,0 +1,92 @@
+"""A trained network as a folder to share: weights, configuration, model card and checksums."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import jax
+from flax import nnx
+
+from spiking_mlp_jax import weights
+from spiking_mlp_jax.checksums import file_hash, write_sums
+from spiking_mlp_jax.errors import InputError
+from spiking_mlp_jax.infer.artifact import write_whole
+from spiking_mlp_jax.model import SpikingMLP
+from spiking_mlp_jax.model_card import model_card
+
+CARD = "README.md"
+# As the Hub has them: letters, digits, "-", "_" and "." in both parts.
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
+_LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
+
+
+def save_pretrained(
+    folder: str | os.PathLike[str],
+    model: SpikingMLP,
+    meta: dict[str, Any],
+    *,
+    name: str,
+    license: str = "unknown",
+    trained_on: str | None = None,
+    repo: str | None = None,
+) -> None:
+    """Writes a folder that can be uploaded to the Hugging Face Hub as it is, over an older one if need be.
+
+    It holds model.safetensors, config.json, README.md (the model card) and SHA256SUMS over these three. Every command
+    and `SpikingMLP.from_pretrained` take it, and refuse it once a file does not fit its checksum.
+
+    Args:
+        folder: where to; it is made when missing.
+        model: a trained network.
+        meta: as for `weights.save`, with "data"; "result" with "accuracy" (a share) and "images" is shown on the card.
+        name: of the network.
+        license: identifier of the weights' licence as the Hub has them, such as "mit" or "cc-by-4.0".
+        trained_on: the data in words; None: what meta says, or the data set's name.
+        repo: OWNER/NAME on the Hub, for the card's download command.
+
+    Raises:
+        InputError: meta without "data", a name, licence, repo or result that cannot be shown, or a folder that cannot
+            be written to.
+    """
+    if "data" not in meta:
+        raise InputError('the weights have no "data", which says how pictures become inputs: save them again with it')
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise InputError(f'the name "{name}" cannot be used on the Hub: take letters, digits, "-", "_" and "."')
+    if not isinstance(license, str) or not _LICENSE.fullmatch(license):
+        raise InputError(
+            f'"{license}" is no identifier of a licence: take one such as "mit", "apache-2.0", "cc-by-4.0"'
+        )
+    if repo is not None and not (repo.count("/") == 1 and all(_NAME.fullmatch(part) for part in repo.split("/"))):
+        raise InputError(f'"{repo}" is no repository of the Hub: give OWNER/NAME')
+    meta = {key: value for key, value in meta.items() if key != "repo"}
+    meta |= {"name": name, "license": license}
+    meta |= {"trained_on": trained_on} if trained_on else {}
+    meta |= {"repo": repo} if repo else {}
+    _check_result(meta)
+    folder = Path(folder)
+    weights.save(folder, model, meta)
+    write_card(folder)
+
+
+def write_card(folder: Path) -> None:
+    """Writes the model card and the checksums of a folder whose config.json has "name" and "license"."""
+    config, meta = weights.read_config(folder)
+    shapes = nnx.state(nnx.eval_shape(lambda: SpikingMLP(config, rngs=nnx.Rngs(0))), nnx.Param)
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes))
+    hashes = {name: file_hash(folder / name) for name in (weights.TENSORS, weights.CONFIG)}
+    write_whole(folder / CARD, [model_card(config, meta, parameters, hashes).encode()])
+    write_sums(folder, (weights.TENSORS, weights.CONFIG, CARD))
+
+
+def _check_result(meta) -> None:
+    result = meta.get("result")
+    if result is None:
+        return
+    accuracy = result.get("accuracy") if isinstance(result, dict) else None
+    images = result.get("images") if isinstance(result, dict) else None
+    right = isinstance(accuracy, int | float) and not isinstance(accuracy, bool) and 0 <= accuracy <= 1
+    if not right or not isinstance(images, int) or isinstance(images, bool):
+        raise InputError(f'"result" needs "accuracy" from 0 to 1 and a number of "images", but it is {result!r}')
