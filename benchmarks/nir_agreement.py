@@ -80,16 +80,16 @@ def ours(graph, strict: bool) -> Simulator:
 
 def in_torch(graph, tool: str, time_steps: int, dt: float) -> Simulator:
     """snnTorch or SpikingJelly, which both build PyTorch modules with nirtorch; their neurons are read by hooks."""
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
 
     said = io.StringIO()
     with contextlib.redirect_stdout(said):
         if tool == "snntorch":
-            from snntorch.import_nir import import_from_nir
+            from snntorch.import_nir import import_from_nir  # pyright: ignore[reportMissingImports]
 
             module = import_from_nir(graph)
         else:
-            from spikingjelly.activation_based.nir_exchange.from_nir import import_from_nir
+            from spikingjelly.activation_based.nir_exchange.from_nir import import_from_nir  # pyright: ignore[reportMissingImports]
 
             module = import_from_nir(graph, dt=dt)
     seen: dict[str, list[np.ndarray]] = {}
@@ -120,8 +120,8 @@ def in_torch(graph, tool: str, time_steps: int, dt: float) -> Simulator:
 def compare(net: FoldedNet, simulators: dict[str, Simulator], batches, shapes) -> dict[str, dict[str, int]]:
     """Counts of each simulator, over batches of normalised images and their labels."""
     reference = jax.jit(lambda x: (folded_spikes(net, x), net(x)))
-    counted = ("neurons", "spikes", "other", "first", "images", "classes", "right")
-    counts = {name: dict.fromkeys(counted, 0) for name in simulators}
+    counted: tuple[str, ...] = ("neurons", "spikes", "other", "first", "images", "classes", "right")
+    counts: dict[str, dict[str, int]] = {name: dict.fromkeys(counted, 0) for name in simulators}
     for images, labels in batches:
         expected, logits = jax.tree.map(np.asarray, reference(jnp.asarray(images)))
         classes = logits.mean(0).argmax(1)
