@@ -25,6 +25,8 @@ from spiking_mlp_jax.infer.artifact import MAGIC, write_whole
 TORCH = (".pth", ".pt", ".tar")
 SUFFIXES = (*TORCH, ".safetensors", ".npz")
 INSTALL = "pip install torch"
+# What NumPy and zipfile raise for a damaged .npz.
+_DAMAGE = (OSError, ValueError, KeyError, EOFError, MemoryError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 def read_state(path: str | os.PathLike[str], key: str | None = None) -> dict[str, np.ndarray]:
@@ -111,7 +113,7 @@ def _kind(path: Path) -> str:
             with zipfile.ZipFile(path) as archive:
                 return "npz" if all(name.endswith(".npy") for name in archive.namelist()) else "torch"
         except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-            raise InputError(f"{path} is cut short or damaged ({error}): copy it again") from error
+            raise InputError(f"{path} is cut short or damaged ({_short(error)}): copy it again") from error
     if head[8:9] == b"{":
         return "safetensors"
     # What PyTorch wrote before its zip files: a pickle, and before that a tar.
@@ -126,12 +128,12 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
+    except _DAMAGE as error:
         if "allow_pickle" in str(error):
             raise InputError(
                 f"{path} holds Python objects, which can be code and were not run: save arrays alone"
             ) from error
-        raise InputError(f"{path} is cut short or damaged ({error}): copy it again") from error
+        raise InputError(f"{path} is cut short or damaged ({_short(error)}): copy it again") from error
 
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
@@ -141,8 +143,12 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
             for name in stored.keys():  # noqa: SIM118 (it is no dict)
                 state[name] = stored.get_tensor(name)
     except (SafetensorError, OSError, TypeError, AttributeError) as error:
-        raise InputError(f"{path} is cut short, damaged or of a dtype that NumPy lacks ({error})") from error
+        raise InputError(f"{path} is cut short, damaged or of a dtype that NumPy lacks ({_short(error)})") from error
     return state
+
+
+def _short(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200]
 
 
 def _widened(value: np.ndarray) -> np.ndarray:
@@ -179,8 +185,9 @@ def _read_torch(path: Path, key: str | None) -> dict[str, np.ndarray]:
         ) from error
     # A damaged file makes torch.load raise whatever its parts raise.
     except Exception as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{path} is damaged or no file of weights ({type(error).__name__}: {reason})") from error
+        raise InputError(
+            f"{path} is damaged or no file of weights ({type(error).__name__}: {_short(error)})"
+        ) from error
     return {name: _array(path, torch, name, tensor) for name, tensor in _unwrapped(path, torch, content, key).items()}
 
 
@@ -217,5 +224,4 @@ def _array(path: Path, torch: Any, name: str, tensor: Any) -> np.ndarray:
         tensor = tensor.detach()
         return (tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor).numpy()
     except (TypeError, RuntimeError, NotImplementedError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f'"{name}" in {path} is no plain array of numbers ({reason})') from error
+        raise InputError(f'"{name}" in {path} is no plain array of numbers ({_short(error)})') from error
