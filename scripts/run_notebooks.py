@@ -23,7 +23,7 @@ from PIL import Image
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 COLOURS = 96
-RUN_LONG = ("02_train_and_ablate_time_steps", "03_receptive_fields")
+RUN_LONG = ("02_train_and_ablate_time_steps", "03_receptive_fields", "05_from_checkpoint_to_every_format")
 
 
 def execute(path: Path, seconds: int = 600) -> nbformat.NotebookNode:

@@ -51,7 +51,7 @@ def formats_figure(ran: Mapping[str, Ran], labels: Int[np.ndarray, "B"]) -> Figu
         "size (kB)": ([_size(one.path) / 1000 for one in ran.values()], BLUE, "{:,.0f}"),
         "right (%)": ([100 * np.mean(found == labels) for found in classes.values()], GREEN, "{:.1f}"),
         "same class as the first (%)": ([100 * np.mean(x == expected) for x in classes.values()], ORANGE, "{:.1f}"),
-        "largest difference of a logit": ([np.abs(one.logits - first).max() for one in ran.values()], GREY, "{:.0e}"),
+        "largest difference of a logit": ([np.abs(one.logits - first).max() for one in ran.values()], GREY, "{:.2g}"),
     }
     figure = Figure(figsize=(11.5, 1.3 + 0.36 * len(ran)), layout="constrained")
     rows = np.arange(len(ran))
