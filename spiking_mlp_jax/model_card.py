@@ -132,7 +132,7 @@ def _use(c, meta):
         lines += [f"{_command('compile', meta)} -o {folder}.smlp    # integers, no multiplication left"]
     code = (
         "from spiking_mlp_jax import SpikingMLP, classify\n\n"
-        f"model = SpikingMLP.from_pretrained({meta['name']!r})\n"
+        f'model = SpikingMLP.from_pretrained("{meta["name"]}")\n'
         'print(classify(model, ["picture.png"], top=3))'
     )
     return "```sh\n" + "\n".join(lines) + f"\n```\n\n```python\n{code}\n```"
