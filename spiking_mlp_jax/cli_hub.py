@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -27,7 +28,9 @@ def add_commands(commands, command, positive) -> None:
     parser.add_argument("weights", metavar="WORKDIR_OR_WEIGHTS", help=WHERE)
     parser.add_argument("-o", "--output", required=True, metavar="FOLDER", help="folder to write")
     parser.add_argument("--name", metavar="NAME", help="what the network is called (default: the folder's name)")
-    parser.add_argument("--license", metavar="ID", help='of the weights, such as "mit", "apache-2.0" or "cc-by-4.0"')
+    parser.add_argument(
+        "--license", "--licence", metavar="ID", help='of the weights, such as "mit", "apache-2.0" or "cc-by-4.0"'
+    )
     parser.add_argument("--trained-on", metavar="TEXT", help="the data in words")
     parser.add_argument("--repo", metavar="OWNER/NAME", help="where it will be on the Hub")
     parser.add_argument("--evaluate", action="store_true", help="measure the accuracy on all test images now")
@@ -40,14 +43,12 @@ def _hub(chosen: argparse.Namespace) -> None:
     if not chosen.evaluate and (chosen.dataset or chosen.data_dir):
         raise InputError("--dataset and --data-dir go with --evaluate: add it, or leave them out")
     output = Path(chosen.output)
-    if output.exists() and not output.is_dir():
+    if os.path.exists(output) and not os.path.isdir(output):
         raise InputError(f"{output} is a file: name a folder with -o")
     from spiking_mlp_jax import weights
     from spiking_mlp_jax.hub import save_pretrained
 
     folder = weights.find(chosen.weights)
-    if output.is_dir() and any(output.iterdir()) and not (output / weights.CONFIG).is_file():
-        raise InputError(f"{output} holds other files: name a new folder, or one that this command wrote")
     model, meta = weights.load(folder)
     if chosen.evaluate:
         meta["result"] = _measured(folder, model, meta, chosen)
@@ -68,7 +69,9 @@ def _hub(chosen: argparse.Namespace) -> None:
 
 
 def _measured(folder, model, meta, chosen):
+    from spiking_mlp_jax import weights
     from spiking_mlp_jax.cli import _with_progress
+    from spiking_mlp_jax.data.damaged import Damaged
     from spiking_mlp_jax.data.pipeline import eval_batches
     from spiking_mlp_jax.probe.samples import open_test_images
     from spiking_mlp_jax.train.compilation_cache import use_compilation_cache
@@ -90,6 +93,8 @@ def _measured(folder, model, meta, chosen):
         in_channels=config.in_channels,
         resize_mode=data["resize_mode"],
         eval_resize=data["eval_resize"],
+        damaged=Damaged(source, weights.max_bad_images(folder), lambda text: print(text, file=sys.stderr)),
     )
     found = evaluate_model(model, _with_progress(batches, -(-len(source) // size)), data["mean"], data["std"])
-    return {"accuracy": found.accuracy, "loss": found.loss, "images": found.images}
+    other = {"dataset": chosen.dataset} if chosen.dataset not in (None, data["dataset"]) else {}
+    return {"accuracy": found.accuracy, "loss": found.loss, "images": found.images, **other}

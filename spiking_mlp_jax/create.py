@@ -50,12 +50,10 @@ def create_model(name: str, *, pretrained: bool = False, seed: int = 0, **fields
     plain = name.strip().lower().replace("-", "_") if isinstance(name, str) else name
     if plain not in names:
         raise InputError(f'there is no model "{name}": {nearest(str(name), names)}')
-    for key, value in (("pretrained", pretrained), ("seed", seed)):
-        kind = bool if key == "pretrained" else int
-        if type(value) is not kind:
-            raise InputError(
-                f"{key} must be {'True or False' if kind is bool else 'a whole number'}, but it is {value!r}"
-            )
+    if not isinstance(pretrained, bool):
+        raise InputError(f"pretrained must be True or False, but it is {pretrained!r}")
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise InputError(f"seed must be a whole number from 0 to 4294967295, but it is {seed!r}")
     known = [field.name for field in dataclasses.fields(ModelConfig)]
     for key in fields:
         if key not in known:
@@ -87,7 +85,12 @@ def list_models(filter: str | None = None, pretrained: bool = False) -> list[str
         ['mlp_spe_b', 'mlp_spe_s', 'mlp_spe_t']
         >>> "cifar10" in list_models(pretrained=True)
         True
+
+    Raises:
+        InputError: filter is no text.
     """
+    if filter is not None and not isinstance(filter, str):
+        raise InputError(f'filter must be a pattern such as "*spe*", but it is {filter!r}')
     names = {*weights.pretrained_names(), *(() if pretrained else VARIANTS)}
     return sorted(name for name in names if filter is None or fnmatch.fnmatch(name, filter.lower().replace("-", "_")))
 

@@ -56,9 +56,11 @@ def model_card(config: ModelConfig, meta: Mapping[str, Any], parameters: int, ha
     if hub_dataset:
         head["datasets"] = [hub_dataset]
     if result:
+        # Measured on other data than those it was trained on, if the result says so.
+        tested = result.get("dataset", data["dataset"]).removeprefix("tfds:")
         about = {
-            "name": _one_line(meta.get("trained_on") or dataset),
-            "type": hub_dataset or _slug(dataset),
+            "name": _one_line((tested == dataset and meta.get("trained_on")) or tested),
+            "type": HUB_DATASETS.get(tested) or _slug(tested),
             "split": "test",
         }
         metric = {"type": "accuracy", "value": result["accuracy"], "name": f"accuracy, T = {config.time_steps}"}
@@ -73,7 +75,8 @@ def model_card(config: ModelConfig, meta: Mapping[str, Any], parameters: int, ha
         f"## Accuracy\n\n{_accuracy(config, meta)}",
         f"## Use it\n\n{_use(config, meta)}",
         f"## Files\n\n{_files(hashes)}",
-        f"## Licence and citation\n\nLicence of these weights: {_escaped(meta['license'])}. The network is that of\n\n"
+        f"## Licence and citation\n\nLicence of these weights: {_escaped(meta['license'])}. The data, which are not in "
+        "this folder, have terms of their own. The network is that of\n\n"
         f"```bibtex\n{CITATION}\n```",
     ]
     return "\n\n".join(parts) + "\n"
@@ -113,14 +116,21 @@ def _data(c, meta):
 
 
 def _accuracy(c, meta):
-    command = _command("evaluate", meta)
     result = meta.get("result")
+    dataset = result.get("dataset") if result else None
+    command = _command("evaluate", meta, dataset)
     if not result:
         return f"Not measured. This does, on the data's test images:\n\n```sh\n{command}\n```"
-    where = "the data's own test images" if meta["data"]["dataset"] in EMBEDDED else "the test images in DIR"
+    embedded = (dataset or meta["data"]["dataset"]) in EMBEDDED
+    where = "the data's own test images" if embedded else "the test images in DIR"
+    chosen = (
+        f" These weights are those of step {result['step']:,}, the best of their training run on these same images."
+        if "step" in result
+        else ""
+    )
     return (
-        f"{100 * result['accuracy']:.2f} % of {result['images']:,} test images with T = {c.time_steps}, which is what "
-        f"this prints on {where}:\n\n```sh\n{command}\n```"
+        f"{100 * result['accuracy']:.2f} % of {result['images']:,} test images with T = {c.time_steps}.{chosen} "
+        f"On {where} this prints it again:\n\n```sh\n{command}\n```"
     )
 
 
@@ -146,8 +156,9 @@ def _files(hashes):
     )
 
 
-def _command(name, meta):
-    data = "" if meta["data"]["dataset"] in EMBEDDED else " --data-dir DIR"
+def _command(name, meta, dataset=None):
+    data = f" --dataset {shlex.quote(_one_line(dataset))}" if dataset else ""
+    data += "" if (dataset or meta["data"]["dataset"]) in EMBEDDED else " --data-dir DIR"
     return f"spiking-mlp {name} {shlex.quote(meta['name'])}{data}"
 
 

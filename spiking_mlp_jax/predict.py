@@ -66,6 +66,10 @@ def classify(
         >>> guesses[0].label == model.pixels.class_names.index(guesses[0].name)
         True
     """
+    if not isinstance(model, SpikingMLP):
+        raise InputError(
+            f"model is a {type(model).__name__}: give a network, as SpikingMLP.from_pretrained or create_model do"
+        )
     if isinstance(pictures, str | os.PathLike) or not isinstance(pictures, Sequence):
         raise InputError(
             "pictures must be a list of paths, Pillow images or uint8 arrays: put a single one into a list"

@@ -231,6 +231,8 @@ def find(where: str | os.PathLike[str]) -> Path:
     Raises:
         InputError: it is none of them.
     """
+    if not isinstance(where, str | os.PathLike):
+        raise InputError(f"a network is named by a folder or a shipped network's name, but it is {where!r}")
     folder = Path(where)
     for candidate in (folder / "weights", folder):
         # os.path answers False where pathlib raises, as for a name that is too long.

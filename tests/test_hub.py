@@ -250,6 +250,45 @@ def test_measured_now(tmp_path, model, capsys):
     assert result["images"] == 6 and result["accuracy"] == json.loads(out)["accuracy"]
 
 
+def test_the_card_says_what_was_measured(model):
+    weights_meta = {"name": "n", "license": "mit", "data": META["data"], "trained_on": "letters"}
+    trained = model_card(CONFIG, weights_meta | {"result": {"accuracy": 0.5, "images": 9, "step": 1234}}, 7, {})
+    assert "50.00 % of 9 test images" in trained and "those of step 1,234, the best of their training run" in trained
+    measured = model_card(CONFIG, weights_meta | {"result": {"accuracy": 0.5, "images": 9}}, 7, {})
+    assert "training run" not in measured and head_of(measured)["model-index"][0]["results"][0]["dataset"]["name"] == (
+        "letters"
+    )
+    # On other data than it was trained on: the figure is not said to be of these.
+    result = {"accuracy": 0.5, "images": 9, "dataset": "tfds:cifar10"}
+    other = model_card(CONFIG, weights_meta | {"result": result}, 7, {})
+    about = head_of(other)["model-index"][0]["results"][0]["dataset"]
+    assert about == {"name": "cifar10", "type": "uoft-cs/cifar10", "split": "test"}
+    assert "\nspiking-mlp evaluate n --dataset tfds:cifar10 --data-dir DIR\n" in other
+
+
+def test_nothing_of_others_is_written_over(tmp_path, model, capsys):
+    # A workdir has a config.json, too, but it is the training's.
+    weights.save(tmp_path / "run" / "weights", model, META)
+    (tmp_path / "run" / "config.json").write_text('{"data_dir": null}')
+    status, out, err = run(capsys, "hub", tmp_path / "run", "-o", tmp_path / "run")
+    assert (status, out) == (2, "") and "holds other files" in err
+    assert (tmp_path / "run" / "config.json").read_text() == '{"data_dir": null}'
+    # A card of one's own, or one that was edited, with its sums renewed or not.
+    folder, source = tmp_path / "run" / "weights", tmp_path / "run"
+    (folder / "README.md").write_text("mine")
+    status, _, err = run(capsys, "hub", source, "-o", folder)
+    assert status == 2 and "README.md is not as this package wrote it: move it away" in err
+    (folder / "README.md").unlink()
+    assert run(capsys, "hub", source, "-o", folder, "--licence", "mit", "--name", "n")[0] == 0
+    assert run(capsys, "hub", source, "-o", folder, "--name", "m")[0] == 0
+    with (folder / "README.md").open("a") as file:
+        file.write("one more word\n")
+    subprocess.run(f"sha256sum {' '.join(FILES[2:])} README.md > SHA256SUMS", shell=True, check=True, cwd=folder)
+    status, _, err = run(capsys, "hub", source, "-o", folder)
+    assert status == 2 and "is not as this package wrote it" in err
+    assert (folder / "README.md").read_text().endswith("one more word\n")
+
+
 @pytest.mark.parametrize(
     "words, sentence",
     [
@@ -259,6 +298,8 @@ def test_measured_now(tmp_path, model, capsys):
         (["hub", "{w}", "-o", "{tmp}/o", "--data-dir", "x"], "go with --evaluate"),
         (["hub", "{w}", "-o", "{tmp}/file"], "is a file: name a folder"),
         (["hub", "{w}", "-o", "{tmp}/full"], "holds other files"),
+        (["hub", "{w}", "-o", "{tmp}/file/x"], "file/x cannot be written to (Not a directory)"),
+        (["hub", "{w}", "-o", "{tmp}/" + 300 * "x", "--name", "n"], "cannot be written to (File name too long)"),
         (["hub", "{tmp}/none", "-o", "{tmp}/o"], "there is no folder"),
         (["hub", "{bare}", "-o", "{tmp}/o"], 'have no "data"'),
         (["hub", "me/none", "-o", "{tmp}/o"], "hf download me/none --local-dir FOLDER"),

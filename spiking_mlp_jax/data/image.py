@@ -66,8 +66,8 @@ def read_encoded(path: str | PathLike[str]) -> Encoded:
     try:
         with open(path, "rb") as file:
             return Encoded(file.read(), str(path))
-    except OSError as error:
-        reason = error.strerror or error
+    except (OSError, ValueError) as error:  # ValueError: a path with a zero byte
+        reason = getattr(error, "strerror", None) or error
         raise InputError(f"Cannot read image {path} ({reason}): give the path of an image file.") from error
 
 
