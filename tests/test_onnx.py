@@ -127,7 +127,7 @@ def test_real_images_in_floating_point():
 
 
 def test_real_images_in_integers():
-    _, data, images = shipped()
+    _, _, images = shipped()
     net = compile_weights(weights.find("fashion_mnist"), images=16)
     model = session(integer_model(net))
     logits, steps = model.run(["logits", "step_logits"], {"images": images})

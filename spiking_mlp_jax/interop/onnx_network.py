@@ -1,7 +1,7 @@
 """What the floating-point and the integer graph have in common: the network's parts and how they hang together.
 
-Values are [S, batch, ...], where S is 1, or T where each time step has its own. Tokens stand row by row, [S, batch, N, C].
-Maps of spikes are matrix products over all steps at once; neurons are unrolled over the steps.
+Values are [S, batch, ...], where S is 1, or T where each time step has its own. Tokens stand row by row,
+[S, batch, N, C]. Maps of spikes are matrix products over all steps at once; neurons are unrolled over the steps.
 """
 
 from __future__ import annotations
