@@ -63,7 +63,7 @@ class Graph:
         yield
         self._scopes.pop()
 
-    def constant(self, values: np.ndarray, name: str = "constant") -> str:
+    def constant(self, values: np.ndarray | np.generic, name: str = "constant") -> str:
         """The name of a constant; `name` is what it is called if the graph has none of these values yet.
 
         Raises:
@@ -82,7 +82,7 @@ class Graph:
             self._constants.append(self._onnx.numpy_helper.from_array(values, self._known[key]))
         return self._known[key]
 
-    def op(self, kind: str, *inputs: str | np.ndarray, **attributes: Any) -> str:
+    def op(self, kind: str, *inputs: str | np.ndarray | np.generic, **attributes: Any) -> str:
         """Adds a node and returns the name of its only output.
 
         Args:
