@@ -167,3 +167,20 @@ def test_models_that_cannot(model):
     with pytest.raises(InputError, match="image_size 30 does not divide"):
         create_model("mlp_spe_t", image_size=30)
     assert classify(model, []) == []
+
+
+def test_a_known_picture(request):
+    model = SpikingMLP.from_pretrained("fashion_mnist")
+    (guesses,) = classify(model, [request.config.rootpath / "tests/data/fashion_ankle_boot.png"], top=100)
+    assert guesses[0].name == "Ankle boot" and guesses[0].label == 9
+    assert len(guesses) == 10 and sum(guess.score for guess in guesses) == pytest.approx(1, abs=1e-6)
+
+
+def test_many_pictures_are_each_alone(model):
+    # More than are computed at a time, and not a multiple of it.
+    pictures = [np.roll(COLOUR, 2 * i, 1) for i in range(37)]
+    together = classify(model, pictures)
+    for i in (0, 31, 32, 36):
+        (alone,) = classify(model, [pictures[i]])
+        np.testing.assert_allclose([g.score for g in together[i]], [g.score for g in alone], rtol=1e-5)
+    assert len({tuple(guess.label for guess in found) + (found[0].score,) for found in together}) > 1
