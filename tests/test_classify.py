@@ -183,4 +183,4 @@ def test_many_pictures_are_each_alone(model):
     for i in (0, 31, 32, 36):
         (alone,) = classify(model, [pictures[i]])
         np.testing.assert_allclose([g.score for g in together[i]], [g.score for g in alone], rtol=1e-5)
-    assert len({tuple(guess.label for guess in found) + (found[0].score,) for found in together}) > 1
+    assert len({found[0].score for found in together}) > 1
