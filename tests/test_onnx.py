@@ -19,10 +19,10 @@ from spiking_mlp_jax.data.normalize import normalize
 from spiking_mlp_jax.data.sources import open_source
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.infer import artifact, ranges, reference
-from spiking_mlp_jax.infer.compile import compile_weights
 from spiking_mlp_jax.infer.engine import Engine
 from spiking_mlp_jax.infer.fold import fold
 from spiking_mlp_jax.infer.network import IntegerNet
+from spiking_mlp_jax.infer.quantize import quantize
 from spiking_mlp_jax.interop import onnx_graph
 from spiking_mlp_jax.interop.onnx_float import float_model
 from spiking_mlp_jax.interop.onnx_integer import integer_model
@@ -79,6 +79,8 @@ VARIANTS = [
     dict(v_reset=None),
     dict(v_reset=-0.25, v_threshold=0.75, tau=4.0),
     dict(decay_input=False, v_reset=-0.5, norm_features="channel", time_steps=3),
+    dict(tau=3.0, norm_features="channel"),
+    dict(tau=3.0, decay_input=False, encoding="plain"),
     dict(depths=(2, 1, 1), time_steps=4),
     dict(depths=(1,), patch_size=2, dim=5),
 ]
@@ -133,8 +135,8 @@ def test_real_images_in_floating_point():
 
 
 def test_real_images_in_integers():
-    _, _, images = shipped()
-    net = compile_weights(weights.find("fashion_mnist"), images=16)
+    folded, _, images = shipped()
+    net = quantize(folded, images[:8])
     model = session(integer_model(net))
     logits, steps = model.run(["logits", "step_logits"], {"images": images})
     engine = Engine(net, 1)

@@ -87,7 +87,7 @@ class Graph:
 
         Args:
             kind: an operator of ONNX.
-            inputs: names of values, or arrays, which become constants.
+            inputs: names of values, or arrays and NumPy's numbers, which become constants.
             attributes: of the node.
         """
         return self._node(kind, inputs, 1, attributes)[0]
