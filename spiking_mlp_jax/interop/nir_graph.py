@@ -139,7 +139,7 @@ class Form:
         needed = self.entries * self.dtype.itemsize / MEGABYTE
         if needed > limit:
             raise InputError(
-                f"the graph needs {self.entries:,} numbers ({needed:,.0f} MB), above the limit of {limit:,.0f} MB, "
+                f"the graph needs {self.entries:,} numbers ({needed:,.0f} MB), above the limit of {limit:,g} MB, "
                 f"because NIR has no node that mixes an axis in the middle of an array: {self._advice(needed)}"
             )
         nodes = {name: build() for name, build in self.nodes.items()}
