@@ -206,7 +206,9 @@ def test_what_nir_cannot_say_is_refused(fields, options, said):
 
 @pytest.mark.parametrize("form", ["rows", "dense"])
 def test_a_graph_above_the_limit_is_refused_before_it_is_built(small, form):
-    with pytest.raises(InputError, match=r"needs [\d,]+ numbers .*above the limit of 0 MB.*--max-dense") as refused:
+    with pytest.raises(
+        InputError, match=r"needs [\d,]+ numbers .*above the limit of 0.01 MB.*raise the limit to 1 MB .--max-dense"
+    ) as refused:
         to_nir(small, form=form, max_dense=0.01)
     needed = int(re.search(r"needs ([\d,]+) numbers", str(refused.value))[1].replace(",", ""))
     nodes = to_nir(small, form=form).nodes.values()

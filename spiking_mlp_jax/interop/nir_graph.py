@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -136,10 +137,10 @@ class Form:
         Raises:
             InputError: they would take more, or one of them is not finite.
         """
-        needed = self.entries * self.dtype.itemsize / MEGABYTE
-        if needed > limit:
+        needed = math.ceil(self.entries * self.dtype.itemsize / MEGABYTE)
+        if self.entries * self.dtype.itemsize > limit * MEGABYTE:
             raise InputError(
-                f"the graph needs {self.entries:,} numbers ({needed:,.0f} MB), above the limit of {limit:,g} MB, "
+                f"the graph needs {self.entries:,} numbers ({needed:,} MB), above the limit of {limit:,g} MB, "
                 f"because NIR has no node that mixes an axis in the middle of an array: {self._advice(needed)}"
             )
         nodes = {name: build() for name, build in self.nodes.items()}
@@ -259,7 +260,7 @@ class RowsForm(Form):
         return self._affine(name, flat, weight, lambda: np.repeat(kernel.T, size.side**2, 1), lambda: bias)
 
     def _advice(self, needed):
-        return f"take a network of fewer channels or tokens, or raise the limit to {needed:,.0f} MB (--max-dense)"
+        return f"take a network of fewer channels or tokens, or raise the limit to {needed:,} MB (--max-dense)"
 
 
 class DenseForm(Form):
@@ -312,7 +313,7 @@ class DenseForm(Form):
         return self._affine(name, source, weight, lambda: np.repeat(kernel.T, size.side**2, 1), lambda: bias)
 
     def _advice(self, needed):
-        return f"the form of rows, without --dense, is smaller, or raise the limit to {needed:,.0f} MB (--max-dense)"
+        return f"the form of rows, without --dense, is smaller, or raise the limit to {needed:,} MB (--max-dense)"
 
 
 FORMS: dict[str, type[Form]] = {form.name: form for form in (RowsForm, DenseForm)}
