@@ -95,5 +95,5 @@ def test_steps_shape_a_network_with_tebn(tmp_path):
 def test_missing_weights_are_an_input_error(tmp_path):
     with pytest.raises(InputError, match="fashion_mnist"):
         load(tiny_config(), "fashion_mnits")
-    with pytest.raises(InputError, match=r"holds no weights\.safetensors"):
+    with pytest.raises(InputError, match=r"holds no model\.safetensors"):
         load(tiny_config(), tmp_path)
