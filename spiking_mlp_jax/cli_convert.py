@@ -63,6 +63,9 @@ def _convert(chosen: argparse.Namespace) -> None:
             raise InputError(f"{chosen.source} is a file and becomes a folder: name one, not {chosen.output}")
         _to_folder(chosen, Path(chosen.output))
     else:
+        from spiking_mlp_jax.weights import find
+
+        find(chosen.source)
         for name in OPTIONS:
             if getattr(chosen, name) is not None:
                 raise InputError(f"--{name.replace('_', '-')} goes with a file, and {chosen.source} is a network")

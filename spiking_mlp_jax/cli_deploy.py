@@ -102,6 +102,19 @@ def add_commands(commands, command, positive) -> None:
     parser.set_defaults(run=_export_c)
 
 
+def check_export(output: Path) -> None:
+    """Refuses a place to which an exported network cannot be written, or where it would take a weights folder's file.
+
+    Raises:
+        InputError: see above.
+    """
+    if output.is_dir() or not output.parent.is_dir():
+        raise InputError(f"{output} cannot be written: name a file in a folder that exists")
+    own = ("config.json", "model.safetensors", "weights.safetensors", "SHA256SUMS", "README.md")
+    if output.name in own and (output.parent / "config.json").is_file():
+        raise InputError(f"{output} belongs to a weights folder, which would be lost: name another file")
+
+
 def is_compiled(where: str) -> bool:
     """Whether the user means a compiled network, by its name or its first bytes."""
     if where.endswith(".smlp"):

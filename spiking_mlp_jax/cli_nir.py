@@ -46,12 +46,13 @@ def add_commands(commands, command, positive) -> None:
 
 
 def _export(chosen: argparse.Namespace) -> None:
-    from spiking_mlp_jax.cli_deploy import is_compiled
+    from spiking_mlp_jax.cli_deploy import check_export, is_compiled
 
     output = Path(chosen.output)
-    if output.is_dir() or not output.parent.is_dir():
-        raise InputError(f"{output} cannot be written: name a file in a folder that exists")
+    check_export(output)
     if is_compiled(chosen.network):
+        if not Path(chosen.network).is_file():
+            raise InputError(f"there is no file {chosen.network}: give a network")
         raise InputError(
             f"{chosen.network} is a compiled network, whose neurons are integers: export the weights it was made of"
         )

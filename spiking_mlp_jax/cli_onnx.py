@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from spiking_mlp_jax.cli_deploy import NETWORK, WHERE, is_compiled
+from spiking_mlp_jax.cli_deploy import NETWORK, WHERE, check_export, is_compiled
 from spiking_mlp_jax.errors import InputError
 
 
@@ -34,8 +34,7 @@ def add_commands(commands, command, positive) -> None:
 def _export(chosen: argparse.Namespace) -> None:
     where = Path(chosen.network)
     output = Path(chosen.output) if chosen.output else where.parent / f"{where.name.removesuffix('.smlp')}.onnx"
-    if output.is_dir() or not output.parent.is_dir():
-        raise InputError(f"{output} cannot be written: name a file in a folder that exists")
+    check_export(output)
     if output.exists() and where.exists() and output.samefile(where):
         raise InputError(f"{output} is the network itself, which the ONNX file would replace: give another -o")
     from spiking_mlp_jax.interop import onnx_graph

@@ -38,9 +38,10 @@ def add_commands(commands, command, positive) -> None:
 
 def _export(chosen: argparse.Namespace) -> None:
     output = Path(chosen.output)
-    if output.is_dir() or not output.parent.is_dir():
-        raise InputError(f"{output} cannot be written: name a file in a folder that exists")
+    cli_deploy.check_export(output)
     if cli_deploy.is_compiled(chosen.weights):
+        if not Path(chosen.weights).is_file():
+            raise InputError(f"there is no file {chosen.weights}: give a network")
         raise InputError(
             f"{chosen.weights} is a compiled network, and StableHLO is made of trained weights: give those, or take "
             "export-onnx or export-c, which take compiled networks"

@@ -315,3 +315,36 @@ def test_mistakes(saved, tmp_path, capsys):
     assert "neither a file of PyTorch" in refusal(capsys, tmp_path / "text.pth", "-o", net)
     assert "cannot be written" in refusal(capsys, file, "-o", file / "net", *NORMALISED)
     assert not net.exists()
+
+
+@pytest.mark.parametrize("kind", [">f4", ">f2", ">f8", "longdouble"])
+def test_arrays_of_other_machines(kind, tmp_path):
+    state = official.dump(random_model())
+    foreign = {name: a.astype(kind) if a.dtype.kind == "f" else a.astype(">i8") for name, a in state.items()}
+    np.savez(tmp_path / "foreign.npz", allow_pickle=False, **foreign)
+    if kind == "longdouble":
+        with pytest.raises(InputError, match=r"which JAX has not: save it as float64"):
+            read_state(tmp_path / "foreign.npz")
+        return
+    found = read_state(tmp_path / "foreign.npz")
+    for name, array in found.items():
+        assert array.dtype.isnative and array.dtype != np.float16
+        np.testing.assert_array_equal(array, foreign[name])
+    assert main(["convert", str(tmp_path / "foreign.npz"), "-o", str(tmp_path / "w"), *NORMALISED]) == 0
+
+
+def test_prefixes_of_training_are_taken_off(tmp_path):
+    state = official.dump(random_model())
+    assert infer_config({f"module._orig_mod.{name}": a for name, a in state.items()}) == infer_config(state)
+
+
+def test_negative_variances_are_told():
+    state = official.dump(random_model())
+    assert not_finite(state) == ""
+    state["batch_norm.running_var"] = -state["batch_norm.running_var"]
+    assert "batch_norm.running_var" in not_finite(state)
+
+
+def test_a_network_that_is_not_there_comes_before_its_options(capsys, tmp_path):
+    assert main(["convert", str(tmp_path / "none"), "-o", "x", *NORMALISED]) == 2
+    assert "there is no folder" in capsys.readouterr().err

@@ -219,3 +219,17 @@ def test_tensors_that_are_no_plain_arrays_are_refused(tmp_path, capsys):
     for tensor in (torch.eye(3).to_sparse(), torch.empty(3, device="meta")):
         torch.save({**state, "mlp_head.1.bias": tensor}, tmp_path / "odd.pth")
         assert '"mlp_head.1.bias"' in refusal(capsys, tmp_path / "odd.pth", "-o", tmp_path / "net")
+
+
+def test_what_else_checkpoints_hold(tmp_path, capsys):
+    twin, _ = random_twin()
+    state, file = checkpoint(twin, "plain"), tmp_path / "net.pth"
+    beside = {"best": np.float64(71.2), "scaler": {"scale": torch.ones(1)}, "args": argparse.Namespace(lr=0.1)}
+    torch.save({"state_dict": state, **beside}, file)
+    said(capsys, file, "-o", tmp_path / "one", *STATISTICS)
+    torch.save({"checkpoint": {"model": state, "optimizer": {"m": torch.ones(2)}}, **beside}, file)
+    said(capsys, file, "-o", tmp_path / "two", "--key", "checkpoint.model", *STATISTICS)
+    for name in ("one", "two"):
+        bias = variables(weights.load(tmp_path / name)[0])["head.bias"][...]
+        np.testing.assert_array_equal(bias, state["mlp_head.1.bias"].numpy())
+    assert '"checkpoint.model"' in refusal(capsys, file, "-o", tmp_path / "net", "--key", "checkpoint.modle")

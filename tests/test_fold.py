@@ -141,3 +141,13 @@ def test_what_is_no_model_and_no_images():
     for wrong in (None, "images", [[1.0], [1.0, 2.0]]):
         with pytest.raises(InputError, match="images must be"):
             folded(wrong)  # pyright: ignore[reportArgumentType]
+
+
+def test_a_scale_whose_reciprocal_float32_cannot_hold():
+    model = random_model(depths=(1,))
+    norm = model.stages[0].blocks.channel.hidden_norm
+    norm.scale.set_value(norm.scale[...].at[:, 0].set(1e-39))
+    folded = fold(model)
+    entries = folded.arrays["stage0.block0.expand"]
+    assert bool(entries["constant"][0]) and not bool(entries["constant"][1])
+    assert all(np.isfinite(x).all() for entries in folded.arrays.values() for x in entries.values())

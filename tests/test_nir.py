@@ -193,6 +193,8 @@ def test_strict_differs_exactly_at_the_threshold():
         (dict(v_reset=None), {}, "soft reset"),
         (dict(norm="tebn"), {}, "weights of its own for each of 2 steps"),
         ({}, dict(dt=0.0), "positive number of seconds"),
+        ({}, dict(dt=1e-45), "must be from 1e-30 to 1e"),
+        ({}, dict(dt=1e300), "must be from 1e-30 to 1e"),
         ({}, dict(dt=float("nan")), "positive number of seconds"),
         ({}, dict(max_dense=-1), "positive number of megabytes"),
         ({}, dict(form="sparse"), "no form"),
@@ -320,3 +322,29 @@ def test_a_missing_package_is_told(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "nir" else real(name, *rest))
     assert cli.main(["export-nir", "fashion_mnist", "-o", str(tmp_path / "net.nir")]) == 2
     assert "pip install 'spiking-mlp-jax[export]'" in capsys.readouterr().err
+
+
+def test_images_of_another_layout_are_refused(small):
+    network = from_nir(to_nir(small, dt=np.float32(1e-3)))
+    c = small.config
+    images = np.zeros((2, c.image_size, c.image_size, c.in_channels), np.float32)
+    assert network(images).shape[1] == 2
+    for wrong in (np.moveaxis(images, 3, 1), images.reshape(2, -1, 2 * c.image_size, c.in_channels)):
+        with pytest.raises(InputError, match="channels last"):
+            network(wrong)
+
+
+def test_a_network_that_is_not_folded_is_refused():
+    with pytest.raises(InputError, match="not a SpikingMLP: give what `fold` makes"):
+        to_nir(random_model(depths=(1,)))
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+@pytest.mark.parametrize("command", ["export-nir", "export-onnx", "export-stablehlo"])
+def test_no_export_takes_a_file_of_the_network(command, name, tmp_path, capsys):
+    model = random_model(depths=(1,))
+    weights.save(tmp_path, model, {})
+    before = (tmp_path / name).read_bytes()
+    assert cli.main([command, str(tmp_path), "-o", str(tmp_path / name)]) == 2
+    assert "belongs to a weights folder" in capsys.readouterr().err
+    assert (tmp_path / name).read_bytes() == before

@@ -194,8 +194,10 @@ def _fold_into_thresholds(kernel, bias, norm, config):
     scale, offset, steps = _per_token(norm)
     with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
         constants = [offset / scale, config.v_threshold / scale, (config.v_reset or 0.0) / scale]
+        # As they will be stored: what float64 holds may be too large for float32.
+        stored = np.asarray(constants, np.promote_types(norm.scale[...].dtype, np.float32))
     # What a token with a = 0, or one so small that dividing overflows, adds to its neurons' input is nothing.
-    constant = ~np.isfinite(constants).all(0)
+    constant = ~np.isfinite(stored).all(0)
     plain = [offset, np.full_like(scale, config.v_threshold), np.full_like(scale, config.v_reset or 0.0)]
     constants = np.where(constant, plain, constants)
     return {

@@ -160,10 +160,11 @@ def rounded(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def not_finite(state: Mapping[str, np.ndarray]) -> str:
-    """A sentence about entries with NaN or infinite values; "" where there are none."""
+    """A sentence about entries with NaN, infinite values or negative variances; "" where there are none."""
     found = [name for name, a in state.items() if a.dtype.kind == "f" and not np.all(np.isfinite(a))]
     if not found:
-        return ""
+        found = [name for name, a in state.items() if name.endswith("running_var") and np.any(a < 0)]
+        return f'"{found[0]}" holds variances below 0, whose roots are no numbers: copy the file again' if found else ""
     more = f" and {len(found) - 1} more entries" if len(found) > 1 else ""
     return f'"{found[0]}"{more} hold values that are not finite: the training diverged, or a short dtype overflowed'
 

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import io
 import math
+import numbers
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 # What snnTorch takes without asking, and SpikingJelly unless told otherwise.
 DT = 1e-4
 MAX_MEGABYTES = 1024.0
+MIN_DT = 1e-30
 
 
 def to_nir(net: FoldedNet, *, form: str = "rows", dt: float = DT, max_dense: float = MAX_MEGABYTES) -> Any:
@@ -65,11 +67,17 @@ def to_nir(net: FoldedNet, *, form: str = "rows", dt: float = DT, max_dense: flo
         >>> graph.nodes["stage0_block0_token"].v_threshold.shape
         (384, 1, 8)
     """
+    from spiking_mlp_jax.infer.fold import FoldedNet
+
     require_nir()
     if form not in FORMS:
         raise InputError(f'there is no form "{form}" of a NIR graph: it is {" or ".join(FORMS)}')
-    if not (isinstance(dt, int | float) and math.isfinite(dt) and dt > 0):
+    if not isinstance(net, FoldedNet):
+        raise InputError(f"a folded network is exported, not a {type(net).__name__}: give what `fold` makes of one")
+    if not (isinstance(dt, numbers.Real) and math.isfinite(dt) and dt > 0):
         raise InputError(f"dt must be a positive number of seconds, but it is {dt!r}")
+    if not MIN_DT <= dt <= 1 / MIN_DT:
+        raise InputError(f"dt must be from {MIN_DT:g} to {1 / MIN_DT:g} seconds, which float32 holds, but it is {dt!r}")
     if not (isinstance(max_dense, int | float) and max_dense > 0):
         raise InputError(f"the limit must be a positive number of megabytes, but it is {max_dense!r}")
     _check(net)

@@ -100,6 +100,8 @@ class NirNetwork:
     def __init__(self, graph: Any, dt: float, time_steps: int, strict: bool):
         self.time_steps = time_steps
         order = _order(graph)
+        image = graph.metadata.get("image")
+        self._image = None if image is None else tuple(int(n) for n in np.ravel(image))
         self.input_shape = tuple(int(n) for n in graph.nodes[order[0]].input_type["input"])
         self.neurons = [name for name in order if type(graph.nodes[name]).__name__ in ("LIF", "IF")]
         self._arrays = {name: _arrays(name, graph.nodes[name], dt) for name in order}
@@ -122,6 +124,9 @@ class NirNetwork:
             raise InputError(
                 f"images must be [batch, H, W, C] that fill {self.input_shape}, but they are {images.shape}"
             )
+        if self._image is not None and images.shape[1:] != (*self._image[1:], self._image[0]):
+            expected = ", ".join(map(str, (*self._image[1:], self._image[0])))
+            raise InputError(f"images must be [batch, {expected}], channels last, but they are {images.shape}")
         return self.run(jnp.moveaxis(images, 3, 1).reshape(-1, *self.input_shape))[0]
 
     def run(self, x: Float[Array, "B *shape"]) -> tuple[Float[Array, "T B *out"], dict[str, Array]]:

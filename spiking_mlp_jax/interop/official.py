@@ -7,6 +7,7 @@ is one variable of the model, or one block's slice of one, with its axes in anot
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -47,7 +48,7 @@ def load(model: SpikingMLP, state: Mapping[str, Any]) -> None:
 
     Args:
         model: a model of the configuration that the state was trained with, concrete or of `nnx.eval_shape`.
-        state: official names to arrays. The prefix "module." (DistributedDataParallel) and the ".0" that the
+        state: official names to arrays. Prefixes of training (`plain_name`) and the ".0" that the
             official conversion to synchronised BatchNorm puts after a norm's name are accepted. Parameters take the
             dtype of the state; float64 needs `jax_enable_x64`.
 
@@ -213,6 +214,16 @@ def _checked(name, value, expected):
     return value
 
 
+def plain_name(name: str) -> str:
+    """An entry's name without the prefixes of DistributedDataParallel, AveragedModel and torch.compile.
+
+    Examples:
+        >>> plain_name("module._orig_mod.mlp_head.1.weight")
+        'mlp_head.1.weight'
+    """
+    return re.sub(r"^(?:(?:module|_orig_mod)\.)+", "", name)
+
+
 def _plain_names(state, entries):
     """Names without what distributed training adds, to the names as given."""
     # "X.0.weight" for a norm "X.weight": the conversion to SyncBN puts each norm into a container.
@@ -223,7 +234,7 @@ def _plain_names(state, entries):
             wrapped[f"{module}.0.{leaf}"] = entry.official
     plain = {}
     for name in state:
-        short = str(name).removeprefix("module.")
+        short = plain_name(str(name))
         short = wrapped.get(short, short)
         if short in plain:
             raise InputError(f'the official state has the entry "{short}" twice, the second time as "{name}"')

@@ -15,6 +15,7 @@ import numpy as np
 
 from spiking_mlp_jax.config import CHOICES, ModelConfig
 from spiking_mlp_jax.errors import InputError, nearest
+from spiking_mlp_jax.interop.official import plain_name
 
 # Fields on which the scores depend and of which a state says nothing, or leaves two possibilities: their defaults are
 # the paper's. `norm` and `neuron` are among the told ones where the names settle them.
@@ -116,7 +117,7 @@ class _Shapes:
     """The shapes of a state's entries, under the names that they have before distributed training."""
 
     def __init__(self, state: Mapping[str, np.ndarray]):
-        self.shapes = {str(name).removeprefix("module."): np.shape(array) for name, array in state.items()}
+        self.shapes = {plain_name(str(name)): np.shape(array) for name, array in state.items()}
 
     def of(self, name: str, axes: int) -> tuple[int, ...]:
         """The shape of an entry that must be there, with so many axes and nothing empty."""

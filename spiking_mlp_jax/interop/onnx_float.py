@@ -22,7 +22,8 @@ def float_model(folded: FoldedNet, *, pixels: bool = False, data: dict[str, Any]
 
     Args:
         folded: from `fold`.
-        pixels: whether the model takes raw pixels and normalises them itself.
+        pixels: whether the model takes raw pixels and normalises them itself, by `folded.mean` and `folded.std`: those
+            that were given to `fold` or came with the weights, else 0 and 1.
         data: "data" of the weights, which is stored with the model: how pictures become pixels, and the classes' names.
 
     Returns:
@@ -32,6 +33,10 @@ def float_model(folded: FoldedNet, *, pixels: bool = False, data: dict[str, Any]
     Raises:
         InputError: onnx is not installed, weights are not finite, or too large for one file.
     """
+    from spiking_mlp_jax.infer.fold import FoldedNet
+
+    if not isinstance(folded, FoldedNet):
+        raise InputError(f"a folded network is exported, not a {type(folded).__name__}: give what `fold` makes of one")
     c = folded.config
     net = _FloatNetwork(Graph(), folded)
     graph, images = net.graph, "images"

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.infer import artifact, ranges
 from spiking_mlp_jax.infer.network import IntegerNet
 from spiking_mlp_jax.interop.onnx_graph import Graph, described
@@ -48,6 +49,8 @@ def integer_model(net: IntegerNet) -> ModelProto:
     Raises:
         InputError: onnx is not installed; the network would not pass `artifact.check`, or is too large for one file.
     """
+    if not isinstance(net, IntegerNet):
+        raise InputError(f"an integer network is exported, not a {type(net).__name__}: give what `quantize` makes")
     artifact.check(net)
     c, run = net.description, _IntegerNetwork(Graph(), net)
     graph = run.graph

@@ -8,6 +8,7 @@ gives the same bytes, with one version of JAX: the file holds no date, and no pl
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -123,6 +124,10 @@ def export_stablehlo(
     chosen = check_platforms(platforms)
     if not isinstance(model, SpikingMLP):
         raise InputError(f"a SpikingMLP is exported, not a {type(model).__name__}: give the trained model")
+    try:
+        json.dumps(data, allow_nan=False, ensure_ascii=False).encode()
+    except (TypeError, ValueError) as error:
+        raise InputError(f"data cannot be JSON ({error}): use plain finite numbers, strings and lists") from error
     c, normalisation = model.config, model.pixels
     if pixels and normalisation is None:
         raise InputError(
@@ -189,6 +194,8 @@ def check_platforms(platforms: Sequence[str]) -> tuple[str, ...]:
     Raises:
         InputError: there is none, or an unknown one.
     """
+    if isinstance(platforms, str):
+        raise InputError(f'platforms must be a list of names, but it is "{platforms}": put it into a list')
     for name in platforms:
         if name not in PLATFORMS:
             # The nearest in letters to "gpu" is "tpu".

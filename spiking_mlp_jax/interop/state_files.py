@@ -25,6 +25,8 @@ from spiking_mlp_jax.infer.artifact import MAGIC, write_whole
 TORCH = (".pth", ".pt", ".tar")
 SUFFIXES = (*TORCH, ".safetensors", ".npz")
 INSTALL = "pip install torch"
+# An entry that every state of the official code has, by which it is told from an optimiser's or a scaler's.
+FIRST = "to_patch_embedding.0.0.weight"
 # What NumPy and zipfile raise for a damaged .npz.
 _DAMAGE = (OSError, ValueError, KeyError, EOFError, MemoryError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
@@ -47,13 +49,13 @@ def read_state(path: str | os.PathLike[str], key: str | None = None) -> dict[str
     path = Path(path)
     kind = _kind(path)
     if kind == "torch":
-        return {name: _widened(value) for name, value in _read_torch(path, key).items()}
+        return {name: _plain(path, name, value) for name, value in _read_torch(path, key).items()}
     if key is not None:
         raise InputError(f"{path} is a plain list of arrays: --key is for checkpoints of PyTorch")
     state = _read_npz(path) if kind == "npz" else _read_safetensors(path)
     if not state:
         raise InputError(f"{path} holds no arrays: give a file that holds a state_dict")
-    return {name: _widened(value) for name, value in state.items()}
+    return {name: _plain(path, name, value) for name, value in state.items()}
 
 
 def write_state(path: str | os.PathLike[str], state: Mapping[str, np.ndarray]) -> None:
@@ -151,7 +153,12 @@ def _short(error: BaseException) -> str:
     return " ".join(str(error).split())[:200]
 
 
-def _widened(value: np.ndarray) -> np.ndarray:
+def _plain(path: Path, name: str, value: np.ndarray) -> np.ndarray:
+    """The array in this machine's byte order, its floats of 4 or 8 bytes."""
+    if value.dtype.kind == "f" and value.dtype.itemsize > 8:
+        raise InputError(f'"{name}" in {path} holds {value.dtype}, which JAX has not: save it as float64')
+    if not value.dtype.isnative:
+        value = value.astype(value.dtype.newbyteorder("="))
     return value.astype(np.float32) if value.dtype in (np.float16, ml_dtypes.bfloat16) else value
 
 
@@ -169,8 +176,7 @@ def _torch(what: str, instead: str) -> Any:
 def _read_torch(path: Path, key: str | None) -> dict[str, np.ndarray]:
     torch = _torch(f"{path} is a file of PyTorch", "hand over the state_dict as a .safetensors or .npz")
     try:
-        # Training scripts keep their arguments in the checkpoint; a Namespace runs nothing when it is made.
-        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+        with torch.serialization.safe_globals(_harmless()), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of old formats, which are read all the same
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -191,6 +197,14 @@ def _read_torch(path: Path, key: str | None) -> dict[str, np.ndarray]:
     return {name: _array(path, torch, name, tensor) for name, tensor in _unwrapped(path, torch, content, key).items()}
 
 
+def _harmless() -> list[Any]:
+    """What training scripts keep beside weights and what runs nothing when it is made: arguments, NumPy's numbers."""
+    scalar = np._core.multiarray.scalar  # pyright: ignore[reportAttributeAccessIssue]
+    dtypes = [type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i4", "i8", "?")]
+    # The second name is that of NumPy 1.
+    return [argparse.Namespace, scalar, (scalar, "numpy.core.multiarray.scalar"), np.dtype, *dtypes]
+
+
 def _unwrapped(path: Path, torch: Any, content: Any, key: str | None) -> Mapping[str, Any]:
     """The state in what a file holds: the file's whole content, or one entry of a checkpoint."""
 
@@ -201,18 +215,29 @@ def _unwrapped(path: Path, torch: Any, content: Any, key: str | None) -> Mapping
             and all(isinstance(n, str) and isinstance(x, torch.Tensor) for n, x in value.items())
         )
 
-    states = {}
-    if isinstance(content, Mapping) and not is_state(content):
-        states = {str(name): value for name, value in content.items() if is_state(value)}
+    def gather(value, name=""):
+        if is_state(value):
+            states[name] = value
+        elif isinstance(value, Mapping) and name.count(".") < 3:
+            for inner, part in value.items():
+                gather(part, f"{name}.{inner}" if name else str(inner))
+
+    states: dict[str, Mapping[str, Any]] = {}
+    if not is_state(content):
+        gather(content)
     if key is not None:
         if key not in states:
-            known = nearest(key, states) if states else "it is a plain state, which needs no --key"
+            known = "it is a plain state, which needs no --key" if is_state(content) else "it holds none at all"
+            known = nearest(key, states) if states else known
             raise InputError(f'{path} has no state under the key "{key}": {known}')
         return states[key]
     if is_state(content):
         return content
     if len(states) == 1:
         return next(iter(states.values()))
+    official = [state for state in states.values() if any(name.endswith(FIRST) for name in state)]
+    if len(official) == 1:
+        return official[0]
     if states:
         names = ", ".join(f'"{name}"' for name in states)
         raise InputError(f"{path} holds several states, {names}: choose one with --key")
