@@ -1,5 +1,6 @@
 """Eight virtual CPU devices, set before JAX starts; float64 where a test asks for it."""
 
+import gc
 import os
 
 FLAGS = (
@@ -10,6 +11,9 @@ FLAGS = (
 )
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS])
 os.environ["JAX_PLATFORMS"] = "cpu"
+
+# JAX keeps what it traces and compiles, a heap that grows with the tests: look through it less often.
+gc.set_threshold(20_000, 20, 20)
 
 import hypothesis  # noqa: E402
 import jax  # noqa: E402
