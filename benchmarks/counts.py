@@ -68,7 +68,7 @@ def main() -> int:
         prog="python -m benchmarks.counts", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--record", action="store_true", help="record the counts instead of comparing them")
-    parser.add_argument("--quick", action="store_true", help=f"leave out {' and '.join(SLOW)}")
+    parser.add_argument("--quick", action="store_true", help=f"leave out {', '.join(SLOW)}")
     args = parser.parse_args()
     if args.quick and args.record:
         parser.error("--record records all programs: leave out --quick")
