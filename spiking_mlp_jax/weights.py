@@ -234,7 +234,7 @@ def find(where: str | os.PathLike[str]) -> Path:
     if not isinstance(where, str | os.PathLike):
         raise InputError(f"a network is named by a folder or a shipped network's name, but it is {where!r}")
     folder = Path(where)
-    for candidate in (folder / "weights", folder):
+    for candidate in (folder, folder / "weights"):
         # os.path answers False where pathlib raises, as for a name that is too long.
         if any(os.path.isfile(candidate / name) for name in (TENSORS, OLD_TENSORS)):
             return candidate

@@ -337,3 +337,9 @@ def test_texts_stay_texts(name, trained, names):
         *("# n", "## Data", "## Accuracy", "## Use it", "## Files", "## Licence and citation")
     ]
     assert body.count("\n```") == 10
+
+
+def test_a_folder_inside_does_not_take_its_place(shared, tmp_path):
+    save_pretrained(shared / "weights", random_model(**{**FIELDS, "dim": 6}), META, name="other")
+    assert weights.find(shared) == shared
+    assert SpikingMLP.from_pretrained(shared).config.dim == 3

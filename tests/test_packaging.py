@@ -64,7 +64,17 @@ def test_the_sdist_is_enough_to_test_and_build_from(built):
         names = {name.partition("/")[2] for name in archive.getnames()}
     for folder in ("spiking_mlp_jax", "tests", "configs", "docs", "scripts", "benchmarks"):
         assert files_of(folder) <= names
-    for name in ("train.py", "Makefile", "requirements.lock", "README.md", "LICENSE", "CHANGELOG.md", "CITATION.cff"):
+    for name in (
+        ".ci/run",
+        ".github/workflows/test.yml",
+        "train.py",
+        "Makefile",
+        "requirements.lock",
+        "README.md",
+        "LICENSE",
+        "CHANGELOG.md",
+        "CITATION.cff",
+    ):
         assert name in names
 
 
