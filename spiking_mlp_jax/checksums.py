@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from spiking_mlp_jax.errors import InputError
-from spiking_mlp_jax.infer.artifact import write_whole
+from spiking_mlp_jax.files import write_whole
 
 SUMS = "SHA256SUMS"
 _LINE = re.compile(r"([0-9a-f]{64}) [ *]([^/\\\0]+)")

@@ -11,9 +11,9 @@ import json
 import os
 import sys
 import textwrap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from spiking_mlp_jax.model import SpikingMLP
 
 TRAINING_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax", "chex", "grain", "ml_collections")
-Item = TypeVar("Item")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -290,12 +289,11 @@ def _evaluate(chosen: argparse.Namespace) -> None:
         return cli_deploy.evaluate(chosen, _steps)
     _refuse_compiled_options(chosen)
     from spiking_mlp_jax import weights
-    from spiking_mlp_jax.data.damaged import Damaged
-    from spiking_mlp_jax.data.pipeline import eval_batches
     from spiking_mlp_jax.data.sources import Chosen, open_source
     from spiking_mlp_jax.probe.activity import SPIKES, in_network_order
+    from spiking_mlp_jax.progress import tracked
     from spiking_mlp_jax.train.compilation_cache import use_compilation_cache
-    from spiking_mlp_jax.train.evaluate import evaluate_model, silent_and_saturated
+    from spiking_mlp_jax.train.evaluate import evaluate_source, silent_and_saturated
     from spiking_mlp_jax.train.metrics import to_json
 
     use_compilation_cache("auto")
@@ -317,17 +315,8 @@ def _evaluate(chosen: argparse.Namespace) -> None:
         )
     if chosen.limit is not None:
         source = Chosen(source, range(min(chosen.limit, len(source))))
-    batches = eval_batches(
-        source,
-        batch_size=chosen.batch_size,
-        image_size=config.image_size,
-        in_channels=config.in_channels,
-        resize_mode=data["resize_mode"],
-        eval_resize=data["eval_resize"],
-        damaged=Damaged(source, weights.max_bad_images(folder), lambda text: print(text, file=sys.stderr)),
-    )
-    count = -(-len(source) // chosen.batch_size)
-    result = evaluate_model(model, _with_progress(batches, count), data["mean"], data["std"])
+    bad = weights.max_bad_images(folder)
+    result = evaluate_source(model, source, data, batch_size=chosen.batch_size, max_bad_images=bad, shown=tracked)
     rates = in_network_order(result.firing_rates, config)
     silent, saturated = silent_and_saturated(rates)
     if chosen.json:
@@ -368,14 +357,6 @@ def _load(where: str) -> tuple[Path, SpikingMLP, dict[str, Any]]:
     if "data" not in meta:
         raise InputError(f'{folder / weights.CONFIG} has no "data", which says how images become inputs: save it again')
     return folder, model, meta
-
-
-def _with_progress(items: Iterable[Item], count: int) -> Iterator[Item]:
-    from rich.console import Console
-    from rich.progress import track
-
-    console = Console(stderr=True)
-    yield from track(items, "evaluating", total=count, console=console, transient=True, disable=not console.is_terminal)
 
 
 if __name__ == "__main__":

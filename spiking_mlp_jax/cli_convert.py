@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from spiking_mlp_jax.cli_deploy import WHERE
+from spiking_mlp_jax.cli_deploy import WHERE, check_export
 from spiking_mlp_jax.errors import InputError
 
 # What says how a file becomes a folder, and means nothing the other way round.
@@ -121,13 +121,10 @@ def _to_file(chosen: argparse.Namespace, path: Path) -> None:
     from spiking_mlp_jax.interop.state_files import check_suffix, write_state
 
     check_suffix(path)
-    if path.is_dir():
-        raise InputError(f"{path} is a folder: name a file")
+    check_export(path)
     from spiking_mlp_jax import weights
 
     folder = weights.find(chosen.source)
-    if path.name in (weights.TENSORS, weights.OLD_TENSORS) and (path.parent / weights.CONFIG).is_file():
-        raise InputError(f"{path} belongs to a weights folder, which would be lost: name another file")
     from spiking_mlp_jax.interop import convert, official
 
     model, _ = weights.load(folder)

@@ -92,7 +92,7 @@ def write_pictures(folder: Path) -> list[Path]:
     from PIL import Image
 
     from spiking_mlp_jax.data.sources import open_source
-    from spiking_mlp_jax.infer.artifact import write_whole
+    from spiking_mlp_jax.files import write_whole
 
     source = open_source("fashion_mnist", "test", None)
     chosen: dict[int, dict] = {}

@@ -103,16 +103,30 @@ def add_commands(commands, command, positive) -> None:
 
 
 def check_export(output: Path) -> None:
-    """Refuses a place to which an exported network cannot be written, or where it would take a weights folder's file.
+    """Refuses a place to which an exported network cannot be written.
 
     Raises:
-        InputError: see above.
+        InputError: it is a folder or in none, or would take the place of a weights folder's file.
     """
     if output.is_dir() or not output.parent.is_dir():
         raise InputError(f"{output} cannot be written: name a file in a folder that exists")
-    own = ("config.json", "model.safetensors", "weights.safetensors", "SHA256SUMS", "README.md")
-    if output.name in own and (output.parent / "config.json").is_file():
-        raise InputError(f"{output} belongs to a weights folder, which would be lost: name another file")
+    if (output.parent / "config.json").is_file():
+        from spiking_mlp_jax.weights import FILES
+
+        if output.name in FILES:
+            raise InputError(f"{output} belongs to a weights folder, which would be lost: name another file")
+
+
+def refuse_compiled(where: str, why: str) -> None:
+    """Refuses a compiled network where weights are needed.
+
+    Raises:
+        InputError: it is one, which `why` answers, or has its name and is not there.
+    """
+    if is_compiled(where):
+        if not os.path.isfile(where):
+            raise InputError(f"there is no file {where}: give a network")
+        raise InputError(f"{where} is a compiled network, {why}")
 
 
 def is_compiled(where: str) -> bool:

@@ -70,31 +70,19 @@ def _hub(chosen: argparse.Namespace) -> None:
 
 def _measured(folder, model, meta, chosen):
     from spiking_mlp_jax import weights
-    from spiking_mlp_jax.cli import _with_progress
-    from spiking_mlp_jax.data.damaged import Damaged
-    from spiking_mlp_jax.data.pipeline import eval_batches
     from spiking_mlp_jax.probe.samples import open_test_images
+    from spiking_mlp_jax.progress import tracked
     from spiking_mlp_jax.train.compilation_cache import use_compilation_cache
-    from spiking_mlp_jax.train.evaluate import evaluate_model
+    from spiking_mlp_jax.train.evaluate import evaluate_source
 
     use_compilation_cache("auto")
-    config = model.config
     _, _, data, source = open_test_images(str(folder), chosen.dataset, chosen.data_dir)
-    if len(source.class_names) != config.num_classes:
+    if len(source.class_names) != model.config.num_classes:
         raise InputError(
-            f"the network in {folder} knows {config.num_classes} classes, but the data have {len(source.class_names)}: "
-            "name its own data with --dataset and --data-dir"
+            f"the network in {folder} knows {model.config.num_classes} classes, but the data have "
+            f"{len(source.class_names)}: name its own data with --dataset and --data-dir"
         )
-    size = 256
-    batches = eval_batches(
-        source,
-        batch_size=size,
-        image_size=config.image_size,
-        in_channels=config.in_channels,
-        resize_mode=data["resize_mode"],
-        eval_resize=data["eval_resize"],
-        damaged=Damaged(source, weights.max_bad_images(folder), lambda text: print(text, file=sys.stderr)),
-    )
-    found = evaluate_model(model, _with_progress(batches, -(-len(source) // size)), data["mean"], data["std"])
+    bad = weights.max_bad_images(folder)
+    found = evaluate_source(model, source, data, batch_size=256, max_bad_images=bad, shown=tracked)
     other = {"dataset": chosen.dataset} if chosen.dataset not in (None, data["dataset"]) else {}
     return {"accuracy": found.accuracy, "loss": found.loss, "images": found.images, **other}

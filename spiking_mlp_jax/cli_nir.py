@@ -5,16 +5,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from spiking_mlp_jax.errors import InputError
-
-# As in interop/nir_export.py, which is not imported before a command needs it.
-DT, MAX_MEGABYTES = 1e-4, 1024.0
+from spiking_mlp_jax.cli_deploy import WHERE, check_export, refuse_compiled
+from spiking_mlp_jax.interop.nir_graph import DT, MAX_MEGABYTES
 
 
 def add_commands(commands, command, positive) -> None:
     """Adds the commands' parsers; the arguments are those of `cli_deploy.add_commands`."""
-    from spiking_mlp_jax.cli_deploy import WHERE
-
     parser = command(
         commands,
         "export-nir",
@@ -46,16 +42,9 @@ def add_commands(commands, command, positive) -> None:
 
 
 def _export(chosen: argparse.Namespace) -> None:
-    from spiking_mlp_jax.cli_deploy import check_export, is_compiled
-
     output = Path(chosen.output)
     check_export(output)
-    if is_compiled(chosen.network):
-        if not Path(chosen.network).is_file():
-            raise InputError(f"there is no file {chosen.network}: give a network")
-        raise InputError(
-            f"{chosen.network} is a compiled network, whose neurons are integers: export the weights it was made of"
-        )
+    refuse_compiled(chosen.network, "whose neurons are integers: export the weights it was made of")
     from spiking_mlp_jax import weights
     from spiking_mlp_jax.infer.fold import fold
     from spiking_mlp_jax.interop.nir_export import to_nir, write_nir

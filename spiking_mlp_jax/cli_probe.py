@@ -91,7 +91,7 @@ def _receptive_fields(chosen: argparse.Namespace) -> None:
     out = Path(chosen.output or Path("fields") / Path(os.path.abspath(chosen.weights)).name)
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is not a folder: give another with -o")
-    from spiking_mlp_jax.infer.artifact import write_whole
+    from spiking_mlp_jax.files import write_whole
     from spiking_mlp_jax.probe.field_plots import figures
     from spiking_mlp_jax.probe.field_study import Settings, study
     from spiking_mlp_jax.probe.field_summary import summarize

@@ -5,9 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from spiking_mlp_jax import cli_deploy
-from spiking_mlp_jax.cli_deploy import WHERE
-from spiking_mlp_jax.errors import InputError
+from spiking_mlp_jax.cli_deploy import WHERE, check_export, refuse_compiled
 
 
 def add_commands(commands, command, positive) -> None:
@@ -38,14 +36,12 @@ def add_commands(commands, command, positive) -> None:
 
 def _export(chosen: argparse.Namespace) -> None:
     output = Path(chosen.output)
-    cli_deploy.check_export(output)
-    if cli_deploy.is_compiled(chosen.weights):
-        if not Path(chosen.weights).is_file():
-            raise InputError(f"there is no file {chosen.weights}: give a network")
-        raise InputError(
-            f"{chosen.weights} is a compiled network, and StableHLO is made of trained weights: give those, or take "
-            "export-onnx or export-c, which take compiled networks"
-        )
+    check_export(output)
+    refuse_compiled(
+        chosen.weights,
+        "and StableHLO is made of trained weights: give those, or take export-onnx or export-c, which take compiled "
+        "networks",
+    )
     from spiking_mlp_jax import weights
     from spiking_mlp_jax.interop.stablehlo import check_platforms, export_stablehlo
 

@@ -13,11 +13,10 @@ from flax import nnx
 from spiking_mlp_jax import weights
 from spiking_mlp_jax.checksums import file_hash, write_sums
 from spiking_mlp_jax.errors import InputError
-from spiking_mlp_jax.infer.artifact import write_whole
+from spiking_mlp_jax.files import write_whole
 from spiking_mlp_jax.model import SpikingMLP
 from spiking_mlp_jax.model_card import model_card
 
-CARD = "README.md"
 # As the Hub has them: letters, digits, "-", "_" and "." in both parts.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 _LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
@@ -69,8 +68,8 @@ def save_pretrained(
 
 def write_card(folder: Path) -> None:
     """Writes the model card and the checksums of a folder whose config.json has "name" and "license"."""
-    write_whole(folder / CARD, [_card(folder)])
-    write_sums(folder, (weights.TENSORS, weights.CONFIG, CARD))
+    write_whole(folder / weights.CARD, [_card(folder)])
+    write_sums(folder, (weights.TENSORS, weights.CONFIG, weights.CARD))
 
 
 def _card(folder: Path) -> bytes:
@@ -88,13 +87,15 @@ def _spare_other_files(folder: Path) -> None:
         return
     if not any((folder / name).is_file() for name in (weights.TENSORS, weights.OLD_TENSORS)):
         raise InputError(f"{folder} holds other files: name a new folder, or one that this command wrote")
-    if os.path.lexists(folder / CARD):
+    if os.path.lexists(folder / weights.CARD):
         try:
-            own = (folder / CARD).read_bytes() != _card(folder)
+            own = (folder / weights.CARD).read_bytes() != _card(folder)
         except (InputError, OSError):
             own = True
         if own:
-            raise InputError(f"{folder / CARD} is not as this package wrote it: move it away, or name a new folder")
+            raise InputError(
+                f"{folder / weights.CARD} is not as this package wrote it: move it away, or name a new folder"
+            )
 
 
 def _check(meta) -> None:

@@ -3,8 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
+
+Item = TypeVar("Item")
+
+
+def tracked(items: Iterable[Item], count: int, what: str = "evaluating") -> Iterator[Item]:
+    """The items as they come, with a bar that goes away at the end; nothing is shown without a terminal.
+
+    Args:
+        items: anything to iterate over.
+        count: how many there are.
+        what: the bar's description.
+    """
+    from rich.console import Console
+    from rich.progress import track
+
+    console = Console(stderr=True)
+    yield from track(items, what, total=count, console=console, transient=True, disable=not console.is_terminal)
 
 
 @contextmanager

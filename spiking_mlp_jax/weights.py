@@ -35,6 +35,8 @@ FORMAT = 1
 TENSORS = "model.safetensors"
 OLD_TENSORS = "weights.safetensors"  # the name in folders of earlier versions, which are still read
 CONFIG = "config.json"
+CARD = "README.md"
+FILES = (TENSORS, OLD_TENSORS, CONFIG, CARD, SUMS)
 PRETRAINED = Path(__file__).parent / "pretrained"
 # Which types of safetensors each type of variable takes. Variables are float64 with x64 on and lose nothing then;
 # with x64 off, F64 is rounded to float32.
@@ -92,7 +94,7 @@ def save(path: str | os.PathLike[str], model: SpikingMLP, meta: dict[str, Any]) 
     if os.path.lexists(folder / SUMS):
         # Checksums first: without them the older files are still whole.
         (folder / SUMS).unlink()
-        (folder / "README.md").unlink(missing_ok=True)
+        (folder / CARD).unlink(missing_ok=True)
     suffix = f".{os.getpid()}.tmp"
     temporaries = [folder / (name + suffix) for name in (TENSORS, CONFIG)]
     try:

@@ -11,7 +11,8 @@ from test_fold import with_scales
 from benchmarks.nir_agreement import channels_first, compare, folded_spikes, image_batches, in_torch
 from spiking_mlp_jax import weights
 from spiking_mlp_jax.infer.fold import fold
-from spiking_mlp_jax.interop.nir_export import DT, to_nir, write_nir
+from spiking_mlp_jax.interop.nir_export import to_nir, write_nir
+from spiking_mlp_jax.interop.nir_graph import DT
 
 pytestmark = [
     pytest.mark.tools,

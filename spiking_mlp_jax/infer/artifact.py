@@ -22,13 +22,13 @@ import math
 import os
 import reprlib
 import struct
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from spiking_mlp_jax.errors import InputError
+from spiking_mlp_jax.files import write_whole
 from spiking_mlp_jax.infer import ranges
 from spiking_mlp_jax.infer.artifact_check import (
     check_values,
@@ -63,27 +63,6 @@ def save(net: IntegerNet, path: str | os.PathLike[str]) -> None:
         raise InputError(f"an integer network is saved, as quantize gives it, not a {type(net).__name__}")
     prefix, header, parts = _encode(net)
     write_whole(path, [prefix, header, *parts])
-
-
-def write_whole(path: str | os.PathLike[str], parts: Iterable[bytes]) -> None:
-    """Writes a file under a temporary name and renames it, so that a reader never sees half of it.
-
-    Raises:
-        InputError: it cannot be written.
-    """
-    path = Path(path)
-    temporary = path.parent / f"{path.name}.{os.getpid()}.tmp"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(temporary, "wb") as file:
-                for part in parts:
-                    file.write(part)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise InputError(f"{path} cannot be written ({error}): give another place") from error
 
 
 def size(net: IntegerNet) -> int:

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from spiking_mlp_jax.errors import InputError
+from spiking_mlp_jax.files import write_whole
 from spiking_mlp_jax.infer import artifact, reference
 from spiking_mlp_jax.infer.c_block import block
 from spiking_mlp_jax.infer.c_buffers import buffers
@@ -52,7 +53,7 @@ def export_c(net: IntegerNet, path: str | os.PathLike[str]) -> Memory:
             cannot be written.
     """
     text, needed = _written(net, identifier(Path(path).stem))
-    artifact.write_whole(path, [text.encode()])
+    write_whole(path, [text.encode()])
     return needed
 
 

@@ -30,15 +30,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from spiking_mlp_jax.errors import InputError
-from spiking_mlp_jax.infer.artifact import write_whole
-from spiking_mlp_jax.interop.nir_graph import FORMS, Form, Neurons, PerToken, Size, require_nir
+from spiking_mlp_jax.files import write_whole
+from spiking_mlp_jax.interop.nir_forms import FORMS
+from spiking_mlp_jax.interop.nir_graph import DT, MAX_MEGABYTES, Form, Neurons, PerToken, Size, require_nir
 
 if TYPE_CHECKING:
     from spiking_mlp_jax.infer.fold import FoldedNet
 
-# What snnTorch takes without asking, and SpikingJelly unless told otherwise.
-DT = 1e-4
-MAX_MEGABYTES = 1024.0
+# Beyond it and its reciprocal, float32 loses digits of tau * dt or of an IF neuron's 1 / dt.
 MIN_DT = 1e-30
 
 
@@ -47,7 +46,7 @@ def to_nir(net: FoldedNet, *, form: str = "rows", dt: float = DT, max_dense: flo
 
     Args:
         net: of LIF, PLIF or IF neurons with a hard reset, and weights that are the same at every step.
-        form: "rows" or "dense", see `nir_graph`.
+        form: "rows" or "dense", see `nir_forms`.
         dt: seconds that a time step stands for.
         max_dense: megabytes that the graph's parameters may take.
 

@@ -1,19 +1,11 @@
-"""Layers of a folded network as nodes of a NIR graph, in one of two forms.
+"""A NIR graph that is collected layer by layer: what its two forms have in common.
 
-NIR's nodes take one array each: Affine maps its last axis, Conv2d convolves [channels, rows, columns], and nothing
-moves an axis to another place. So the arrays of a stage of C channels and S x S tokens are laid out so that every map
-is one node:
-
-    RowsForm    [C * S, 1, S]: each row of each channel is a channel of one-row images. A Conv2d then maps channels and
-                rows densely and is shared by the columns; what acts along a row is an Affine batched over the rest.
-    DenseForm   [C * S * S]: every map is an Affine [out, in], every neuron has the same constants in its layer. It is
-                the larger form, and the one that simulators of vectors read.
-
-Both are [C, S, S] in C's order, reshaped. The `nir` package is imported here and in `nir_import.py` alone.
+The `nir` package is imported here alone.
 """
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import importlib.util
 import math
@@ -25,6 +17,9 @@ import numpy as np
 from spiking_mlp_jax.errors import InputError
 
 MEGABYTE = 1 << 20
+# Seconds that a time step stands for: what snnTorch takes without asking, and SpikingJelly unless told otherwise.
+DT = 1e-4
+MAX_MEGABYTES = 1024.0
 
 
 def require_nir() -> Any:
@@ -75,12 +70,16 @@ class Size:
     side: int
 
 
-class Form:
+class Form(abc.ABC):
     """Collects nodes and edges; nothing is built before `graph`, so that a refusal costs no memory.
 
     Args:
         dt: seconds that a time step stands for.
         dtype: of the parameters.
+
+    Attributes:
+        name: what users call the form.
+        per_neuron: whether the neurons of a layer may have constants of their own, as a norm per token needs.
     """
 
     name: str
@@ -92,21 +91,23 @@ class Form:
         self.edges: list[tuple[str, str]] = []
         self.entries = 0
 
+    @abc.abstractmethod
     def shape(self, size: Size) -> tuple[int, ...]:
         """Of the array that stands for [channels, side, side]."""
-        raise NotImplementedError
 
-    def conv(self, name, source, kernel, bias, size: Size, stride=1, padding=0, per_token: PerToken | None = None):
+    @abc.abstractmethod
+    def conv(
+        self, name, source, kernel, bias, size: Size, stride=1, padding=0, per_token: PerToken | None = None
+    ) -> str:
         """A convolution, kernel [k, k, in, out] and bias [out], whose output `per_token` scales; its node's name."""
-        raise NotImplementedError
 
-    def along(self, name, source, kernel, bias, size: Size, axis: str):
+    @abc.abstractmethod
+    def along(self, name, source, kernel, bias, size: Size, axis: str) -> str:
         """Mixing of the tokens along "height" or "width", kernel [in, out] and bias [out]; its node's name."""
-        raise NotImplementedError
 
-    def head(self, name, source, kernel, bias, size: Size):
+    @abc.abstractmethod
+    def head(self, name, source, kernel, bias, size: Size) -> str:
         """Scores of the sum over tokens, kernel [channels, out] and bias [out]; its node's name."""
-        raise NotImplementedError
 
     def input(self, size: Size) -> str:
         """The graph's input; its node's name."""
@@ -149,8 +150,9 @@ class Form:
                 raise InputError(f"{name} would hold numbers that are not finite: the network's weights are damaged")
         return self.nir.NIRGraph(nodes, self.edges, metadata)
 
-    def _advice(self, needed):
-        raise NotImplementedError
+    @abc.abstractmethod
+    def _advice(self, needed: int) -> str:
+        """What to do about a graph of so many megabytes."""
 
     def _add(self, name, source, entries, build):
         self.nodes[name] = build
@@ -190,133 +192,6 @@ class Form:
         values = np.asarray(values, self.dtype)
         # Others write into a graph's arrays; what broadcast_to gives is read-only.
         return values if values.shape == shape and values.flags.writeable else np.array(np.broadcast_to(values, shape))
-
-
-class RowsForm(Form):
-    """Arrays [C * S, 1, S], see the module."""
-
-    name, per_neuron = "rows", True
-
-    def shape(self, size):
-        """See `Form`."""
-        return size.channels * size.side, 1, size.side
-
-    def conv(self, name, source, kernel, bias, size, stride=1, padding=0, per_token=None):
-        """See `Form`."""
-        k, _, fan_in, fan_out = kernel.shape
-        side = (size.side + 2 * padding - k) // stride + 1
-        # One row of pixels, padded above and below as on its sides (nir infers shapes of square kernels alone).
-        pad = max(padding, k - 1 - padding)
-        shape = fan_out * side, fan_in * size.side, 2 * pad + 1, 2 * pad + 1
-
-        def build():
-            weight = np.zeros((fan_out, side, fan_in, size.side, *shape[2:]), self.dtype)
-            columns = slice(pad - padding, pad - padding + k)
-            for row in range(side):
-                for i in range(k):
-                    if 0 <= (read := row * stride + i - padding) < size.side:
-                        weight[:, row, :, read, pad, columns] = kernel[i].transpose(2, 1, 0)
-            return self.nir.Conv2d(
-                (1, size.side),
-                weight.reshape(shape),
-                stride,
-                pad,
-                1,
-                1,
-                self._array(np.repeat(bias, side), shape[:1]),
-            )
-
-        self._add(name, source, int(np.prod(shape)) + shape[0], build)
-        if per_token is None:
-            return name
-        scaled = self.shape(Size(fan_out, side))
-        return self._affine(
-            f"{name}_norm",
-            name,
-            (*scaled, side),
-            lambda: self._over_tokens(per_token.scale, scaled)[..., None] * np.eye(side),
-            lambda: self._over_tokens(per_token.offset, scaled),
-        )
-
-    def along(self, name, source, kernel, bias, size, axis):
-        """See `Form`."""
-        if axis == "width":
-            weight = (*self.shape(size), size.side)
-            return self._affine(name, source, weight, lambda: kernel.T, lambda: bias)
-        rows = size.channels * size.side
-
-        def build():
-            weight = np.kron(np.eye(size.channels, dtype=self.dtype), kernel.T.astype(self.dtype))
-            every = self._array(np.tile(bias, size.channels), (rows,))
-            return self.nir.Conv2d((1, size.side), weight.reshape(rows, rows, 1, 1), 1, 0, 1, 1, every)
-
-        return self._add(name, source, rows * (rows + 1), build)
-
-    def head(self, name, source, kernel, bias, size):
-        """See `Form`."""
-        flat = f"{name}_tokens"
-        self._add(flat, source, 0, lambda: self.nir.Flatten(np.array(self.shape(size)), 0, -1))
-        weight = kernel.shape[1], int(np.prod(self.shape(size)))
-        return self._affine(name, flat, weight, lambda: np.repeat(kernel.T, size.side**2, 1), lambda: bias)
-
-    def _advice(self, needed):
-        return f"take a network of fewer channels or tokens, or raise the limit to {needed:,} MB (--max-dense)"
-
-
-class DenseForm(Form):
-    """Arrays [C * S * S], see the module."""
-
-    name, per_neuron = "dense", False
-
-    def shape(self, size):
-        """See `Form`."""
-        return (size.channels * size.side**2,)
-
-    def conv(self, name, source, kernel, bias, size, stride=1, padding=0, per_token=None):
-        """See `Form`."""
-        k, _, fan_in, fan_out = kernel.shape
-        side = (size.side + 2 * padding - k) // stride + 1
-        shape = fan_out * side**2, fan_in * size.side**2
-        token = PerToken(np.ones(side**2), np.zeros(side**2)) if per_token is None else per_token
-
-        def weight():
-            made = np.zeros((fan_out, side, side, fan_in, size.side, size.side), self.dtype)
-            scale = token.scale.reshape(side, side)
-            for row, column, i, j in np.ndindex(side, side, k, k):
-                y, x = row * stride + i - padding, column * stride + j - padding
-                if 0 <= y < size.side and 0 <= x < size.side:
-                    made[:, row, column, :, y, x] = scale[row, column] * kernel[i, j].T
-            return made.reshape(shape)
-
-        return self._affine(
-            name, source, shape, weight, lambda: (bias[:, None] * token.scale + token.offset).reshape(-1)
-        )
-
-    def along(self, name, source, kernel, bias, size, axis):
-        """See `Form`."""
-        one, every = np.eye(size.side, dtype=self.dtype), np.eye(size.channels, dtype=self.dtype)
-        pair = (kernel.T, one) if axis == "height" else (one, kernel.T)
-        spread = bias[:, None] if axis == "height" else bias
-        tokens = np.broadcast_to(spread, (size.side, size.side)).reshape(-1)
-        shape = self.shape(size) * 2
-        return self._affine(
-            name,
-            source,
-            shape,
-            lambda: np.kron(every, np.kron(*pair).astype(self.dtype)),
-            lambda: np.tile(tokens, size.channels),
-        )
-
-    def head(self, name, source, kernel, bias, size):
-        """See `Form`."""
-        weight = kernel.shape[1], *self.shape(size)
-        return self._affine(name, source, weight, lambda: np.repeat(kernel.T, size.side**2, 1), lambda: bias)
-
-    def _advice(self, needed):
-        return f"the form of rows, without --dense, is smaller, or raise the limit to {needed:,} MB (--max-dense)"
-
-
-FORMS: dict[str, type[Form]] = {form.name: form for form in (RowsForm, DenseForm)}
 
 
 def _is_floating(values) -> bool:

@@ -14,7 +14,7 @@ import numpy as np
 
 from spiking_mlp_jax import __version__
 from spiking_mlp_jax.errors import InputError
-from spiking_mlp_jax.infer.artifact import write_whole
+from spiking_mlp_jax.files import write_whole
 
 if TYPE_CHECKING:
     from onnx import ModelProto

@@ -20,7 +20,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_safetensors
 
 from spiking_mlp_jax.errors import InputError, nearest
-from spiking_mlp_jax.infer.artifact import MAGIC, write_whole
+from spiking_mlp_jax.files import write_whole
+from spiking_mlp_jax.infer.artifact import MAGIC
 
 TORCH = (".pth", ".pt", ".tar")
 SUFFIXES = (*TORCH, ".safetensors", ".npz")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,13 +22,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from spiking_mlp_jax import weights
-from spiking_mlp_jax.data.damaged import Damaged, next_decodable
+from spiking_mlp_jax.data.damaged import next_decodable
 from spiking_mlp_jax.data.normalize import normalize
-from spiking_mlp_jax.data.pipeline import eval_batches, fit_image
+from spiking_mlp_jax.data.pipeline import fit_image
 from spiking_mlp_jax.data.sources import Source, open_source
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.probe.activity import SPIKES, in_network_order, spikes_of_first
-from spiking_mlp_jax.train.evaluate import evaluate_model, silent_and_saturated
+from spiking_mlp_jax.train.evaluate import evaluate_source, silent_and_saturated
 from spiking_mlp_jax.train.loss import class_scores
 from spiking_mlp_jax.train.metrics import read_metrics
 
@@ -334,17 +333,8 @@ def _evaluation(workdir: Path, model, meta, source: Source, settings) -> dict[st
     step = (meta.get("result") or {}).get("step")
     if step is not None and stored.get("step") == step:
         return stored
-    data = meta["data"]
-    batches = eval_batches(
-        source,
-        batch_size=settings.get("eval_batch_size", 256),
-        image_size=model.config.image_size,
-        in_channels=model.config.in_channels,
-        resize_mode=data["resize_mode"],
-        eval_resize=data["eval_resize"],
-        damaged=Damaged(source, settings.get("max_bad_images", 0.0), lambda text: print(text, file=sys.stderr)),
-    )
-    return evaluate_model(model, batches, data["mean"], data["std"]).to_dict()
+    size, bad = settings.get("eval_batch_size", 256), settings.get("max_bad_images", 0.0)
+    return evaluate_source(model, source, meta["data"], batch_size=size, max_bad_images=bad).to_dict()
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from spiking_mlp_jax.data.augment import fit_image
 from spiking_mlp_jax.data.damaged import next_decodable
-from spiking_mlp_jax.infer.artifact import write_whole
+from spiking_mlp_jax.files import write_whole
 from spiking_mlp_jax.infer.cost import Cost, cost
 from spiking_mlp_jax.probe.receptive_field import EffectiveField
 from spiking_mlp_jax.report import classes, fields, overview, spending, viewer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,9 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
+from spiking_mlp_jax.data.damaged import Damaged
+from spiking_mlp_jax.data.pipeline import eval_batches
+from spiking_mlp_jax.data.sources import Source
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.model import SpikingMLP
 from spiking_mlp_jax.train.sharding import make_mesh, put_batch, replicated
@@ -136,6 +140,42 @@ def evaluate_model(
     graphdef, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
     params, stats = jax.device_put((params, stats), replicated(mesh))
     return evaluate(make_eval_step(graphdef, mean, std, mesh), params, stats, batches, mesh)
+
+
+def evaluate_source(
+    model: SpikingMLP,
+    source: Source,
+    data: Mapping[str, Any],
+    *,
+    batch_size: int,
+    max_bad_images: float = 0.0,
+    shown: Callable[[Iterable[dict[str, np.ndarray]], int], Iterable[dict[str, np.ndarray]]] | None = None,
+) -> Evaluation:
+    """Evaluates a model on all images of a source, on one device.
+
+    Args:
+        model: the network; it is not changed.
+        source: the images. Those that cannot be decoded are left out and told on stderr.
+        data: "data" of a weights folder's meta, which says how pictures become inputs.
+        batch_size: images at a time.
+        max_bad_images: the share of images that may be left out, 0 to 1.
+        shown: function of the batches and their number to the same batches, which shows how far it is.
+
+    Raises:
+        InputError: there are no images, or too many that cannot be decoded.
+    """
+    batches = eval_batches(
+        source,
+        batch_size=batch_size,
+        image_size=model.config.image_size,
+        in_channels=model.config.in_channels,
+        resize_mode=data["resize_mode"],
+        eval_resize=data["eval_resize"],
+        damaged=Damaged(source, max_bad_images, lambda text: print(text, file=sys.stderr)),
+    )
+    if shown is not None:
+        batches = shown(batches, -(-len(source) // batch_size))
+    return evaluate_model(model, batches, data["mean"], data["std"])
 
 
 def _add(total, sums):
