@@ -25,11 +25,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_bytes
 
 from spiking_mlp_jax.checksums import SUMS, verify
-from spiking_mlp_jax.config import ADDED, ModelConfig
-from spiking_mlp_jax.data.augment import check_resize
-from spiking_mlp_jax.data.normalize import check_statistics
+from spiking_mlp_jax.config import ModelConfig
 from spiking_mlp_jax.errors import InputError, nearest
 from spiking_mlp_jax.model import Pixels, SpikingMLP
+from spiking_mlp_jax.weights_config import check_data, model_config
 
 FORMAT = 1
 TENSORS = "model.safetensors"
@@ -42,14 +41,6 @@ PRETRAINED = Path(__file__).parent / "pretrained"
 # with x64 off, F64 is rounded to float32.
 _FLOATS = ("F16", "F32", "F64")
 _DTYPES = {"float32": _FLOATS, "float64": _FLOATS, "int32": ("I32",)}
-_DATA_FIELDS = {
-    "mean": list,
-    "std": list,
-    "resize_mode": str,
-    "eval_resize": int,
-    "class_names": list,
-    "dataset": str,
-}
 
 
 def save(path: str | os.PathLike[str], model: SpikingMLP, meta: dict[str, Any]) -> None:
@@ -85,7 +76,7 @@ def save(path: str | os.PathLike[str], model: SpikingMLP, meta: dict[str, Any]) 
             f"meta cannot be written as JSON ({error}): use plain finite numbers, strings and lists"
         ) from error
     if "data" in document:
-        _check_data(document["data"], model.config, "meta")
+        check_data(document["data"], model.config, "meta")
     tensors = {name: np.asarray(variable[...]) for name, variable in _variables(model).items()}
     folder.mkdir(parents=True, exist_ok=True)
     if os.path.isfile(folder / OLD_TENSORS):
@@ -178,10 +169,10 @@ def read_config(path: str | os.PathLike[str]) -> tuple[ModelConfig, dict[str, An
             f"{file} has format {document['format']!r}, but this version reads format {FORMAT}: "
             "use the version that wrote it"
         )
-    config = _model_config(document.get("model"), file)
+    config = model_config(document.get("model"), file)
     meta = {key: value for key, value in document.items() if key not in ("format", "model")}
     if "data" in meta:
-        _check_data(meta["data"], config, str(file))
+        check_data(meta["data"], config, str(file))
     return config, meta
 
 
@@ -280,43 +271,6 @@ def _variables(model) -> dict[str, nnx.Variable]:
     # The variables themselves, not copies: setting their values changes the model.
     state = nnx.to_flat_state(nnx.state(model, nnx.Any(nnx.Param, nnx.BatchStat)))
     return {".".join(map(str, path)): variable for path, variable in state}
-
-
-def _model_config(fields, file) -> ModelConfig:
-    if not isinstance(fields, dict):
-        raise InputError(f'{file} has no "model" object with the ModelConfig fields: copy it again')
-    known = [field.name for field in dataclasses.fields(ModelConfig)]
-    for name in fields:
-        if name not in known:
-            raise InputError(f'{file} has the unknown model field "{name}": {nearest(name, known)}')
-    for name in known:
-        if name not in fields and name not in ADDED:
-            raise InputError(f'{file} lacks the model field "{name}": copy it again')
-    try:
-        return ModelConfig(**fields)
-    except InputError as error:
-        raise InputError(f"{file} describes no possible model: {error}") from error
-
-
-def _check_data(data, config: ModelConfig, where: str) -> None:
-    if not isinstance(data, dict):
-        raise InputError(f'"data" in {where} is no object: it needs {", ".join(_DATA_FIELDS)}')
-    for name, kind in _DATA_FIELDS.items():
-        if name not in data:
-            raise InputError(f'"data" in {where} lacks "{name}": it needs {", ".join(_DATA_FIELDS)}')
-        if not isinstance(data[name], kind) or isinstance(data[name], bool):
-            raise InputError(f'"{name}" of "data" in {where} must be a {kind.__name__}, but it is {data[name]!r}')
-    for name in ("mean", "std"):
-        if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in data[name]):
-            raise InputError(f'"{name}" of "data" in {where} must hold numbers, but it is {data[name]!r}')
-    names = data["class_names"]
-    if not all(isinstance(name, str) for name in names) or len(names) != config.num_classes:
-        raise InputError(f'"class_names" of "data" in {where} must be {config.num_classes} strings, one for each class')
-    try:
-        check_statistics(data["mean"], data["std"], config.in_channels)
-        check_resize(data["resize_mode"], data["eval_resize"], config.image_size)
-    except InputError as error:
-        raise InputError(f'"data" in {where}: {error}') from error
 
 
 def _read_tensors(file: Path, variables: dict[str, nnx.Variable]) -> dict[str, np.ndarray]:

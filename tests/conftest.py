@@ -20,7 +20,7 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 
 # Fixed examples, so that a failure is there again on the next run; no deadline, because machines differ.
-hypothesis.settings.register_profile("fixed", derandomize=True, deadline=None, max_examples=20)
+hypothesis.settings.register_profile("fixed", derandomize=True, deadline=None, max_examples=30)
 hypothesis.settings.load_profile("fixed")
 
 

@@ -19,7 +19,7 @@ RECORD = json.loads((ROOT / "benchmarks" / "counts.json").read_text())
     "known to be good record them anew with python -m benchmarks.counts --record",
 )
 def test_nothing_has_grown():
-    # The small network stands for the large one, whose compilation takes minutes.
+    # The small network's training stands for the large one's, whose compilation takes minutes.
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.counts", "--quick"],

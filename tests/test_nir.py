@@ -348,3 +348,10 @@ def test_no_export_takes_a_file_of_the_network(command, name, tmp_path, capsys):
     assert cli.main([command, str(tmp_path), "-o", str(tmp_path / name)]) == 2
     assert "belongs to a weights folder" in capsys.readouterr().err
     assert (tmp_path / name).read_bytes() == before
+
+
+@pytest.mark.parametrize("form", ["rows", "dense"])
+def test_the_paper_s_networks_are_above_the_limit(form):
+    block = fold(random_model(image_size=224, in_channels=3, patch_size=4, dim=78, depths=(1,), num_classes=1000))
+    with pytest.raises(InputError, match=r"above the limit of 1,024 MB"):
+        to_nir(block, form=form)
