@@ -29,7 +29,7 @@ TIMEOUT = flags.DEFINE_integer("timeout", 60, "Seconds of silence after which a 
 
 def main(arguments):
     # Imported here, so that --help and mistakes in the command line are answered at once.
-    from spiking_mlp_jax.train import processes
+    from spiking_mlp_jax.train import runtime as processes
     from spiking_mlp_jax.train.loop import train
 
     logging.set_verbosity(logging.WARNING)
@@ -53,7 +53,7 @@ def main(arguments):
             if "://" in workdir:
                 print(f"plots: copy {workdir} to a disk and run spiking-mlp plot on the copy")
                 return None
-            from spiking_mlp_jax.probe.plots import plot_workdir
+            from spiking_mlp_jax.analysis.plots import plot_workdir
 
             plot_workdir(workdir)
     except InputError as error:

@@ -7,8 +7,8 @@ Each run is an ordinary workdir, FOLDER/<measure>_<weight>_<seed> (weight 0: den
 on where it was, a finished run is only read. Accuracy and firing rates are those of the last weights on all test
 images, so nothing is chosen on the test set. Prints a Markdown table; activity.json and activity.png go into FOLDER.
 
-Synaptic operations of an image are spikes times the synapses that each reaches (`spiking_mlp_jax.synapses`), over all
-time steps. At the end each network is compiled to integers of 8 bits, and their engines take turns on test images.
+Synaptic operations of an image are spikes times the synapses that each reaches (`spiking_mlp_jax.models.synapses`), at
+all time steps. At the end each network is compiled to integers of 8 bits, and their engines take turns on test images.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from benchmarks.report import refusal
-from spiking_mlp_jax import weights
-from spiking_mlp_jax.config import ModelConfig
-from spiking_mlp_jax.data.augment import fit_image
+from spiking_mlp_jax.analysis.activity.measure import in_network_order
+from spiking_mlp_jax.analysis.plots import BLUE, GREY, ORANGE, write
 from spiking_mlp_jax.data.sources import open_source
+from spiking_mlp_jax.data.transforms import fit_image
+from spiking_mlp_jax.deploy.compile import compile_weights
+from spiking_mlp_jax.deploy.engine.engine import Engine
 from spiking_mlp_jax.errors import InputError
-from spiking_mlp_jax.infer.compile import compile_weights
-from spiking_mlp_jax.infer.engine import Engine
-from spiking_mlp_jax.probe.activity import in_network_order
-from spiking_mlp_jax.probe.plots import BLUE, GREY, ORANGE, write
-from spiking_mlp_jax.synapses import dense_operations, fan_out, neurons
+from spiking_mlp_jax.models import weights
+from spiking_mlp_jax.models.config import ModelConfig
+from spiking_mlp_jax.models.synapses import dense_operations, fan_out, neurons
 from spiking_mlp_jax.train.arguments import load_config
 from spiking_mlp_jax.train.config import model_config
+from spiking_mlp_jax.train.logging import to_json
 from spiking_mlp_jax.train.loop import train
-from spiking_mlp_jax.train.metrics import to_json
-from spiking_mlp_jax.train.storage import write_text
+from spiking_mlp_jax.utils.storage import write_text
 
 ENGINE = "engine_images_per_s"
 TIMED_IMAGES, TURNS = 512, 15

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from spiking_mlp_jax.config import ModelConfig
+from spiking_mlp_jax.models.config import ModelConfig
 
 
 @dataclasses.dataclass(frozen=True)

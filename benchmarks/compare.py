@@ -19,7 +19,7 @@ from benchmarks.worker import OUTPUTS, WEIGHTS
 TOLERANCE = 1e-8
 ROUNDING = 1e-11  # what is zero in exact arithmetic stays below this
 PAUSE = 0.2  # seconds between turns, until the other side's threads have gone to sleep
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[1]
 
 
 class BenchmarkError(RuntimeError):

@@ -79,14 +79,14 @@ def prepare(name: str, folder: Path, progress: compare.Progress) -> dict[str, An
     from flax import nnx
 
     from benchmarks import ours, rates
-    from spiking_mlp_jax import weights
-    from spiking_mlp_jax.data.augment import fit_image
-    from spiking_mlp_jax.data.normalize import normalize
     from spiking_mlp_jax.data.sources import open_source
-    from spiking_mlp_jax.infer import artifact, reference
-    from spiking_mlp_jax.infer.fold import fold
-    from spiking_mlp_jax.infer.quantize import quantize
-    from spiking_mlp_jax.interop import official
+    from spiking_mlp_jax.data.transforms import fit_image
+    from spiking_mlp_jax.deploy import artifact, reference
+    from spiking_mlp_jax.deploy.fold import fold
+    from spiking_mlp_jax.deploy.quantize import quantize
+    from spiking_mlp_jax.interop.official import state as official
+    from spiking_mlp_jax.models import weights
+    from spiking_mlp_jax.models.pixels import normalize
 
     config = DEPLOYED_CASES[f"deployed_{name}"].config
     progress("the network")
@@ -114,7 +114,7 @@ def prepare(name: str, folder: Path, progress: compare.Progress) -> dict[str, An
     some_images = images[:64]
     floating = np.asarray(jax.jit(lambda f, x: f(x))(folded, normalize(some_images, mean, std))).mean(0)
     integer = reference.run(net, some_images).sum(0)
-    from spiking_mlp_jax.infer.engine import Engine
+    from spiking_mlp_jax.deploy.engine.engine import Engine
 
     if not np.array_equal(Engine(net).predict(some_images), integer):
         raise compare.BenchmarkError("the engine's scores are not the reference's: nothing was timed")

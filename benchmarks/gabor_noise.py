@@ -5,7 +5,7 @@ Fields in which there is nothing to find say from which R^2, and for which size 
 
 import numpy as np
 
-from spiking_mlp_jax.probe.gabor import fit_gabor
+from spiking_mlp_jax.analysis.fields.gabor import fit_gabor
 
 FIELDS = 50
 

@@ -24,11 +24,11 @@ from pathlib import Path
 
 import numpy as np
 
-from spiking_mlp_jax.data.augment import Augment, fit_image
 from spiking_mlp_jax.data.image import Encoded, decode_image, read_encoded
 from spiking_mlp_jax.data.pipeline import train_batches
 from spiking_mlp_jax.data.randaugment import parse_rand_augment
 from spiking_mlp_jax.data.sources import IMAGE_SUFFIXES
+from spiking_mlp_jax.data.transforms import Augment, fit_image
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 BASE = Augment(random_resized_crop=True, flip=True, mean=MEAN, std=STD)

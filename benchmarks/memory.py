@@ -19,8 +19,8 @@ import jax.numpy as jnp
 
 from benchmarks import ours
 from benchmarks.report import line
-from spiking_mlp_jax.config import CHOICES, VARIANTS, ModelConfig
 from spiking_mlp_jax.errors import InputError
+from spiking_mlp_jax.models.config import CHOICES, VARIANTS, ModelConfig
 
 DEPTHS, TIME_STEPS = (1, 2, 4), (1, 2, 4, 8)
 

@@ -27,10 +27,10 @@ from neurobench.models import TorchModel
 from spikingjelly.activation_based import neuron
 
 from benchmarks.spikingjelly_twin import Twin
-from spiking_mlp_jax.data.normalize import normalize
-from spiking_mlp_jax.infer.cost import Cost, cost
-from spiking_mlp_jax.interop import official
-from spiking_mlp_jax.model import Pixels, SpikingMLP
+from spiking_mlp_jax.deploy.cost import Cost, cost
+from spiking_mlp_jax.interop.official import state as official
+from spiking_mlp_jax.models.pixels import normalize
+from spiking_mlp_jax.models.spiking_mlp import Pixels, SpikingMLP
 
 EXPECTED = {
     "stage0.encode": "the twin repeats the image and convolves it at each of T steps; here the stem runs once",
@@ -145,9 +145,9 @@ def main(arguments=None) -> int:
     parser.add_argument("--json", metavar="FILE", help="also write all counts")
     chosen = parser.parse_args(arguments)
 
-    from spiking_mlp_jax import weights
-    from spiking_mlp_jax.data.augment import fit_image
     from spiking_mlp_jax.data.sources import open_source
+    from spiking_mlp_jax.data.transforms import fit_image
+    from spiking_mlp_jax.models import weights
 
     jax.config.update("jax_enable_x64", True)
     model, meta = weights.load(weights.find(chosen.weights))

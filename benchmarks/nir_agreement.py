@@ -23,15 +23,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spiking_mlp_jax import weights
-from spiking_mlp_jax.data.augment import fit_image
-from spiking_mlp_jax.data.normalize import normalize
 from spiking_mlp_jax.data.sources import open_source
+from spiking_mlp_jax.data.transforms import fit_image
+from spiking_mlp_jax.deploy.fold import FoldedNet, fold
+from spiking_mlp_jax.deploy.folded import _Forward
 from spiking_mlp_jax.errors import InputError
-from spiking_mlp_jax.infer.fold import FoldedNet, fold
-from spiking_mlp_jax.infer.folded import _Forward
-from spiking_mlp_jax.interop.nir_export import to_nir
-from spiking_mlp_jax.interop.nir_import import from_nir
+from spiking_mlp_jax.interop.nir.export import to_nir
+from spiking_mlp_jax.interop.nir.network import from_nir
+from spiking_mlp_jax.models import weights
+from spiking_mlp_jax.models.pixels import normalize
 
 TOOLS = ("snntorch", "spikingjelly")
 # Mean logits [B, K] and each layer's spikes [B, T, ...] of inputs [B, *shape].

@@ -45,13 +45,13 @@ def main() -> int:
 
 def prepare(name: str, data_dir: str | None, count: int) -> tuple[dict[str, Any], np.ndarray, np.ndarray, str]:
     """The sides' files, made from one network; its test images and their classes; the files' sizes in words."""
-    from spiking_mlp_jax import weights
-    from spiking_mlp_jax.infer import artifact
-    from spiking_mlp_jax.infer.compile import compile_weights
-    from spiking_mlp_jax.infer.fold import fold
-    from spiking_mlp_jax.interop.onnx_float import float_model
-    from spiking_mlp_jax.interop.onnx_integer import integer_model
-    from spiking_mlp_jax.probe.samples import take
+    from spiking_mlp_jax.analysis.samples import take
+    from spiking_mlp_jax.deploy import artifact
+    from spiking_mlp_jax.deploy.compile import compile_weights
+    from spiking_mlp_jax.deploy.fold import fold
+    from spiking_mlp_jax.interop.onnx.floating import float_model
+    from spiking_mlp_jax.interop.onnx.integer import integer_model
+    from spiking_mlp_jax.models import weights
 
     folder = weights.find(name)
     model, meta = weights.load(folder)
@@ -100,7 +100,7 @@ def _runner(what: Any, threads: int) -> Callable[[np.ndarray], np.ndarray]:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         session = onnxruntime.InferenceSession(what, options, providers=["CPUExecutionProvider"])
         return lambda images: np.asarray(session.run(["logits"], {"images": images})[0]).argmax(1)
-    from spiking_mlp_jax.infer.engine import Engine
+    from spiking_mlp_jax.deploy.engine.engine import Engine
 
     engine = Engine(what, threads=threads)
     return lambda images: engine.predict(images).argmax(1)

@@ -13,8 +13,8 @@ import optax
 from flax import nnx
 
 from spiking_mlp_jax import ModelConfig, SpikingMLP
-from spiking_mlp_jax.interop import official
-from spiking_mlp_jax.memory import return_freed_memory
+from spiking_mlp_jax.interop.official import state as official
+from spiking_mlp_jax.utils.memory import return_freed_memory
 
 Arrays = dict[str, np.ndarray]
 # A function, so that nobody holds the weights twice while memory is measured.

@@ -12,8 +12,8 @@ import jax
 import numpy as np
 from flax import nnx
 
-from spiking_mlp_jax.model import SpikingMLP
-from spiking_mlp_jax.norm import MOMENTUM, BatchNorm
+from spiking_mlp_jax.models.spiking_mlp import SpikingMLP
+from spiking_mlp_jax.nn.norm import MOMENTUM, BatchNorm
 
 # Mean rates of the layers of the trained Fashion-MNIST network, by kind (`spiking-mlp evaluate fashion_mnist`).
 TRAINED_RATES = {

@@ -24,11 +24,12 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from spiking_mlp_jax import ModelConfig, SpikingMLP, weights
+from spiking_mlp_jax import ModelConfig, SpikingMLP
 from spiking_mlp_jax.data.sources import Source, open_source
+from spiking_mlp_jax.models import weights
+from spiking_mlp_jax.models.adapt import adapt, resize_matrix
 from spiking_mlp_jax.train.config import default_config
 from spiking_mlp_jax.train.evaluate import evaluate
-from spiking_mlp_jax.train.finetune import adapt, resize_matrix
 from spiking_mlp_jax.train.loss import make_loss
 from spiking_mlp_jax.train.sharding import make_mesh, replicated
 from spiking_mlp_jax.train.state import TrainState

@@ -18,7 +18,7 @@ from typing import Any
 
 from benchmarks.report import line
 from spiking_mlp_jax.errors import InputError
-from spiking_mlp_jax.train.metrics import read_metrics
+from spiking_mlp_jax.train.logging import read_metrics
 
 HEADER = (
     "run",

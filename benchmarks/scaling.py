@@ -29,8 +29,8 @@ import numpy as np
 
 from benchmarks.memory import planned
 from benchmarks.report import line, refusal
-from spiking_mlp_jax.config import VARIANTS
 from spiking_mlp_jax.errors import InputError
+from spiking_mlp_jax.models.config import VARIANTS
 from spiking_mlp_jax.train import roofline
 from spiking_mlp_jax.train.arguments import load_config
 from spiking_mlp_jax.train.config import Config, model_config, validate
@@ -41,7 +41,7 @@ from spiking_mlp_jax.train.sharding import make_mesh, placed, split_batch
 from spiking_mlp_jax.train.state import abstract_state
 from spiking_mlp_jax.train.step import make_train_step
 
-IMAGENET = Path(__file__).parent.parent / "configs" / "imagenet.py"
+IMAGENET = Path(__file__).parents[1] / "configs" / "imagenet.py"
 TRAINING_IMAGES = 1_281_167
 # Images in a micro-batch for which steps are compiled.
 COMPILED = (4, 8)

@@ -1,6 +1,6 @@
 """The spiking MLP in PyTorch, built from SpikingJelly's layers: what this package is measured against.
 
-Names and order are those of the paper's official code, so that `spiking_mlp_jax.interop.official.dump` is its
+Names and order are those of the paper's official code, so that `spiking_mlp_jax.interop.official.state.dump` is its
 `state_dict`, and so is the data layout: [T, B, C, H, W], every layer in multi-step mode, the image repeated T times.
 """
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from benchmarks.spikingjelly_twin import Twin
-from spiking_mlp_jax.config import ModelConfig
+from spiking_mlp_jax.models.config import ModelConfig
 
 Arrays = dict[str, np.ndarray]
 Read = Callable[[], Arrays]

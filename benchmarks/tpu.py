@@ -35,7 +35,7 @@ from jax.experimental import topologies
 
 from benchmarks import ours
 from benchmarks.report import line
-from spiking_mlp_jax.config import CHOICES, VARIANTS, ModelConfig
+from spiking_mlp_jax.models.config import CHOICES, VARIANTS, ModelConfig
 
 COLUMNS = (
     *("task", "dtype", "remat", "fusions", "copies", "transposes", "products", "custom calls"),

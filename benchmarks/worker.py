@@ -85,7 +85,7 @@ def main(specification: str) -> None:
         config, read, images, labels
     )
     if given["keep_memory"]:
-        importlib.import_module("spiking_mlp_jax.memory").keep_freed_memory()
+        importlib.import_module("spiking_mlp_jax.utils.memory").keep_freed_memory()
     run()  # warm-up
     answer(ready=True, **facts)
     for line in sys.stdin:

@@ -27,8 +27,8 @@ MLP-SPE-T on images enlarged to 224 px, as in the paper. Hardware: 8 GPUs.
 Result: not measured here.
 """
 
-from spiking_mlp_jax.config import VARIANTS
 from spiking_mlp_jax.errors import InputError, nearest
+from spiking_mlp_jax.models.config import VARIANTS
 from spiking_mlp_jax.train.config import default_config
 
 

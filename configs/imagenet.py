@@ -12,8 +12,8 @@ The paper's top-1 accuracy: mlp_s 63.25 %, mlp_spe_t 66.39 %, mlp_spe_s 68.84 % 
 71.64 % (6 time steps).
 """
 
-from spiking_mlp_jax.config import VARIANTS
 from spiking_mlp_jax.errors import InputError, nearest
+from spiking_mlp_jax.models.config import VARIANTS
 from spiking_mlp_jax.train.config import default_config
 
 

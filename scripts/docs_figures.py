@@ -12,10 +12,11 @@ import sys
 import jax.numpy as jnp
 import numpy as np
 
-from spiking_mlp_jax import ModelConfig, weights
-from spiking_mlp_jax.probe import network_plots, neuron_plots, samples
-from spiking_mlp_jax.probe.activity import spikes_of_first
-from spiking_mlp_jax.probe.plots import write
+from spiking_mlp_jax import ModelConfig
+from spiking_mlp_jax.analysis import network_plots, neuron_plots, samples
+from spiking_mlp_jax.analysis.activity.measure import spikes_of_first
+from spiking_mlp_jax.analysis.plots import write
+from spiking_mlp_jax.models import weights
 
 # Below the threshold, above it, far above it, silence.
 CURRENT = np.repeat([1.3, 0.8, 2.5, 0.0], 6)

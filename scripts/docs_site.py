@@ -22,7 +22,7 @@ from typing import Any
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[1]
 PACKAGE = "spiking_mlp_jax"
 # Folders of the package in reading order; others follow them under their own names.
 TITLES = {
@@ -111,7 +111,7 @@ def index_page() -> str:
 def commands_page() -> str:
     """The help of `spiking-mlp` and of each of its commands."""
     os.environ["COLUMNS"] = "88"
-    from spiking_mlp_jax import cli
+    from spiking_mlp_jax.cli.main import main as cli
 
     parts = ["# Commands", "", "What `spiking-mlp --help` and `spiking-mlp COMMAND --help` print.", ""]
     for title, parser in _parsers("spiking-mlp", cli._parser()):

@@ -20,7 +20,7 @@ import nbformat
 from nbclient import NotebookClient
 from PIL import Image
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 COLOURS = 96
 RUN_LONG = ("02_train_and_ablate_time_steps", "03_receptive_fields", "05_from_checkpoint_to_every_format")

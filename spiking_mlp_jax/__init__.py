@@ -4,19 +4,19 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from spiking_mlp_jax.config import ModelConfig
-    from spiking_mlp_jax.create import create_model, list_models
-    from spiking_mlp_jax.model import SpikingMLP
-    from spiking_mlp_jax.predict import classify
+    from spiking_mlp_jax.deploy.predict import classify
+    from spiking_mlp_jax.models.config import ModelConfig
+    from spiking_mlp_jax.models.registry import create_model, list_models
+    from spiking_mlp_jax.models.spiking_mlp import SpikingMLP
 
 __version__ = "0.1.0"
 __all__ = ["ModelConfig", "SpikingMLP", "__version__", "classify", "create_model", "list_models"]
 _MODULES = {
-    "ModelConfig": "config",
-    "SpikingMLP": "model",
-    "classify": "predict",
-    "create_model": "create",
-    "list_models": "create",
+    "ModelConfig": "models.config",
+    "SpikingMLP": "models.spiking_mlp",
+    "classify": "deploy.predict",
+    "create_model": "models.registry",
+    "list_models": "models.registry",
 }
 
 

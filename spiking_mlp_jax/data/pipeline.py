@@ -16,10 +16,10 @@ import grain
 import numpy as np
 from absl import flags
 
-from spiking_mlp_jax.data.augment import Augment, check_resize, fit_image
 from spiking_mlp_jax.data.damaged import NONE, Damaged
 from spiking_mlp_jax.data.image import DamagedImageError
 from spiking_mlp_jax.data.sources import EncodedSource, Source
+from spiking_mlp_jax.data.transforms import Augment, check_resize, fit_image
 from spiking_mlp_jax.errors import InputError
 
 TRIES = 100  # images that are tried in place of a damaged one

@@ -20,12 +20,12 @@ import numpy as np
 from flax import nnx
 from jax import export as jax_export
 
-from spiking_mlp_jax.data.normalize import normalize
+from spiking_mlp_jax.deploy.fold import fold
 from spiking_mlp_jax.errors import InputError, nearest
-from spiking_mlp_jax.infer.fold import fold
 from spiking_mlp_jax.interop import stablehlo_file
 from spiking_mlp_jax.interop.stablehlo_file import CONFIG, NETWORK
-from spiking_mlp_jax.model import Pixels, SpikingMLP
+from spiking_mlp_jax.models.pixels import normalize
+from spiking_mlp_jax.models.spiking_mlp import Pixels, SpikingMLP
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float

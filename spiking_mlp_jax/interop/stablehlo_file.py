@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from spiking_mlp_jax.errors import InputError
-from spiking_mlp_jax.files import write_whole
+from spiking_mlp_jax.utils.files import write_whole
 
 FORMAT = 1
 NETWORK, CONFIG, README = "network.bin", "config.json", "README.txt"

@@ -48,10 +48,10 @@ def main(arguments: list[str]) -> int:
 
 def _run(task: str, message: dict[str, Any], workdir: Path) -> int:
     from spiking_mlp_jax.sweep.measure import measure, measure_latency
-    from spiking_mlp_jax.train.compilation_cache import use_compilation_cache
     from spiking_mlp_jax.train.config import default_config
     from spiking_mlp_jax.train.loop import train
-    from spiking_mlp_jax.train.storage import write_text
+    from spiking_mlp_jax.utils.compilation_cache import use_compilation_cache
+    from spiking_mlp_jax.utils.storage import write_text
 
     config: Any = default_config()
     config.update(message["config"])

@@ -23,22 +23,22 @@ import numpy as np
 from etils import epath
 from flax import nnx
 
-from spiking_mlp_jax import weights
 from spiking_mlp_jax.data.damaged import Damaged
-from spiking_mlp_jax.data.normalize import normalize
 from spiking_mlp_jax.data.pipeline import eval_batches
 from spiking_mlp_jax.data.sources import open_source
+from spiking_mlp_jax.deploy import artifact
+from spiking_mlp_jax.deploy.compile import compile_weights
+from spiking_mlp_jax.deploy.cost import cost
+from spiking_mlp_jax.deploy.engine.engine import Engine
 from spiking_mlp_jax.errors import InputError
-from spiking_mlp_jax.infer import artifact
-from spiking_mlp_jax.infer.compile import compile_weights
-from spiking_mlp_jax.infer.cost import cost
-from spiking_mlp_jax.infer.engine import Engine
-from spiking_mlp_jax.model import SpikingMLP
-from spiking_mlp_jax.synapses import neurons
+from spiking_mlp_jax.models import weights
+from spiking_mlp_jax.models.pixels import normalize
+from spiking_mlp_jax.models.spiking_mlp import SpikingMLP
+from spiking_mlp_jax.models.synapses import neurons
 from spiking_mlp_jax.train.config import Config, model_config
 from spiking_mlp_jax.train.eval_only import evaluated, newest_state
 from spiking_mlp_jax.train.loss import class_scores
-from spiking_mlp_jax.train.quantized import make_quantized
+from spiking_mlp_jax.train.qat import make_quantized
 from spiking_mlp_jax.train.sharding import make_mesh
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from spiking_mlp_jax.probe.plots import BLUE, GREEN, GREY, ORANGE, RED, write
+from spiking_mlp_jax.analysis.plots import BLUE, GREEN, GREY, ORANGE, RED, write
 from spiking_mlp_jax.sweep.plan import Sweep
 from spiking_mlp_jax.sweep.table import MEASURES, Row, Spread
 

@@ -20,7 +20,7 @@ from spiking_mlp_jax.sweep.plan import Run, Sweep
 from spiking_mlp_jax.sweep.table import MEASURES
 from spiking_mlp_jax.train.checkpoint import FREE_FIELDS
 from spiking_mlp_jax.train.config import in_todays_words, to_dict
-from spiking_mlp_jax.train.storage import write_text
+from spiking_mlp_jax.utils.storage import write_text
 
 # Fields that change where and how fast a run is computed, not what comes out.
 _FREE = {*FREE_FIELDS, "workers"} - {"max_steps"}

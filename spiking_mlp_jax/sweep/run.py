@@ -22,7 +22,7 @@ from spiking_mlp_jax.errors import EXIT_INTERRUPTED, EXIT_NONFINITE, EXIT_STORAG
 from spiking_mlp_jax.sweep.plan import Run
 from spiking_mlp_jax.sweep.results import run_folder
 from spiking_mlp_jax.train.config import to_dict
-from spiking_mlp_jax.train.interrupt import StopRequest
+from spiking_mlp_jax.utils.interrupt import StopRequest
 
 LOG = "sweep.log"
 CHILD = "spiking_mlp_jax.sweep.child"

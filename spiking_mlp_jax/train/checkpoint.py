@@ -19,7 +19,7 @@ from spiking_mlp_jax.errors import InputError, StorageError
 from spiking_mlp_jax.train.config import in_todays_words
 from spiking_mlp_jax.train.manifest import find_damage, write_manifest
 from spiking_mlp_jax.train.state import TrainState
-from spiking_mlp_jax.train.storage import as_path, is_remote, shortly, unreachable
+from spiking_mlp_jax.utils.storage import as_path, is_remote, shortly, unreachable
 
 # These fields change what is shown and kept, not what is computed: a run may be resumed with other values.
 FREE_FIELDS = (

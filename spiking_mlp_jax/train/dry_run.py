@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 
-from spiking_mlp_jax.config import ModelConfig
+from spiking_mlp_jax.models.config import ModelConfig
 from spiking_mlp_jax.train.average import with_average
 from spiking_mlp_jax.train.config import Config, model_config
 from spiking_mlp_jax.train.optimizer import make_optimizer

@@ -11,25 +11,25 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
-from spiking_mlp_jax import weights
 from spiking_mlp_jax.data.damaged import Damaged
 from spiking_mlp_jax.data.pipeline import eval_batches
 from spiking_mlp_jax.data.sources import Source
 from spiking_mlp_jax.errors import InputError
-from spiking_mlp_jax.train import finetune
+from spiking_mlp_jax.models import adapt as finetune
+from spiking_mlp_jax.models import weights
 from spiking_mlp_jax.train.average import with_average
 from spiking_mlp_jax.train.checkpoint import Checkpoints
 from spiking_mlp_jax.train.config import Config, model_config, to_dict
 from spiking_mlp_jax.train.evaluate import Evaluation, evaluate
-from spiking_mlp_jax.train.interrupt import out_of_reach
-from spiking_mlp_jax.train.metrics import Display, to_json
+from spiking_mlp_jax.train.logging import Display, to_json
 from spiking_mlp_jax.train.optimizer import make_optimizer
-from spiking_mlp_jax.train.processes import check_alike, union
-from spiking_mlp_jax.train.quantized import make_quantized
+from spiking_mlp_jax.train.qat import make_quantized
+from spiking_mlp_jax.train.runtime import check_alike, union
 from spiking_mlp_jax.train.sharding import make_mesh, placed, put_together
 from spiking_mlp_jax.train.state import TrainState, abstract_state, load_state
 from spiking_mlp_jax.train.step import make_eval_step
-from spiking_mlp_jax.train.storage import write_text
+from spiking_mlp_jax.utils.interrupt import out_of_reach
+from spiking_mlp_jax.utils.storage import write_text
 
 
 def evaluate_only(config: Config, workdir: epath.Path, source: Source) -> tuple[int, Evaluation]:

@@ -16,7 +16,7 @@ from spiking_mlp_jax.data.damaged import Damaged
 from spiking_mlp_jax.data.pipeline import eval_batches
 from spiking_mlp_jax.data.sources import Source
 from spiking_mlp_jax.errors import InputError
-from spiking_mlp_jax.model import SpikingMLP
+from spiking_mlp_jax.models.spiking_mlp import SpikingMLP
 from spiking_mlp_jax.train.sharding import make_mesh, put_batch, replicated
 from spiking_mlp_jax.train.step import make_eval_step
 

@@ -15,31 +15,32 @@ import numpy as np
 from etils import epath
 from flax import nnx
 
-from spiking_mlp_jax import weights
 from spiking_mlp_jax.data.damaged import Damaged
 from spiking_mlp_jax.data.pipeline import batch_records, steps_per_epoch, train_batches
 from spiking_mlp_jax.data.sources import Source, open_source
 from spiking_mlp_jax.errors import InputError
-from spiking_mlp_jax.memory import keep_freed_memory, return_freed_memory
-from spiking_mlp_jax.train import dry_run, finetune, nonfinite
+from spiking_mlp_jax.models import adapt as finetune
+from spiking_mlp_jax.models import weights
+from spiking_mlp_jax.train import dry_run, nonfinite
 from spiking_mlp_jax.train.average import with_average
 from spiking_mlp_jax.train.checkpoint import Checkpoints
-from spiking_mlp_jax.train.compilation_cache import use_compilation_cache
 from spiking_mlp_jax.train.config import Config, augmentation, model_config, to_dict, validate
 from spiking_mlp_jax.train.eval_only import evaluate_only, evaluated, evaluation_batches
 from spiking_mlp_jax.train.evaluate import Evaluation, evaluate
-from spiking_mlp_jax.train.interrupt import StopRequest, out_of_reach
-from spiking_mlp_jax.train.metrics import Display, Metrics, to_json
+from spiking_mlp_jax.train.logging import Display, Metrics, to_json
 from spiking_mlp_jax.train.optimizer import make_optimizer, make_schedule
-from spiking_mlp_jax.train.processes import StopVote, check_alike, end_together, union
 from spiking_mlp_jax.train.profile import Profiler, annotate, check_window
-from spiking_mlp_jax.train.quantized import make_quantized
+from spiking_mlp_jax.train.qat import make_quantized
 from spiking_mlp_jax.train.report import Report
+from spiking_mlp_jax.train.runtime import StopVote, check_alike, end_together, union
 from spiking_mlp_jax.train.sharding import make_mesh, placed, put_batch, put_together, replicated
 from spiking_mlp_jax.train.state import TrainState, abstract_state, init_state, load_state
 from spiking_mlp_jax.train.step import make_eval_step, step_from_config
-from spiking_mlp_jax.train.storage import as_path, storage_error, write_folder, write_text
 from spiking_mlp_jax.train.versions import versions
+from spiking_mlp_jax.utils.compilation_cache import use_compilation_cache
+from spiking_mlp_jax.utils.interrupt import StopRequest, out_of_reach
+from spiking_mlp_jax.utils.memory import keep_freed_memory, return_freed_memory
+from spiking_mlp_jax.utils.storage import as_path, storage_error, write_folder, write_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +67,7 @@ def train(config: Config, workdir: str | os.PathLike[str]) -> Result:
     abandoned, and made up for when the run goes on. The second one stops it at once. However often a run is
     interrupted and started again, it goes through the same states, bit for bit, on the same devices and versions.
 
-    With several processes (see `spiking_mlp_jax.train.processes.join`) all of them call this alike; the first writes
+    With several processes (see `spiking_mlp_jax.train.runtime.join`) all of them call this alike; the first writes
     what is not a checkpoint. A signal to any of them stops all at the same step; an error ends the process at once.
 
     Args:

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from spiking_mlp_jax.neuron import potential_dtype
-from spiking_mlp_jax.synapses import fan_out, neurons
+from spiking_mlp_jax.models.synapses import fan_out, neurons
+from spiking_mlp_jax.nn.neuron import potential_dtype
 from spiking_mlp_jax.train.config import Config, model_config
 
 Labels = Int[Array, " B"] | Float[Array, "B K"]
@@ -118,7 +118,7 @@ def make_activity(config: Config) -> Activity | None:
     """The penalty a configuration names, None where its weight is 0.
 
     "rates" gives all layers of spikes equal shares. "synops" gives each the share that its neurons have in the synaptic
-    operations of a network in which all fire (neurons * fan_out, see `spiking_mlp_jax.synapses`): its measure is
+    operations of a network in which all fire (neurons * fan_out, see `spiking_mlp_jax.models.synapses`): its measure is
     the share of those that is left.
     """
     if not config.activity_weight:

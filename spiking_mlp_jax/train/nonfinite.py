@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from spiking_mlp_jax.errors import NonFiniteError
-from spiking_mlp_jax.train.metrics import to_json
+from spiking_mlp_jax.train.logging import to_json
 from spiking_mlp_jax.train.state import TrainState
-from spiking_mlp_jax.train.storage import Lines, as_path
+from spiking_mlp_jax.utils.storage import Lines, as_path
 
 RECORDS = "nonfinite.jsonl"
 # Steps that are skipped one after the other until it is clear that no later one will be better.

@@ -18,8 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from spiking_mlp_jax.data.normalize import normalize
 from spiking_mlp_jax.errors import InputError
+from spiking_mlp_jax.models.pixels import normalize
 from spiking_mlp_jax.train.average import with_average
 from spiking_mlp_jax.train.checkpoint import Checkpoints
 from spiking_mlp_jax.train.config import default_config, model_config
@@ -27,11 +27,11 @@ from spiking_mlp_jax.train.loss import make_loss
 from spiking_mlp_jax.train.mix import make_mix
 from spiking_mlp_jax.train.nonfinite import RECORDS, batch_file
 from spiking_mlp_jax.train.optimizer import make_optimizer
-from spiking_mlp_jax.train.quantized import make_quantized
+from spiking_mlp_jax.train.qat import make_quantized
 from spiking_mlp_jax.train.sharding import make_mesh, placed, put_batch
 from spiking_mlp_jax.train.state import abstract_state
 from spiking_mlp_jax.train.step import step_from_config
-from spiking_mlp_jax.train.storage import as_path, read_lines
+from spiking_mlp_jax.utils.storage import as_path, read_lines
 
 
 @dataclasses.dataclass(frozen=True)

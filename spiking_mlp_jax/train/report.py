@@ -9,7 +9,7 @@ import numpy as np
 
 from spiking_mlp_jax.train.config import Config
 from spiking_mlp_jax.train.data_wait import DataWait
-from spiking_mlp_jax.train.metrics import Display, Metrics, Speedometer
+from spiking_mlp_jax.train.logging import Display, Metrics, Speedometer
 
 STARVED = 0.1  # share of the time waited for images of which a run warns
 

@@ -24,9 +24,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import AbstractMesh
 
-from spiking_mlp_jax.config import ModelConfig
 from spiking_mlp_jax.errors import InputError
-from spiking_mlp_jax.synapses import neurons
+from spiking_mlp_jax.models.config import ModelConfig
+from spiking_mlp_jax.models.synapses import neurons
 from spiking_mlp_jax.train.config import Config, model_config
 from spiking_mlp_jax.train.sharding import AXIS, FSDP, shared_axis
 from spiking_mlp_jax.train.state import TrainState

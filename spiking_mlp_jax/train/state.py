@@ -12,11 +12,11 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from spiking_mlp_jax import weights
-from spiking_mlp_jax.config import ModelConfig
 from spiking_mlp_jax.errors import InputError
-from spiking_mlp_jax.model import SpikingMLP
-from spiking_mlp_jax.train import finetune
+from spiking_mlp_jax.models import adapt as finetune
+from spiking_mlp_jax.models import weights
+from spiking_mlp_jax.models.config import ModelConfig
+from spiking_mlp_jax.models.spiking_mlp import SpikingMLP
 from spiking_mlp_jax.train.sharding import state_shardings
 
 

@@ -13,7 +13,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from spiking_mlp_jax.data.normalize import normalize
+from spiking_mlp_jax.models.pixels import normalize
 from spiking_mlp_jax.train.average import update_average
 from spiking_mlp_jax.train.config import Config, model_config
 from spiking_mlp_jax.train.gradients import make_gradients
@@ -28,7 +28,7 @@ from spiking_mlp_jax.train.loss import (
 )
 from spiking_mlp_jax.train.mix import Mix, make_mix
 from spiking_mlp_jax.train.nonfinite import Guard, keep_if_sound
-from spiking_mlp_jax.train.quantized import make_quantized
+from spiking_mlp_jax.train.qat import make_quantized
 from spiking_mlp_jax.train.sharding import FSDP, replicated, state_shardings
 from spiking_mlp_jax.train.state import TrainState
 

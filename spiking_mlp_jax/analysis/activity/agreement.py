@@ -1,0 +1,159 @@
+"""Whether two forms of a network (trained, folded, of integers) fire the same spikes, neuron by neuron."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Bool, UInt8
+from matplotlib.figure import Figure
+
+from spiking_mlp_jax.analysis.activity.measure import SPIKES
+from spiking_mlp_jax.analysis.plots import BLUE, GREY
+from spiking_mlp_jax.deploy.network import IntegerNet
+from spiking_mlp_jax.deploy.reads import Geometry, Network, maps
+from spiking_mlp_jax.errors import InputError
+from spiking_mlp_jax.models.pixels import normalize
+from spiking_mlp_jax.models.spiking_mlp import Pixels, SpikingMLP
+
+
+@dataclasses.dataclass(frozen=True)
+class Agreement:
+    """How far the spikes of a layer agree in two networks.
+
+    Attributes:
+        equal: share of neurons, steps and images where both fire or both are silent.
+        chance: what it would be if the two fired at their rates p and q independently: p q + (1 - p) (1 - q).
+    """
+
+    equal: float
+    chance: float
+
+
+def layer_spikes(net: Network, images: UInt8[np.ndarray, "B H W C"]) -> dict[str, Bool[np.ndarray, "B T N"]]:
+    """The spikes of a network's layers, under the names of the trained network.
+
+    Args:
+        net: a trained network, which is run in evaluation mode and not changed; `fold`'s; or `quantize`'s.
+        images: raw pixels.
+
+    Returns:
+        whether each of a layer's N neurons fires, in the order of the network: what a stage's blocks read, row and
+        column mixing (and the identity of plain encoding), token mixing and the hidden layer. Left out are the nodes
+        of spiking patch encoding and what leaves a stage, which deployed networks only show as windows or sums.
+
+    Raises:
+        InputError: images of another shape or type than the network's.
+    """
+    images = np.asarray(images)
+    if images.dtype != np.uint8:
+        raise InputError(f"images must be raw pixels of dtype uint8, but they are {images.dtype}")
+    if isinstance(net, SpikingMLP):
+        c, found = net.config, _of_model(net, images)
+    else:
+        c: Any = net.description if isinstance(net, IntegerNet) else net.config
+        inputs = images if isinstance(net, IntegerNet) else normalize(images, net.mean, net.std)
+        found = jax.jit(lambda x: _of_reads(net, c, x))(jnp.asarray(inputs))
+    # jit sorts by name.
+    order = [m.spikes for m in maps(c) if m.spikes is not None and m.spikes in found]
+    return {name: np.asarray(found[name]).reshape(len(images), c.time_steps, -1) for name in order}
+
+
+def agreement(
+    a: Mapping[str, Bool[np.ndarray, "B T N"]], b: Mapping[str, Bool[np.ndarray, "B T N"]]
+) -> dict[str, Agreement]:
+    """Compares the spikes of two networks, layer by layer.
+
+    Args:
+        a: from `layer_spikes`.
+        b: likewise, for the same images.
+
+    Raises:
+        InputError: the networks have different layers, or the images differ in number.
+    """
+    if {name: x.shape for name, x in a.items()} != {name: x.shape for name, x in b.items()}:
+        raise InputError("the spikes are not of the same layers and images: compare two forms of one network")
+    found = {}
+    for name in a:
+        p, q = a[name].mean(), b[name].mean()
+        found[name] = Agreement(float(np.mean(a[name] == b[name])), float(p * q + (1 - p) * (1 - q)))
+    return found
+
+
+def agreement_figure(layers: Mapping[str, Agreement]) -> Figure:
+    """Share of equal spikes of each layer, above what chance would give.
+
+    Args:
+        layers: from `agreement`.
+
+    Raises:
+        InputError: there are none.
+    """
+    if not layers:
+        raise InputError("there are no layers to draw: compare networks that have some")
+    figure = Figure(figsize=(7.2, 1.3 + 0.26 * len(layers)), layout="constrained")
+    axes = figure.subplots()
+    rows = np.arange(len(layers))
+    equal = 100 * np.array([x.equal for x in layers.values()])
+    chance = 100 * np.array([x.chance for x in layers.values()])
+    axes.barh(rows, equal, height=0.7, color=BLUE, label="equal")
+    axes.barh(rows, chance, height=0.34, color="#cccccc", label="expected of equal rates alone")
+    for row, value in enumerate(equal):
+        text = f"{value:.2f}"
+        axes.annotate(text, (value, row), xytext=(3, 0), textcoords="offset points", va="center", fontsize=8)
+    axes.set_yticks(rows, [name.removesuffix(SPIKES) for name in layers], fontsize=8)
+    axes.set_ylim(len(layers) - 0.4, -0.6)
+    axes.set_xlim(50, 106)
+    axes.set_xticks(range(50, 101, 10))
+    axes.set(xlabel="neurons, steps and images with the same spike or silence (%)", ylabel="layer, input to output")
+    axes.axvline(100, color=GREY, linewidth=0.8)
+    axes.legend(frameon=False, fontsize=8, ncols=2, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2)
+    return figure
+
+
+def _of_model(model: SpikingMLP, images: np.ndarray) -> dict[str, Any]:
+    graphdef, variables = nnx.split(model)
+    c = model.config
+    pixels = model.pixels or Pixels((0.0,) * c.in_channels, (1.0,) * c.in_channels)
+    last = {f"stage{i}.block{depth - 1}.channel{SPIKES}" for i, depth in enumerate(c.depths)}
+
+    @jax.jit
+    def run(variables, images):
+        model = nnx.merge(graphdef, variables, copy=True)
+        model.eval()
+        return model(images, observe=lambda name, x: x.astype(bool) if name.endswith(SPIKES) else None)[1]
+
+    found = run(variables, normalize(images, pixels.mean, pixels.std))
+    return {name: x for name, x in found.items() if name not in last and ".encode.node" not in name}
+
+
+def _of_reads(net: Any, c: Geometry, images) -> dict[str, Any]:
+    """Spikes [B, T, H, W, C], or with the tokens in one axis, from what the layers of weights read."""
+    found: dict[str, Any] = {}
+
+    def observe(name, x):
+        layer, _, part = name.rpartition(".")
+        if part == "height":
+            # It reads along the columns, whose axis comes last.
+            stage, _, block = layer.partition(".block")
+            before = f"{stage}.block{int(block) - 1}.channel" if int(block) else f"{stage}.encode"
+            found[f"{before}{SPIKES}"] = jnp.moveaxis(x, -1, 2) != 0
+        elif part == "fuse":
+            parts = zip(("identity", "height", "width"), jnp.split(x, 3, -1), strict=True)
+            own = {f"{layer}.token.{which}{SPIKES}": y != 0 for which, y in parts}
+            if c.encoding == "spe":
+                # There the identity is the block's input itself.
+                del own[f"{layer}.token.identity{SPIKES}"]
+            found.update(own)
+        elif part == "expand":
+            found[f"{layer}.token{SPIKES}"] = x != 0
+        elif part == "project":
+            found[f"{layer}.channel.hidden{SPIKES}"] = x != 0
+
+    net(images, observe)
+    return found

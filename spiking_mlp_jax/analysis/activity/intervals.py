@@ -1,0 +1,200 @@
+"""Spike trains over the few steps of an image: counts, inter-spike intervals, regularity, bursts.
+
+A train is one neuron's spikes over the T steps of one image. An interval is the number of steps between two spikes that
+follow one another in a train, 1 to T - 1.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int
+
+from spiking_mlp_jax.analysis.activity import stream
+from spiking_mlp_jax.analysis.activity.spikes import SPIKES
+from spiking_mlp_jax.models.spiking_mlp import SpikingMLP
+from spiking_mlp_jax.nn.dynamics import MAX_UNROLLED_STEPS
+
+# With three steps both intervals of a train that has two are 1: nothing could vary.
+LEAST_STEPS = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Intervals:
+    """Spike trains of one layer, over its neurons and the images.
+
+    Attributes:
+        counts: int64 [T + 1], trains with 0, 1, ..., T spikes.
+        lengths: int64 [T - 1], intervals of 1, ..., T - 1 steps; intervals that a longer image would show are cut off.
+        following: share of the spikes at steps 2 to T whose neuron fired in the step before, too: bursts. NaN without
+            such spikes.
+        cv: coefficient of variation of a train's intervals, standard deviation (of n values, not n - 1) over mean;
+            mean over the trains that have two intervals or more. 0 is regular. NaN where there are none, and with
+            fewer than 4 steps, where it could only be 0.
+        cv_trains: how many trains that is.
+        lv: local variation, 3 ((I - J) / (I + J))^2, mean over all pairs I, J of neighbouring intervals of a train: 0
+            is regular, 1 a Poisson process watched for long. NaN as for cv.
+        lv_pairs: how many pairs that is.
+
+    References: Softky, Koch, J. Neurosci. 13, 1993 (cv); Shinomoto, Shima, Tanji, Neural Comput. 15, 2003 (lv).
+    """
+
+    counts: Int[np.ndarray, " T1"]
+    lengths: Int[np.ndarray, " T-1"]
+    following: float
+    cv: float
+    cv_trains: int
+    lv: float
+    lv_pairs: int
+
+    @property
+    def steps(self) -> int:
+        """T."""
+        return len(self.counts) - 1
+
+    @property
+    def count_shares(self) -> Float[np.ndarray, " T1"]:
+        """Share of the trains with 0, 1, ..., T spikes."""
+        return self.counts / self.counts.sum()
+
+    @property
+    def rate(self) -> float:
+        """Mean firing rate, spikes a neuron and step."""
+        return float(self.count_shares @ np.arange(self.steps + 1) / self.steps)
+
+    @property
+    def fano(self) -> float:
+        """Variance over mean of the spike count, over neurons and images together; NaN without spikes.
+
+        Independent spikes of one rate p give 1 - p; neurons or images of different rates give more.
+        """
+        counts, share = np.arange(self.steps + 1), self.count_shares
+        mean = share @ counts
+        return float((share @ counts**2 - mean**2) / mean) if mean else float("nan")
+
+    def independent_counts(self) -> Float[np.ndarray, " T1"]:
+        """What `count_shares` would be, had each neuron fired at each step independently at the layer's rate."""
+        from scipy.stats import binom
+
+        return binom.pmf(np.arange(self.steps + 1), self.steps, self.rate)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values; NaN stays."""
+        return {
+            "spike_counts": self.counts.tolist(),
+            "intervals": self.lengths.tolist(),
+            "following": self.following,
+            "fano": self.fano,
+            "cv": self.cv,
+            "cv_trains": self.cv_trains,
+            "lv": self.lv,
+            "lv_pairs": self.lv_pairs,
+        }
+
+
+def intervals(
+    model: SpikingMLP,
+    images: stream.Images,
+    *,
+    batch_size: int = stream.BATCH,
+    progress: stream.Progress | None = None,
+) -> dict[str, Intervals]:
+    """Spike counts, inter-spike intervals, regularity and bursts of each layer.
+
+    Args:
+        model: in evaluation mode; it is not changed.
+        images: normalised pixels: an array [N, H, W, C] or batches of them, which may differ in size.
+        batch_size: images at a time.
+        progress: called with the number of images done.
+
+    Raises:
+        InputError: as for `stream.run`.
+    """
+    sums = stream.run(model, images, {"trains": Trains()}, batch_size=batch_size, progress=progress)
+    return intervals_of(sums.layers["trains"])
+
+
+def intervals_of(trains: dict[str, dict[str, np.ndarray]]) -> dict[str, Intervals]:
+    """By layer, from the sums of the part `Trains`."""
+
+    def ratio(total, count):
+        return float(total) / int(count) if count else float("nan")
+
+    found = {}
+    for name, sums in trains.items():
+        steps = len(sums["counts"]) - 1
+        measurable = steps >= LEAST_STEPS
+        trains_of, pairs = (int(sums[key]) if measurable else 0 for key in ("cv_trains", "lv_pairs"))
+        lengths = sums["lengths"]
+        found[name] = Intervals(
+            counts=sums["counts"],
+            lengths=lengths,
+            following=ratio(lengths[0] if steps > 1 else 0, sums["later"]),
+            cv=ratio(sums["cv"], trains_of),
+            cv_trains=trains_of,
+            lv=ratio(sums["lv"], pairs),
+            lv_pairs=pairs,
+        )
+    return found
+
+
+class Trains:
+    """Part of a pass: sums over the spike trains of a layer."""
+
+    def observe(self, name, value, mask):
+        """See `stream.Part`."""
+        if not name.endswith(SPIKES):
+            return None
+        steps = value.shape[1]
+        fired = jnp.moveaxis((value > 0) & mask[:, None, None, None, None], 1, 0)
+        zero = jnp.zeros(fired.shape[1:], jnp.int32)
+
+        def step(state, inputs):
+            """From the time of a train's last spike (0 for none), its last interval (0), its intervals' number, sum,
+            sum of squares, and the sum of local variations."""
+            last, before, number, total, squares, local = state
+            time, spike = inputs
+            interval = jnp.where(spike & (last > 0), time - last, 0)
+            pair = (interval > 0) & (before > 0)
+            ratio = (interval - before) / jnp.maximum(interval + before, 1).astype(jnp.float32)
+            state = (
+                jnp.where(spike, time, last),
+                jnp.where(interval > 0, interval, before),
+                number + (interval > 0),
+                total + interval,
+                squares + interval**2,
+                local + jnp.where(pair, 3 * ratio**2, 0),
+            )
+            return state, interval
+
+        start = (zero, zero, zero, zero, zero, zero.astype(jnp.float32))
+        times = jnp.arange(1, steps + 1, dtype=jnp.int32)
+        unroll = steps if steps <= MAX_UNROLLED_STEPS else 1
+        (_, _, number, total, squares, local), found = jax.lax.scan(step, start, (times, fired), unroll=unroll)
+        spikes = jnp.sum(fired, 0, dtype=jnp.int32)
+        several = number >= 2
+        # The standard deviation over the mean, from whole numbers until the root.
+        variance = (number * squares - total**2).astype(jnp.float32)
+        cv = jnp.sqrt(variance) / jnp.maximum(total, 1)
+        real = jnp.broadcast_to(mask[:, None, None, None], spikes.shape)
+        return {
+            "counts": jnp.stack([jnp.sum(real & (spikes == n), dtype=jnp.int32) for n in range(steps + 1)]),
+            "lengths": _stack([jnp.sum(found == n, dtype=jnp.int32) for n in range(1, steps)]),
+            "later": jnp.sum(fired[1:], dtype=jnp.int32),
+            "cv": jnp.sum(jnp.where(several, cv, 0)),
+            "cv_trains": jnp.sum(several, dtype=jnp.int32),
+            "lv": jnp.sum(local),
+            "lv_pairs": jnp.sum(jnp.maximum(number - 1, 0), dtype=jnp.int32),
+        }
+
+    def finish(self, name, found):
+        """See `stream.Part`."""
+        return found
+
+
+def _stack(counts):
+    return jnp.stack(counts) if counts else jnp.zeros(0, jnp.int32)

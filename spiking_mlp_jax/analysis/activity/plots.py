@@ -1,0 +1,262 @@
+"""Figures of a network's activity, one row a layer: rates, channels, spike trains; and what each step buys.
+
+Each function takes what `probe.activity` computes, and returns a matplotlib Figure. `activity_maps.py` has the figures
+with one panel a layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib
+import matplotlib.colors
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure
+
+from spiking_mlp_jax.analysis.activity.information import Information
+from spiking_mlp_jax.analysis.activity.intervals import Intervals
+from spiking_mlp_jax.analysis.activity.rates import DeadAndSaturated, Rates
+from spiking_mlp_jax.analysis.activity.spikes import SPIKES
+from spiking_mlp_jax.analysis.plots import BLUE, GREEN, GREY, ORANGE, RED
+
+MANY = 50  # above so many layers rows are narrower
+
+
+def label(layer: str) -> str:
+    """A layer's name without what all names end in."""
+    return layer.removesuffix(SPIKES)
+
+
+def step_colours(steps: int) -> list[str]:
+    """A colour for each time step, colour-blind safe: Okabe and Ito's while they last, else dark to light."""
+    if steps <= 5:
+        return [BLUE, ORANGE, GREEN, RED, GREY][:steps]
+    ramp = matplotlib.colormaps["cividis"]
+    return [matplotlib.colors.to_hex(ramp(i / (steps - 1))) for i in range(steps)]
+
+
+def rates_by_step(rates: Rates) -> Figure:
+    """Firing rate of each layer at each step, as a table in colours."""
+    names = list(rates.step)
+    values = 100 * np.array([rates.step[name] for name in names])
+    steps = values.shape[1]
+    figure, size = _rows(names, 3.6 + 0.55 * min(steps, 16))
+    axes = figure.subplots()
+    image = axes.imshow(values, cmap="Blues", vmin=0, vmax=max(float(values.max()), 1), aspect="auto")
+    _name_rows(axes, names, size)
+    ticks = range(0, steps, -(-steps // 16))
+    axes.set_xticks(ticks, [str(step + 1) for step in ticks])
+    axes.set_xlabel("time step")
+    if steps <= 16:
+        dark = 0.6 * max(float(values.max()), 1)
+        for (row, step), value in np.ndenumerate(values):
+            colour = "white" if value > dark else "black"
+            axes.text(step, row, _percent(value), ha="center", va="center", fontsize=size, color=colour)
+    figure.colorbar(image, ax=axes, shrink=0.6).set_label("neurons that fire (%)")
+    axes.set_title(f"firing rate by time step (%), {rates.images:,} images", fontsize=10)
+    return figure
+
+
+def channel_rates(rates: Rates, found: DeadAndSaturated) -> Figure:
+    """Firing rate of every channel, one mark each, beside each layer's share of dead and saturated neurons.
+
+    Args:
+        rates: over some images.
+        found: from `dead_and_saturated` of the same rates; dead and saturated channels are marked.
+    """
+    names = list(rates.channel)
+    figure, size = _rows(names, 10.2)
+    left, right = figure.subplots(1, 2, width_ratios=[2.2, 1])
+    for row, name in enumerate(names):
+        values = 100 * rates.channel[name]
+        left.plot(values, np.full(len(values), row), "|", color=BLUE, markersize=9 * size / 8, alpha=0.6)
+        left.plot([100 * rates.layer[name]], [row], "D", color="black", markersize=3.5, zorder=3)
+    marks = {
+        "dead_channels": ("x", RED, "channel without a spike" if found.dead == 0 else f"rate <= {found.dead:g}"),
+        "saturated_channels": (
+            "s",
+            ORANGE,
+            "channel that always fires" if found.saturated == 1 else f"rate >= {found.saturated:g}",
+        ),
+    }
+    for kind, (marker, colour, text) in marks.items():
+        points = [(100 * rate, row) for row, name in enumerate(names) for rate in _rates_of(rates, found, name, kind)]
+        if points:
+            left.plot(*np.array(points).T, marker, color=colour, markersize=6, markeredgewidth=1.6, label=text)
+    left.plot([], [], "|", color=BLUE, markersize=9, label="channel")
+    left.plot([], [], "D", color="black", markersize=3.5, label="layer's mean")
+    _name_rows(left, names, size)
+    left.set(xlabel="firing rate of a channel (%)", xlim=(-1.5, None))
+    left.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4)
+    left.grid(axis="x", alpha=0.3)
+    _stop_at_100(left.xaxis)
+
+    shares = [found.units[name].shares() for name in names]
+    start = np.zeros(len(names))
+    for kind, colour in (("dead_neurons", RED), ("saturated_neurons", ORANGE)):
+        width = 100 * np.array([share[kind] for share in shares])
+        text = kind.replace("_", " ")
+        right.barh(range(len(names)), width, left=start, color=colour, height=0.7, label=text)
+        start = start + width
+    for row, share in enumerate(shares):
+        texts = [_percent(100 * share[kind]) for kind in ("dead_neurons", "saturated_neurons") if share[kind] > 0]
+        right.annotate(
+            " + ".join(texts), (start[row], row), xytext=(3, 0), textcoords="offset points", va="center", fontsize=size
+        )
+    right.set_yticks([])
+    right.set_ylim(left.get_ylim())
+    right.set_xlim(0, max(1.25 * float(start.max()), 1))
+    right.set_xlabel(f"neurons (%), over {rates.images:,} images")
+    _stop_at_100(right.xaxis)
+    right.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
+    right.grid(axis="x", alpha=0.3)
+    right.set_axisbelow(True)
+    return figure
+
+
+def spike_trains(intervals: Mapping[str, Intervals]) -> Figure:
+    """How many spikes a neuron gives an image, and how far apart they are, layer by layer.
+
+    Args:
+        intervals: from `intervals`. Where T = 1 there are no intervals to show.
+    """
+    names = list(intervals)
+    first = intervals[names[0]]
+    steps = first.steps
+    figure, size = _rows(names, 11.5)
+    left, right = figure.subplots(1, 2, width_ratios=[1, 1])
+    # Of silent trains there is most, and it is what the bars leave free.
+    start = np.zeros(len(names))
+    colours = step_colours(steps)
+    for count in range(1, steps + 1):
+        width = 100 * np.array([intervals[name].count_shares[count] for name in names])
+        left.barh(range(len(names)), width, left=start, color=colours[count - 1], height=0.7, label=str(count))
+        start = start + width
+    for row, name in enumerate(names):
+        independent = 100 * (1 - intervals[name].independent_counts()[0])
+        left.plot([independent], [row], "|", color="black", markersize=9, markeredgewidth=1.6)
+    left.plot([], [], "|", color="black", markersize=9, markeredgewidth=1.6, label="any, if spikes were independent")
+    _name_rows(left, names, size)
+    left.set_xlabel(f"neurons with so many spikes in the {steps} step{'s' * (steps > 1)} of an image (%)")
+    _legend(left, steps + 1)
+    left.grid(axis="x", alpha=0.3)
+    left.set_axisbelow(True)
+
+    start = np.zeros(len(names))
+    for length in range(1, steps):
+        totals = np.array([max(intervals[name].lengths.sum(), 1) for name in names])
+        width = 100 * np.array([intervals[name].lengths[length - 1] for name in names]) / totals
+        right.barh(range(len(names)), width, left=start, color=colours[length - 1], height=0.7, label=str(length))
+        start = start + width
+    right.set_ylim(left.get_ylim())
+    right.set_yticks([])
+    right.set_xlabel("inter-spike intervals of so many steps (%)")
+    if steps > 1:
+        right.set_xlim(0, 100)
+        _legend(right, steps)
+    else:
+        right.set_xticks([])
+        right.text(0.5, 0.5, "one step: no intervals", transform=right.transAxes, ha="center", color=GREY)
+    right.grid(axis="x", alpha=0.3)
+    right.set_axisbelow(True)
+    return figure
+
+
+def accuracy_per_step(information: Information) -> Figure:
+    """Accuracy, agreement, loss and mutual information after each step."""
+    steps = np.arange(1, len(information.accuracy) + 1)
+    figure = Figure(figsize=(10.2, 3.7), layout="constrained")
+    accuracy, loss, bits = figure.subplots(1, 3)
+    accuracy.errorbar(
+        steps,
+        100 * information.accuracy,
+        100 * information.errors,
+        fmt="o-",
+        color=BLUE,
+        markersize=5,
+        capsize=3,
+        label="steps so far, ± standard error",
+    )
+    accuracy.plot(steps, 100 * information.alone, "s--", color=ORANGE, markersize=4, label="this step alone")
+    accuracy.plot(steps, 100 * information.agreement, "^:", color=GREY, markersize=5, label="same class as at the end")
+    accuracy.set(ylabel="images (%)", title=f"classified correctly, {information.images:,} images")
+    accuracy.legend(frameon=False, fontsize=8)
+    for step in steps if len(steps) <= 8 else steps[[0, -1]]:
+        value = 100 * information.accuracy[step - 1]
+        accuracy.annotate(
+            f"{value:.1f}", (step, value), xytext=(-4, 5), textcoords="offset points", ha="right", fontsize=8
+        )
+    loss.plot(steps, information.loss, "o-", color=RED, markersize=5)
+    loss.set(ylabel="cross-entropy (nats)", title="loss of the logits so far")
+    bits.plot(steps, information.mutual_information, "o-", color=GREEN, markersize=5, label="bias corrected")
+    bits.plot(steps, information.plug_in_information, "--", color=GREEN, linewidth=1, label="plug-in")
+    bits.axhline(information.label_entropy, color=GREY, linewidth=1)
+    bits.annotate(
+        "entropy of the labels",
+        (steps[0], information.label_entropy),
+        xytext=(0, -10),
+        textcoords="offset points",
+        fontsize=8,
+        color=GREY,
+    )
+    bits.set(ylabel="bits", title="information on the class", ylim=(0, None))
+    bits.legend(frameon=False, fontsize=8, loc="lower right")
+    for axes in (accuracy, loss, bits):
+        axes.set_xlabel("time steps")
+        axes.set_xlim(0.5, steps[-1] + 0.5)
+        axes.set_xticks(range(1, len(steps) + 1, -(-len(steps) // 8)))
+        axes.grid(alpha=0.3)
+        axes.title.set_fontsize(10)
+        if axes is not bits:
+            axes.margins(y=0.2)
+    _stop_at_100(accuracy.yaxis)
+    return figure
+
+
+def _rows(names: Sequence[str], width: float) -> tuple[Figure, float]:
+    """A figure as high as its rows need, and their font size."""
+    many = len(names) > MANY
+    figure = Figure(figsize=(width, 1.5 + (0.12 if many else 0.23) * len(names)), layout="constrained")
+    return figure, 5 if many else 8
+
+
+def _name_rows(axes: Axes, names: Sequence[str], size: float) -> None:
+    axes.set_yticks(range(len(names)), [label(name) for name in names], fontsize=size)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.set_ylabel("layer, input to output")
+
+
+def _rates_of(rates, found, name, kind):
+    return rates.channel[name][getattr(found.units[name], kind)]
+
+
+def _percent(value: float) -> str:
+    """Two or three digits; what is not quite 0 or 100 does not look so."""
+    if 0 < value < 0.05:
+        return "<0.1"
+    if 99.95 <= value < 100:
+        return ">99.9"
+    return f"{value:.1f}" if value < 99.95 else f"{value:.0f}"
+
+
+def _stop_at_100(axis: Axis) -> None:
+    """Leaves out ticks above 100 % where there is room for a label beyond."""
+    low, high = axis.get_view_interval()
+    axis.set_ticks([tick for tick in axis.get_majorticklocs() if low <= tick <= min(high, 100)])
+
+
+def _legend(axes: Axes, entries: int) -> None:
+    handles, texts = axes.get_legend_handles_labels()
+    order = sorted(range(len(texts)), key=lambda i: not texts[i].isdigit())
+    axes.legend(
+        [handles[i] for i in order],
+        [texts[i] for i in order],
+        frameon=False,
+        fontsize=8,
+        loc="lower center",
+        bbox_to_anchor=(0.5, 1.0),
+        ncols=min(entries, 9),
+        handlelength=1,
+    )

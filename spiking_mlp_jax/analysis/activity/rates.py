@@ -1,0 +1,182 @@
+"""Firing rates by layer, step, channel, token and neuron, and the units that never or always fire."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from spiking_mlp_jax.analysis.activity import stream
+from spiking_mlp_jax.analysis.activity.spikes import SPIKES
+from spiking_mlp_jax.errors import InputError
+from spiking_mlp_jax.models.spiking_mlp import SpikingMLP
+from spiking_mlp_jax.train.evaluate import silent_and_saturated
+
+
+@dataclasses.dataclass(frozen=True)
+class Rates:
+    """Firing rates over a set of images, 0 to 1: spikes a neuron and time step, each by layer in the network's order.
+
+    Attributes:
+        images: how many.
+        layer: mean over neurons and steps; the mean that `firing_rates` and `evaluate` give.
+        step: [T], mean over neurons.
+        channel: [C], mean over tokens and steps.
+        token: [H, W], mean over channels and steps: where in the image a layer fires.
+        neuron: [H, W, C], mean over steps. Exactly 0 or 1 where a neuron never or always fired.
+    """
+
+    images: int
+    layer: dict[str, float]
+    step: dict[str, Float[np.ndarray, " T"]]
+    channel: dict[str, Float[np.ndarray, " C"]]
+    token: dict[str, Float[np.ndarray, "H W"]]
+    neuron: dict[str, Float[np.ndarray, "H W C"]]
+
+
+def rates(
+    model: SpikingMLP,
+    images: stream.Images,
+    *,
+    batch_size: int = stream.BATCH,
+    progress: stream.Progress | None = None,
+) -> Rates:
+    """Firing rates over images, in one pass.
+
+    Args:
+        model: in evaluation mode; it is not changed.
+        images: normalised pixels: an array [N, H, W, C] or batches of them, which may differ in size.
+        batch_size: images at a time.
+        progress: called with the number of images done.
+
+    Raises:
+        InputError: as for `stream.run`.
+    """
+    sums = stream.run(model, images, {"counts": Counts()}, batch_size=batch_size, progress=progress)
+    return rates_of(sums.layers["counts"], sums.images)
+
+
+class Counts:
+    """Part of a pass: how often each neuron fires at each step, [T, H, W, C]."""
+
+    def observe(self, name, value, mask):
+        """See `stream.Part`."""
+        if not name.endswith(SPIKES):
+            return None
+        return jnp.sum(jnp.where(mask[:, None, None, None, None], value, 0), 0, dtype=jnp.int32)
+
+    def finish(self, name, found):
+        """See `stream.Part`."""
+        return found
+
+
+def rates_of(counts: Mapping[str, Int[np.ndarray, "T H W C"]], images: int) -> Rates:
+    """Firing rates from how often each neuron fired at each step, over so many images."""
+
+    def mean(count, axes):
+        # Sums of whole numbers, so that 0 and 1 come out exactly.
+        return count.sum(axes) / (images * count.size / count.sum(axes).size)
+
+    return Rates(
+        images,
+        {name: float(mean(count, (0, 1, 2, 3))) for name, count in counts.items()},
+        {name: mean(count, (1, 2, 3)) for name, count in counts.items()},
+        {name: mean(count, (0, 1, 2)) for name, count in counts.items()},
+        {name: mean(count, (0, 3)) for name, count in counts.items()},
+        {name: mean(count, (0,)) for name, count in counts.items()},
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Units:
+    """Dead and saturated units of one layer.
+
+    Attributes:
+        dead_neurons: bool [H, W, C].
+        saturated_neurons: bool [H, W, C].
+        dead_channels: bool [C]: all the channel's neurons are dead.
+        saturated_channels: bool [C], likewise.
+    """
+
+    dead_neurons: Bool[np.ndarray, "H W C"]
+    saturated_neurons: Bool[np.ndarray, "H W C"]
+    dead_channels: Bool[np.ndarray, " C"]
+    saturated_channels: Bool[np.ndarray, " C"]
+
+    def shares(self) -> dict[str, float]:
+        """The share of each kind, 0 to 1, by the attribute's name."""
+        return {field.name: float(getattr(self, field.name).mean()) for field in dataclasses.fields(self)}
+
+
+@dataclasses.dataclass(frozen=True)
+class DeadAndSaturated:
+    """Units that carry no information over a set of images, and layers that hold any.
+
+    Attributes:
+        dead: a neuron is dead if its rate is at most this.
+        saturated: a neuron is saturated if its rate is at least this.
+        unseen: with 95 % confidence, a neuron that never fired over the images fires for less than this share of all
+            such images (rule of three; Hanley and Lippman-Hand, JAMA 1983). For one that fired at every step of every
+            image it bounds the share of images with a step without a spike.
+        units: by layer, in the network's order.
+        silent_layers: layers whose mean rate is below 0.001, as `evaluate` reports them.
+        saturated_layers: layers whose mean rate is above 0.95, likewise.
+    """
+
+    dead: float
+    saturated: float
+    unseen: float
+    units: dict[str, Units]
+    silent_layers: list[str]
+    saturated_layers: list[str]
+
+    def layers_with(self, kind: str) -> list[str]:
+        """Names of the layers that have at least one unit of a kind, such as "dead_channels"."""
+        return [name for name, found in self.units.items() if getattr(found, kind).any()]
+
+
+def dead_and_saturated(rates: Rates, *, dead: float = 0.0, saturated: float = 1.0) -> DeadAndSaturated:
+    """Which neurons and channels never or always fire.
+
+    `train.evaluate.silent_and_saturated` judges layers by their mean rate, and so can call a layer healthy in which
+    half of the neurons are dead; the reverse holds too: a layer below 0.1 % may have no dead neuron. Both are given.
+
+    Args:
+        rates: over any images.
+        dead: rate up to which a neuron counts as dead, 0 for those that never fired.
+        saturated: rate from which a neuron counts as saturated, 1 for those that fired at every step of every image.
+
+    Raises:
+        InputError: thresholds that are not 0 <= dead < saturated <= 1.
+    """
+    check_thresholds(dead, saturated)
+    units = {}
+    for name, rate in rates.neuron.items():
+        low, high = rate <= dead, rate >= saturated
+        units[name] = Units(low, high, np.all(low, (0, 1)), np.all(high, (0, 1)))
+    silent, full = silent_and_saturated(rates.layer)
+    return DeadAndSaturated(dead, saturated, min(1.0, 3 / rates.images), units, silent, full)
+
+
+def check_thresholds(dead: float, saturated: float) -> None:
+    """Raises InputError unless 0 <= dead < saturated <= 1."""
+    if not 0 <= dead < saturated <= 1:
+        raise InputError(f"dead ({dead}) and saturated ({saturated}) must be rates with 0 <= dead < saturated <= 1")
+
+
+def to_dict(rates: Rates, found: DeadAndSaturated) -> dict[str, dict[str, Any]]:
+    """By layer, rates and shares of dead and saturated units as JSON values; rates of single neurons are left out."""
+    return {
+        name: {
+            "rate": rates.layer[name],
+            "rate_per_step": rates.step[name].tolist(),
+            "rate_per_channel": rates.channel[name].tolist(),
+            "rate_per_token": rates.token[name].tolist(),
+            **found.units[name].shares(),
+        }
+        for name in rates.layer
+    }

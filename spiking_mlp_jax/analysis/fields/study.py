@@ -1,0 +1,350 @@
+"""The whole study of a network's receptive fields, with its controls, in parts that are kept as they are finished.
+
+For the trained network and an untrained one: gradients over images, answers to white noise, answers to images. Then a
+Gabor is fitted to every field found, to the same fields with their pixels shuffled within each token's patch, and to
+what the shifted spikes give. `field_summary` makes tables of the result, `field_plots` figures.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from spiking_mlp_jax.analysis.fields.controls import main_colour, shuffled_pixels, untrained_network
+from spiking_mlp_jax.analysis.fields.effective import effective_field
+from spiking_mlp_jax.analysis.fields.gabor import SMALLEST, fit_gabor
+from spiking_mlp_jax.analysis.fields.mixing_profiles import mixing_weights, separable_fields
+from spiking_mlp_jax.analysis.fields.parts import Arrays, Kept, fingerprint
+from spiking_mlp_jax.analysis.fields.ridge import linear_fields
+from spiking_mlp_jax.analysis.fields.spike_triggered import Moments, average, covariance, significance
+from spiking_mlp_jax.analysis.fields.stimuli import natural_images, record_spikes, white_noise, window
+from spiking_mlp_jax.analysis.fields.units import Units, choose_units, default_layers
+from spiking_mlp_jax.data.sources import Source
+from spiking_mlp_jax.errors import InputError
+from spiking_mlp_jax.models.spiking_mlp import SpikingMLP
+
+NETWORKS = ("trained", "untrained")
+KINDS = ("noise", "images", "gradient")  # spike-triggered average, ridge-whitened one, mean gradient
+CONTROLS = ("field", "pixels", "spikes")  # the field itself, its pixels shuffled within patches, shifted spikes
+FIT_COLUMNS = ("row", "column", "orientation", "frequency", "phase", "sigma_x", "sigma_y", "amplitude", "explained")
+GRADIENT_BATCH = 32
+Progress = Callable[[str, int, int], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What is measured.
+
+    Attributes:
+        layers: of spikes; () takes those that leave each stage.
+        channels: of each layer, spread evenly.
+        noise: white-noise images.
+        images: natural images; a fifth of them is held out to choose ridges.
+        gradients: natural images whose gradients are averaged.
+        covariances: channels of each layer whose spike-triggered covariance is taken.
+        shifts: shifted copies of the spikes, the control.
+        least: spikes below which a unit is left out.
+        contrast: standard deviation of the noise in normalised pixels.
+        kind: of noise, "gaussian" or "binary".
+        seed: of everything random.
+        batch_size: images at a time.
+    """
+
+    layers: tuple[str, ...] = ()
+    channels: int = 24
+    noise: int = 20_000
+    images: int = 2_000
+    gradients: int = 64
+    covariances: int = 4
+    shifts: int = 9
+    least: int = 100
+    contrast: float = 1.0
+    kind: str = "gaussian"
+    seed: int = 0
+    batch_size: int = 256
+
+
+def study(
+    model: SpikingMLP,
+    data: dict[str, Any],
+    source: Source,
+    settings: Settings,
+    folder: Path,
+    progress: Progress = lambda what, done, total: None,
+) -> dict[str, Arrays]:
+    """Measures everything, or what is missing of it.
+
+    Args:
+        model: the trained network.
+        data: the weights' "data".
+        source: natural images, such as the test split.
+        settings: what to measure.
+        folder: where finished parts are kept as NPZ files, to go on from after an interruption; parts of other weights
+            or settings are measured anew.
+        progress: told what is going on, how much of it is done, and of how much.
+
+    Returns:
+        parts: "mixing", "trained/noise", "untrained/gradient", ..., each a dict of arrays whose names end in the layer.
+
+    Raises:
+        InputError: no such layer, too few images, or a folder that cannot be written.
+    """
+    config = model.config
+    layers = settings.layers or tuple(default_layers(config))
+    groups = [choose_units(config, layer, channels=settings.channels) for layer in layers]
+    for group in groups:
+        if not group.layer.endswith(".spikes"):
+            raise InputError(f"{group.layer} is no layer of spikes: take one whose name ends in .spikes")
+    if min(settings.images, len(source)) < 10:
+        raise InputError(f"the study needs at least 10 images, but there are {min(settings.images, len(source))}")
+
+    def images(count, offset=0, batch_size=settings.batch_size):
+        return natural_images(source, config, data, count, seed=settings.seed + offset, batch_size=batch_size)
+
+    # Some of the images stand for all: another data set, or folder, may have as many.
+    some = [batch.tolist() for batch in images(16, 2, 16)]
+    kept = Kept(folder, fingerprint(model, data, settings, layers, len(source), some))
+
+    fresh: list[SpikingMLP] = []
+
+    def network(name):
+        if name == "trained":
+            return model
+        if not fresh:  # made when first needed: a study that goes on may not need it at all
+            shown = images(min(4 * settings.batch_size, len(source)), 1)
+            fresh.append(untrained_network(config, shown, seed=settings.seed))
+        return fresh[0]
+
+    parts = {"mixing": kept("mixing", lambda: _mixing(model, network("untrained"), settings, progress))}
+    for name in NETWORKS:
+        measures = {
+            "gradient": lambda n: _gradients(network(n), groups, images, settings, f"{n}: gradients", progress),
+            "noise": lambda n: _noise(network(n), groups, settings, f"{n}: white noise", progress),
+            "images": lambda n: _images(network(n), groups, images, settings, f"{n}: images", progress),
+        }
+        for measure, compute in measures.items():
+            parts[f"{name}/{measure}"] = kept(f"{name}.{measure}", lambda n=name, f=compute: f(n))
+    for name in NETWORKS:
+        for measure in KINDS:
+            fields = parts[f"{name}/{measure}"]
+            what = f"{name}: Gabors, {measure}"
+            parts[f"{name}/{measure}/gabors"] = kept(
+                f"{name}.{measure}.gabors",
+                lambda f=fields, w=what, c=name == "trained": _gabors(f, groups, settings.seed, c, w, progress),
+            )
+    return parts
+
+
+def _gradients(model, groups, images, settings, what, progress) -> Arrays:
+    found: Arrays = {}
+    for i, group in enumerate(groups):
+        # Of the neurons' input rather than of their spikes: one surrogate less between the unit and the pixels.
+        units = dataclasses.replace(group, layer=group.layer.removesuffix(".spikes") + ".potential")
+
+        def batches(i=i):
+            for k, batch in enumerate(images(settings.gradients, batch_size=GRADIENT_BATCH)):
+                progress(what, i * settings.gradients + k * GRADIENT_BATCH, len(groups) * settings.gradients)
+                yield batch
+
+        result = effective_field(model, units, batches())
+        found[f"field {group.layer}"] = result.signed
+        found[f"map {group.layer}"] = result.map()
+        found[f"maps {group.layer}"] = result.energy.sum(-1)
+    progress(what, len(groups) * settings.gradients, len(groups) * settings.gradients)
+    return found
+
+
+def _noise(model, groups, settings, what, progress) -> Arrays:
+    shape = (model.config.image_size, model.config.image_size, model.config.in_channels)
+    sums = [Moments(int(np.prod(shape)), len(group.channels), shifts=settings.shifts) for group in groups]
+    windows = _Windows(groups, model.config, settings)
+    noise = white_noise(
+        model.config, settings.noise, seed=settings.seed, batch_size=settings.batch_size, std=settings.contrast,
+        kind=settings.kind,
+    )  # fmt: skip
+    for images, counts in record_spikes(model, groups, noise):
+        for moments, answers in zip(sums, counts, strict=True):
+            moments.add(images, answers)
+        windows.add(images, counts)
+        progress(what, sums[0].stimuli, settings.noise)
+    found: Arrays = {}
+    for group, moments in zip(groups, sums, strict=True):
+        units = range(len(group.channels))
+        enough = moments.c.min(0) >= settings.least
+        fields, control = (np.full((len(units), *shape), np.nan) for _ in range(2))
+        signal, p = (np.full(len(units), np.nan) for _ in range(2))
+        for unit in np.flatnonzero(enough).tolist():
+            fields[unit] = average(moments, unit).reshape(shape)
+            control[unit] = average(moments, unit, shift=1).reshape(shape)
+            above = significance(moments, unit)
+            signal[unit], p[unit] = above.signal, above.p
+        found |= {
+            f"spikes {group.layer}": moments.c[0],
+            f"field {group.layer}": fields,
+            f"control {group.layer}": control,
+            f"signal {group.layer}": signal,
+            f"p {group.layer}": p,
+        }
+    return found | windows.found(keep=1.0)
+
+
+def _images(model, groups, images, settings, what, progress) -> Arrays:
+    shape = (model.config.image_size, model.config.image_size, model.config.in_channels)
+    units = sum(len(group.channels) for group in groups)
+    # All layers in one: the images' covariance is then summed and decomposed once.
+    fit, held = (Moments(int(np.prod(shape)), units, shifts=settings.shifts, prior=True) for _ in range(2))
+    windows = _Windows(groups, model.config, settings)
+    for seen, counts in record_spikes(model, groups, images(settings.images)):
+        answers = np.concatenate(counts, 1)
+        cut = len(seen) - max(1, len(seen) // 5)
+        if cut:
+            fit.add(seen[:cut], answers[:cut])
+        held.add(seen[cut:], answers[cut:])
+        windows.add(seen, counts)
+        progress(what, fit.stimuli + held.stimuli, settings.images)
+    if min(fit.stimuli, held.stimuli) < 2:
+        raise InputError(
+            f"{fit.stimuli} images to fit and {held.stimuli} held out are too few: take more images, or batches of 10"
+        )
+    result = linear_fields(fit, held)
+    found: Arrays = {"stimuli": np.array(fit.stimuli + held.stimuli)}
+    start = 0
+    for group in groups:
+        own = slice(start, start + len(group.channels))
+        start = own.stop
+        spikes = fit.c[0, own] + held.c[0, own]
+        bad = spikes < settings.least
+        found |= {
+            f"spikes {group.layer}": spikes,
+            f"field {group.layer}": _blank(result.fields[0, own].reshape(-1, *shape), bad),
+            f"control {group.layer}": _blank(result.fields[1, own].reshape(-1, *shape), bad),
+            f"signal {group.layer}": _blank(result.explained[0, own], bad),
+            f"p {group.layer}": _blank(result.p()[own], bad),
+            f"ridge {group.layer}": result.strengths[0, own],
+        }
+    return found | windows.found(keep=0.95)
+
+
+class _Windows:
+    """Spike-triggered covariances of a few units, in a grey window around their token."""
+
+    def __init__(self, groups: Sequence[Units], config, settings: Settings):
+        self.settings = settings
+        self.groups = groups
+        self.sides = [min(config.image_size, max(8, min(16, 3 * group.patch))) for group in groups]
+        self.columns = [
+            np.unique(
+                np.linspace(0, len(g.channels) - 1, min(settings.covariances, len(g.channels))).round().astype(int)
+            )
+            for g in groups
+        ]
+        self.sums = [
+            Moments(side**2, len(columns), shifts=settings.shifts, prior=True, triggered=True)
+            for side, columns in zip(self.sides, self.columns, strict=True)
+        ]
+
+    def add(self, images, counts) -> None:
+        for group, side, columns, moments, answers in zip(
+            self.groups, self.sides, self.columns, self.sums, counts, strict=True
+        ):
+            moments.add(window(images, group.centre, side), answers[:, columns])
+
+    def found(self, keep: float) -> Arrays:
+        found: Arrays = {}
+        for group, side, columns, moments in zip(self.groups, self.sides, self.columns, self.sums, strict=True):
+            rows = []
+            for unit, channel in enumerate(columns):
+                if moments.c[:, unit].min() < max(self.settings.least, 2):
+                    continue
+                result = covariance(moments, unit, keep=keep)
+                ends = result.axes[[0, -1]].reshape(2, side, side)
+                # One less where the average was strong enough to be projected out.
+                values = np.full(side**2, np.nan)
+                values[: len(result.values)] = result.values
+                rows.append((channel, result.excitatory, result.suppressive, values, result.low, result.high, ends))
+            if rows:
+                names = ("channel", "excitatory", "suppressive", "eigenvalues", "low", "high", "axes")
+                for name, values in zip(names, zip(*rows, strict=True), strict=True):
+                    found[f"{name} {group.layer}"] = np.array(values)
+        return found
+
+
+def _mixing(model, untrained, settings, progress) -> Arrays:
+    found: Arrays = {}
+    rng = np.random.default_rng(settings.seed)
+    blocks = [
+        (name, mixing) for name, n in zip(NETWORKS, (model, untrained), strict=True) for mixing in mixing_weights(n)
+    ]
+    for i, (name, mixing) in enumerate(blocks):
+        progress("Gabors, mixing weights", i, len(blocks))
+        found[f"{name} height {mixing.block}"] = mixing.height
+        found[f"{name} width {mixing.block}"] = mixing.width
+        side = len(mixing.height)
+        if side < SMALLEST:
+            continue
+        products = separable_fields(mixing.height, mixing.width)
+        places = np.linspace(0, side - 1, 4).round().astype(int)
+        chosen = [products[row, column] for row in places for column in places]
+        found[f"{name} gabors field {mixing.block}"] = np.array([_fit(product) for product in chosen])
+        shuffled = [shuffled_pixels(product, rng) for product in chosen]
+        found[f"{name} gabors pixels {mixing.block}"] = np.array([_fit(product) for product in shuffled])
+    if model.config.patch_size >= SMALLEST:
+        for name, net in zip(NETWORKS, (model, untrained), strict=True):
+            # [side, side, colours, channels]
+            kernels = np.moveaxis(np.asarray(net.stages[0].encode.conv.kernel[...], np.float64), -1, 0)
+            grey = [main_colour(kernel)[0] for kernel in kernels]
+            found[f"{name} gabors field stem"] = np.array([_fit(kernel) for kernel in grey])
+            found[f"{name} gabors pixels stem"] = np.array([_fit(shuffled_pixels(kernel, rng)) for kernel in grey])
+    progress("Gabors, mixing weights", len(blocks), len(blocks))
+    return found
+
+
+def _gabors(fields: Arrays, groups, seed, controls, what, progress) -> Arrays:
+    rng = np.random.default_rng(seed)
+    found: Arrays = {}
+    jobs = []
+    for group in groups:
+        layer = group.layer
+        whole = fields[f"field {layer}"]
+        grey = [_grey(field) for field in whole]
+        found[f"colour {layer}"] = np.array([share for _, share in grey])
+        jobs += [(f"field {layer}", [g for g, _ in grey])]
+        if not controls:
+            continue
+        jobs += [
+            (f"pixels {layer}", [g if np.isnan(g).any() else shuffled_pixels(g, rng, group.patch) for g, _ in grey])
+        ]
+        if f"control {layer}" in fields:
+            jobs += [(f"spikes {layer}", [_grey(field)[0] for field in fields[f"control {layer}"]])]
+    total, done = sum(len(maps) for _, maps in jobs), 0
+    for name, maps in jobs:
+        fits = []
+        for field in maps:
+            progress(what, done, total)
+            fits.append(_fit(field))
+            done += 1
+        found[name] = np.array(fits)
+    progress(what, total, total)
+    return found
+
+
+def _grey(field):
+    return (np.full(field.shape[:2], np.nan), np.nan) if np.isnan(field).any() else main_colour(field)
+
+
+def _fit(field) -> np.ndarray:
+    # Left out: units without enough spikes, fields that are too small, and units that no pixel reaches.
+    if min(field.shape) < SMALLEST or np.isnan(field).any() or np.ptp(field) <= 1e-12 * np.abs(field).max():
+        return np.full(len(FIT_COLUMNS), np.nan)
+    gabor = fit_gabor(field, starts=2)
+    return np.array([getattr(gabor, name) for name in FIT_COLUMNS])
+
+
+def _blank(values, bad):
+    values = np.array(values, np.float64)
+    values[bad] = np.nan
+    return values

@@ -1,0 +1,185 @@
+"""What a report is about: a trained network, what its run wrote down, and its test images."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from spiking_mlp_jax.data.sources import Chosen, Source, open_source
+from spiking_mlp_jax.errors import InputError
+from spiking_mlp_jax.models import weights
+from spiking_mlp_jax.models.config import ModelConfig
+from spiking_mlp_jax.models.spiking_mlp import SpikingMLP
+from spiking_mlp_jax.train.logging import read_metrics
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A trained network and what lies around it.
+
+    Attributes:
+        where: what the user gave: a workdir, a weights folder or a shipped name.
+        folder: the weights folder.
+        model, meta: from `weights.load`; meta has "data".
+        source: the test images, or None.
+        without: why there are none, a sentence; "" where there are.
+        settings: WORKDIR/config.json, {} where there is none.
+        versions: WORKDIR/versions.json, likewise.
+        metrics: the lines of WORKDIR/metrics.jsonl, likewise.
+        evaluation: WORKDIR/evaluation.json if it is about these weights, else {}.
+    """
+
+    where: str
+    folder: Path
+    model: SpikingMLP
+    meta: dict[str, Any]
+    source: Source | None
+    without: str
+    settings: dict[str, Any]
+    versions: dict[str, Any]
+    metrics: list[dict[str, Any]]
+    evaluation: dict[str, Any]
+
+    @property
+    def config(self) -> ModelConfig:
+        """Of the network."""
+        return self.model.config
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """How images become inputs, and "class_names"."""
+        return self.meta["data"]
+
+    @property
+    def name(self) -> str:
+        """What the network is called: its workdir's name or its own."""
+        folder = self.folder.absolute()
+        return (folder.parent if folder.name == "weights" else folder).name
+
+    @property
+    def workdir(self) -> Path:
+        """The folder that holds what a training run writes: that of the weights, or the one around it."""
+        return self.folder.parent if self.folder.name == "weights" else self.folder
+
+    def position(self, index: int) -> int:
+        """Where an image of `source` lies among all test images."""
+        return self.source.positions[index] if isinstance(self.source, Chosen) else index
+
+    @property
+    def fitting(self) -> tuple[int, int, str, int]:
+        """The last arguments of `fit_image`, which brings an image to the network's size."""
+        return self.config.image_size, self.config.in_channels, self.data["resize_mode"], self.data["eval_resize"]
+
+
+def open_run(where: str, dataset: str | None = None, data_dir: str | None = None, limit: int | None = None) -> Run:
+    """Opens everything that a report needs.
+
+    Args:
+        where: a training run's workdir, a weights folder, or the name of a shipped network.
+        dataset: other test images than those of the data set that it was trained on.
+        data_dir: folder of the data; None: the one that the workdir names.
+        limit: at most so many test images, evenly spaced.
+
+    Raises:
+        InputError: there is no such network, a file of it is damaged, or the given data cannot be opened. Data that
+            nobody asked for may be missing: `Run.without` says why.
+    """
+    folder = weights.find(where)
+    model, meta = weights.load(folder)
+    if "data" not in meta:
+        raise InputError(f'{folder / weights.CONFIG} has no "data", which says how images become inputs: save it again')
+    source, without = None, ""
+    try:
+        source = _test_images(folder, meta["data"], model.config.num_classes, dataset, data_dir)
+    except InputError as error:
+        if dataset is not None or data_dir is not None:
+            raise
+        without = str(error)
+    if source is not None and limit is not None and limit < len(source):
+        source = Chosen(source, np.linspace(0, len(source) - 1, limit).round().astype(int).tolist())
+    own = folder.name == "weights"
+    around = folder.parent if own else folder
+    return Run(
+        where=where,
+        folder=folder,
+        model=model,
+        meta=meta,
+        source=source,
+        without=without,
+        # A weights folder's own config.json describes the network, not a run.
+        settings=read_object(around / "config.json") if own else {},
+        versions=read_object(around / "versions.json"),
+        metrics=_metrics(around),
+        evaluation=_evaluation(around, (meta.get("result") or {}).get("step"), model.config.num_classes),
+    )
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object, {} where there is no file.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    if not os.path.isfile(path):
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} cannot be read as JSON ({error}): copy it again or remove it") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} does not hold a JSON object: copy it again or remove it")
+    return content
+
+
+def _metrics(workdir: Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl."""
+    try:
+        lines = read_metrics(workdir)
+        fits = all(
+            isinstance(line["step"], int)
+            and isinstance(line["split"], str)
+            and all(isinstance(line.get(name), int | float | None) for name in ("loss", "accuracy"))
+            for line in lines
+        )
+    except (KeyError, TypeError, ValueError):
+        fits = False
+    if not fits:
+        raise InputError(f"{workdir / 'metrics.jsonl'} is damaged: copy it again or remove it")
+    return lines
+
+
+def _evaluation(workdir: Path, step: int | None, classes: int) -> dict[str, Any]:
+    """WORKDIR/evaluation.json, {} if it is of other weights: every evaluation writes it, only the best one them."""
+    path = workdir / "evaluation.json"
+    found = read_object(path)
+    if step is None or found.get("step") != step:
+        return {}
+    try:
+        confusion = np.asarray(found["confusion"], dtype=np.float64)
+        fits = confusion.shape == (classes, classes) and (confusion >= 0).all() and 0 <= found["accuracy"] <= 1
+    except (KeyError, TypeError, ValueError):
+        fits = False
+    if not fits:
+        raise InputError(
+            f"{path} does not hold an accuracy and a confusion matrix of {classes} classes: copy it again or remove it"
+        )
+    return found
+
+
+def _test_images(folder, data, classes, dataset, data_dir) -> Source:
+    if dataset is None and data_dir is None:
+        data_dir = weights.data_dir(folder)
+    source = open_source(dataset or data["dataset"], "test", data_dir)
+    if len(source.class_names) != classes:
+        raise InputError(
+            f"the network in {folder} knows {classes} classes, but the data have {len(source.class_names)}: name its "
+            "own data with --dataset and --data-dir"
+        )
+    if not len(source):
+        raise InputError("there are no test images: give a data set that has some")
+    return source

@@ -1,0 +1,111 @@
+"""The command `spiking-mlp demo`: a tour with what is in the package, and nothing else."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import shlex
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from spiking_mlp_jax.errors import InputError
+
+PICTURES = 4
+SHOWN = 6
+NETWORK = "fashion_mnist"
+
+
+def add_commands(commands, command, positive, run: Callable[[Sequence[str]], int]) -> None:
+    """Adds the command's parser.
+
+    Args:
+        commands: of argparse.
+        command: function that makes one with a summary, a description, examples and a note.
+        positive: reads a whole number of at least 1.
+        run: runs a command line of `spiking-mlp` and returns its exit status.
+    """
+    parser = command(
+        commands,
+        "demo",
+        "a tour of a minute or two: classify, compile, audit, look inside",
+        "Takes a network and test images that are in the package, classifies some of them, measures accuracy, compiles "
+        "the network to integers, shows that no multiplication is left, and writes a report to look at. Each command "
+        "is printed before it runs, to be tried again. Nothing is downloaded.",
+        "spiking-mlp demo\n  spiking-mlp demo -o /tmp/tour",
+    )
+    parser.add_argument(
+        "-o", "--output", default="spiking_mlp_demo", metavar="FOLDER", help="where to (default: spiking_mlp_demo)"
+    )
+    parser.add_argument(
+        "--limit", type=positive, default=500, metavar="N", help="test images that are looked at (default: 500)"
+    )
+    parser.set_defaults(run=lambda chosen: _demo(chosen, run))
+
+
+def _demo(chosen: argparse.Namespace, run: Callable[[Sequence[str]], int]) -> int:
+    folder = Path(chosen.output)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be made ({error}): name another folder with -o") from error
+    pictures = write_pictures(folder)
+    compiled, limit = str(folder / "fashion.smlp"), ["--limit", str(chosen.limit)]
+    for words in (
+        ["predict", NETWORK, *map(str, pictures), "--top", "2"],
+        ["evaluate", NETWORK, *limit],
+        ["compile", NETWORK, "-o", compiled],
+        ["evaluate", compiled, *limit],
+        ["audit", compiled],
+        ["export-c", compiled],
+        ["report", NETWORK, "-o", str(folder / "report.html"), *limit],
+    ):
+        print(f"\n$ spiking-mlp {shlex.join(words)}", flush=True)
+        # Of the audit's line for each operation, some and the verdict.
+        if status := _shortened(run, words) if words[0] == "audit" else run(words):
+            return status
+    print(f"\nLook at {folder / 'report.html'} in a browser; the pictures above are in {folder}.")
+    return 0
+
+
+def _shortened(run, words) -> int:
+    text = io.StringIO()
+    with contextlib.redirect_stdout(text):
+        status = run(words)
+    lines = text.getvalue().splitlines()
+    print("\n".join([*lines[:SHOWN], f"... {len(lines) - 2 * SHOWN} more lines", *lines[-SHOWN:]]))
+    return status
+
+
+def write_pictures(folder: Path) -> list[Path]:
+    """Writes some of Fashion-MNIST's test images as PNG files, one class after the other.
+
+    Args:
+        folder: an existing one.
+
+    Returns:
+        the files, named after their classes.
+
+    Raises:
+        InputError: they cannot be written there.
+    """
+    from PIL import Image
+
+    from spiking_mlp_jax.data.sources import open_source
+    from spiking_mlp_jax.utils.files import write_whole
+
+    source = open_source("fashion_mnist", "test", None)
+    chosen: dict[int, dict] = {}
+    for i in range(len(source)):
+        record = source[i]
+        chosen.setdefault(int(record["label"]), record)
+        if len(chosen) == PICTURES:
+            break
+    paths = []
+    for label, record in chosen.items():
+        path = folder / (source.class_names[label].lower().replace(" ", "_").replace("/", "_") + ".png")
+        file = io.BytesIO()
+        Image.fromarray(record["image"].squeeze()).save(file, "PNG")
+        write_whole(path, [file.getvalue()])
+        paths.append(path)
+    return paths

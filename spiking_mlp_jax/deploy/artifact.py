@@ -1,0 +1,293 @@
+"""Artifacts: an integer network in one file, `NAME.smlp`. Data only, hashed, memory-mapped; NumPy alone.
+
+    bytes 0-7      magic, b"\\x89SMLP\\r\\n\\x1a": a file that was sent as text does not survive with it
+          8-11     version of the format, 1
+          12-15    bytes of the JSON header
+          16-23    bytes of the file
+          24-31    zeros
+          32-63    BLAKE2b, 32 bytes, of all other bytes of the file
+          64-      JSON header: {"description": {...}, "arrays": [...]}, see `description_to_json` and `artifact_layout`
+          then, each at the next multiple of 64 and between zeros, the arrays in the order of `network.array_shapes`
+
+Numbers are little-endian. Nothing of a file is believed: whatever can be loaded describes a network that can exist,
+holds exactly its arrays with values in their limits, and has passed `ranges.check`; all else is one `InputError`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import reprlib
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from spiking_mlp_jax.deploy import ranges
+from spiking_mlp_jax.deploy.artifact_check import (
+    check_values,
+    description_from_json,
+    description_to_json,
+    json_object,
+    refuse,
+)
+from spiking_mlp_jax.deploy.artifact_layout import Entry, aligned, pack, table, unpack
+from spiking_mlp_jax.deploy.network import Description, IntegerNet, array_shapes
+from spiking_mlp_jax.errors import InputError
+from spiking_mlp_jax.utils.files import write_whole
+
+MAGIC = b"\x89SMLP\r\n\x1a"
+VERSION = 1
+# Beyond any network known, and small enough that a file within them is judged in little time and memory.
+MAX_FILE = 1 << 32
+MAX_HEADER = 1 << 20
+_PREFIX = struct.Struct("<8sIIQ8s32s")
+_HASHED = _PREFIX.size - 32
+
+
+def save(net: IntegerNet, path: str | os.PathLike[str]) -> None:
+    """Writes an artifact, over an older one if need be; a reader never sees half a file.
+
+    Args:
+        net: any integer network.
+        path: of the file; folders above it are made.
+
+    Raises:
+        InputError: the network would not pass `load`, or the file cannot be written.
+    """
+    if not isinstance(net, IntegerNet):
+        raise InputError(f"an integer network is saved, as quantize gives it, not a {type(net).__name__}")
+    prefix, header, parts = _encode(net)
+    write_whole(path, [prefix, header, *parts])
+
+
+def size(net: IntegerNet) -> int:
+    """Bytes of the file that `save` writes.
+
+    Raises:
+        InputError: as `save`.
+    """
+    prefix, header, parts = _encode(net)
+    return len(prefix) + len(header) + sum(len(part) for part in parts)
+
+
+def load(path: str | os.PathLike[str]) -> IntegerNet:
+    """Reads an artifact.
+
+    Args:
+        path: a file that `save` wrote. As long as the network is in use it must not be written to; `save` replaces it
+            by another file, which is safe.
+
+    Returns:
+        the network. Its arrays are read-only and lie in the mapped file; only kernels of at most 4 bits, which are
+        packed there, are in memory.
+
+    Raises:
+        InputError: the file is missing, damaged, cut short, of another kind or version, or holds no network that can
+            run without overflow; the sentence names it.
+    """
+    if not isinstance(path, str | os.PathLike):
+        raise InputError(f"an artifact is loaded from a path, not from a {type(path).__name__}")
+    path = Path(path)
+    data = _map(path)
+    prefix, header_size = _read_prefix(path, data)
+    # First of all that is in it, so that an accident on the way is called that.
+    if digest(prefix[:_HASHED], data[_PREFIX.size :]) != prefix[_HASHED:]:
+        raise InputError(f"{path} is damaged, because its hash does not fit: copy it or compile the network again")
+    try:
+        document = _parse(data[_PREFIX.size : _PREFIX.size + header_size].tobytes())
+        c, entries = _read_header(document)
+        arrays = _read_arrays(c, entries, data, aligned(_PREFIX.size + header_size))
+        net = IntegerNet(c, arrays)
+        check_values(net)
+        ranges.check(net)
+    except InputError as error:
+        raise InputError(f"{path} holds no network that can run: {error}") from error
+    return net
+
+
+def check(net: IntegerNet) -> None:
+    """Checks a network as `save` and `load` do.
+
+    Raises:
+        InputError: its description is of no possible network, its arrays are not those of the description, a value is
+            out of its limits, or a potential could leave its word.
+    """
+    _checked(net)
+
+
+# Writing.
+
+
+def _checked(net: IntegerNet) -> tuple[bytes, list[Entry]]:
+    """The header of a network that has passed all checks, and where its arrays lie."""
+    try:
+        text = json.dumps(description_to_json(net.description), allow_nan=False, default=_plain)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InputError(
+            f"the description cannot be written as JSON ({error}): use plain finite numbers, strings and lists"
+        ) from error
+    c = description_from_json(_parse(text.encode()))
+    known = array_shapes(c)
+    for name in net.arrays:
+        if name not in known:
+            raise InputError(f'there is an array "{name}", which the network does not have')
+    for name, (dtype, _) in known.items():
+        if name not in net.arrays:
+            raise InputError(f'the array "{name}" is missing')
+        if net.arrays[name].dtype != dtype:
+            raise InputError(f"{name} must be {dtype}, but it is {net.arrays[name].dtype}")
+    entries = list(table(c, {name: x.shape for name, x in net.arrays.items()}))
+    check_values(net)
+    ranges.check(net)
+    document = {"description": description_to_json(c), "arrays": [dataclasses.asdict(entry) for entry in entries]}
+    header = json.dumps(document, allow_nan=False, separators=(",", ":")).encode()
+    if len(header) > MAX_HEADER:
+        raise InputError(f"the header has {len(header)} bytes, but at most {MAX_HEADER} are read: keep data short")
+    return header, entries
+
+
+def _encode(net: IntegerNet) -> tuple[bytes, bytes, list[bytes]]:
+    """The file's prefix, header and arrays, the latter two with the zeros after and before them."""
+    header, entries = _checked(net)
+    start = aligned(_PREFIX.size + len(header))
+    padded = header.ljust(start - _PREFIX.size, b"\0")
+    parts, end = [], 0
+    for entry in entries:
+        values = np.asarray(net.arrays[entry.name])
+        stored = pack(values) if entry.encoding == "nibbles" else values
+        parts += [bytes(entry.offset - end), stored.astype(stored.dtype.newbyteorder("<")).tobytes()]
+        end = entry.offset + entry.size
+    if start + end > MAX_FILE:
+        raise InputError(f"the artifact would have {start + end} bytes, but at most {MAX_FILE} are read")
+    opening = _PREFIX.pack(MAGIC, VERSION, len(header), start + end, bytes(8), bytes(32))[:_HASHED]
+    return opening + digest(opening, padded, *parts), padded, parts
+
+
+def _plain(value):
+    """JSON's value for a NumPy scalar."""
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"{type(value).__name__} is no JSON value")
+
+
+def digest(*parts) -> bytes:
+    """The hash of parts of a file, one after the other."""
+    found = hashlib.blake2b(digest_size=32)
+    for part in parts:
+        found.update(part)
+    return found.digest()
+
+
+# Reading.
+
+
+def _map(path: Path) -> np.ndarray:
+    """The file as read-only uint8, mapped."""
+    # Only a file's size is known before it is read; a pipe would be waited for.
+    if not os.path.isfile(path):
+        raise InputError(f"there is no file {path}: give an artifact that was compiled from trained weights")
+    try:
+        with open(path, "rb") as file:
+            length = os.fstat(file.fileno()).st_size
+            if length < _PREFIX.size:
+                raise InputError(f"{path} is no artifact or cut short, because it has only {length} bytes")
+            return np.asarray(np.memmap(file, np.uint8, "r"))
+    except (OSError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path} cannot be read ({error})") from error
+
+
+def _read_prefix(path: Path, data: np.ndarray) -> tuple[bytes, int]:
+    """The first bytes of a file and the length of its header."""
+    prefix = data[: _PREFIX.size].tobytes()
+    magic, version, header_size, length, zeros, _ = _PREFIX.unpack(prefix)
+    if magic != MAGIC:
+        raise InputError(f"{path} is no artifact: give a .smlp file that was compiled from trained weights")
+    if version != VERSION:
+        raise InputError(
+            f"{path} has format {version}, but this version reads format {VERSION}: use the version that wrote it"
+        )
+    if length != data.size or length > MAX_FILE:
+        raise InputError(f"{path} has {data.size} bytes, but declares {length}: copy it or compile the network again")
+    if header_size > min(MAX_HEADER, length - _PREFIX.size):
+        raise InputError(f"{path} is damaged, because its header would have {header_size} bytes: copy it again")
+    if any(zeros):
+        raise InputError(f"{path} is damaged, because bytes that must be 0 are not: copy it again")
+    return prefix, header_size
+
+
+def _parse(header: bytes) -> Any:
+    def pairs(items):
+        found = dict(items)
+        if len(found) != len(items):
+            raise InputError("the header has an object with one name twice")
+        return found
+
+    def number(text):
+        value = float(text)
+        if not math.isfinite(value):
+            raise InputError(f"the header has a number that is not finite, {reprlib.repr(text)}")
+        return value
+
+    try:
+        # Not a byte beyond UTF-8, and no half of a pair of surrogates that no one could print.
+        document = json.loads(
+            header.decode(), object_pairs_hook=pairs, parse_float=number, parse_constant=number, strict=True
+        )
+        json.dumps(document, ensure_ascii=False).encode()
+        return document
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"the header is no JSON ({error})") from error
+
+
+def _read_header(document: Any) -> tuple[Description, list[Entry]]:
+    fields = json_object("the header", document, ["description", "arrays"])
+    c = description_from_json(fields["description"])
+    stated = fields["arrays"]
+    names = list(array_shapes(c))
+    if not isinstance(stated, list) or len(stated) != len(names):
+        count = len(stated) if isinstance(stated, list) else stated
+        refuse(f"arrays must list the {len(names)} arrays of the network", count)
+    shapes = {}
+    for name, entry in zip(names, stated, strict=True):
+        json_object(f"the entry of {name}", entry, [field.name for field in dataclasses.fields(Entry)])
+        shape = entry["shape"]
+        if not isinstance(shape, list) or not all(type(n) is int for n in shape):
+            refuse(f"the shape of {name} must be a list of whole numbers", shape)
+        shapes[name] = tuple(shape)
+    entries = list(table(c, shapes))
+    for entry, found in zip(entries, stated, strict=True):
+        for key, expected in dataclasses.asdict(entry).items():
+            # True is 1 and 1.0 is 1, but neither is what is written.
+            if key != "shape" and (type(found[key]) is not type(expected) or found[key] != expected):
+                refuse(f"{key} of {entry.name} must be {reprlib.repr(expected)}", found[key])
+    return c, entries
+
+
+def _read_arrays(c: Description, entries: list[Entry], data: np.ndarray, start: int) -> dict[str, np.ndarray]:
+    length = start + entries[-1].offset + entries[-1].size
+    if length != data.size:
+        raise InputError(f"its arrays end at byte {length}, but the file at {data.size}")
+    arrays, end = {}, 0
+    for entry in entries:
+        if data[start + end : start + entry.offset].any():
+            raise InputError(f"the bytes before {entry.name} must be 0")
+        end = entry.offset + entry.size
+        stored = data[start + entry.offset : start + entry.offset + entry.size]
+        if entry.encoding == "nibbles":
+            values = unpack(stored, entry.shape)
+            values.flags.writeable = False
+        else:
+            if entry.dtype == "bool" and stored.max() > 1:
+                raise InputError(f"{entry.name} must hold 0 and 1, but it holds {stored.max()}")
+            values = stored.view(np.dtype(entry.dtype).newbyteorder("<")).reshape(entry.shape)
+        arrays[entry.name] = values
+    return arrays

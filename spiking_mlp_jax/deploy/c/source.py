@@ -1,0 +1,153 @@
+"""What the parts of an exported C file share: the network, its constants, loops, and lines that are not too long."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+import numpy as np
+
+from spiking_mlp_jax.deploy.artifact_layout import pack
+from spiking_mlp_jax.deploy.network import Description, Format, IntegerNet
+
+LINE = 120
+# Variables that follow the time steps: name, start, step.
+Counters = list[tuple[str, str, int]]
+
+
+class Layer(NamedTuple):
+    """A map of spikes in the C file: its arrays' names, and what one of its steps and one of its rows take."""
+
+    name: str
+    rows: int
+    out: int
+    width: int
+    # Bytes and numbers from one time step's constants to the next's; 0 where all share them.
+    kernel_step: int
+    out_step: int
+
+    def kernel(self, row: int = 0) -> str:
+        """Where a row of the kernel begins."""
+        at = [f"{self.name}_k"] * bool(self.kernel_step) + [str(row * self.width)] * bool(row)
+        return " + ".join([f"{self.name}_kernel", *at])
+
+    def scale(self) -> str:
+        """Where shifts and biases begin."""
+        at = f" + {self.name}_o" * bool(self.out_step)
+        return f"{self.name}_shift{at}, {self.name}_bias{at}"
+
+    def counters(self) -> Counters:
+        """What moves on from step to step, where each step has weights of its own."""
+        return [(f"{self.name}_{key}", "0", n) for key, n in (("k", self.kernel_step), ("o", self.out_step)) if n]
+
+
+@dataclasses.dataclass
+class Source:
+    """A C file in the making: a part that needs constants adds them when it is written.
+
+    Attributes:
+        net: the network.
+        constants: the C text of each constant array.
+        constant_bytes: of all of them.
+    """
+
+    net: IntegerNet
+    constants: list[str] = dataclasses.field(default_factory=list)
+    constant_bytes: int = 0
+
+    @property
+    def c(self) -> Description:
+        """Of the network."""
+        return self.net.description
+
+    @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Of the network."""
+        return self.net.arrays
+
+    @property
+    def nodes(self) -> bool:
+        """Whether stages begin with three nodes, which look at windows of 3 x 3 tokens."""
+        return self.c.encoding == "spe" and self.c.stages > 1
+
+    @property
+    def potential(self) -> str:
+        """The C type of the potentials that are held between layers."""
+        return f"int{max(self.c.formats[f'stage{i}'].word for i in range(self.c.stages))}_t"
+
+    def grid(self, stage: int) -> int:
+        """Neurons of a stage's encoding."""
+        return self.c.stage_side(stage) ** 2 * self.c.stage_dim(stage)
+
+    def held_step(self, stage: int) -> int:
+        """Numbers from one time step's held potentials to the next's; 0 where all share them."""
+        shared = stage == 0 and len(self.arrays["stage0.encode.kernel"]) == 1
+        return 0 if shared else self.grid(stage)
+
+    def neurons(self, place: Format) -> str:
+        """Level (the threshold times 2^leak) and reset of a place's neurons."""
+        return f"{place.threshold << self.c.leak}, {place.reset}" + ", 0" * self.c.per_token
+
+    def constant(self, ctype: str, name: str, values: np.ndarray, comment: str = "") -> None:
+        """Writes a constant array."""
+        numbers = values.reshape(-1).tolist()
+        self.constant_bytes += values.size * itemsize(ctype)
+        words = [str(number) for number in numbers]
+        count = (LINE - 4) // (max(map(len, words)) + 2)
+        lines = [", ".join(words[i : i + count]) for i in range(0, len(words), count)]
+        self.constants.append(
+            f"{f'// {comment}' + chr(10) if comment else ''}static const {ctype} {name}[{len(words)}] = {{\n    "
+            + ",\n    ".join(lines)
+            + "\n};\n"
+        )
+
+    def layer(self, key: str) -> Layer:
+        """Writes a layer's constants."""
+        kernel, by, bias = (self.arrays[f"{key}.{entry}"] for entry in ("kernel", "shift", "bias"))
+        name = key.replace(".", "_")
+        steps, rows, out = kernel.shape
+        width = out
+        note = f"{key}: {rows} rows of {out}"
+        if self.c.bits <= 4:
+            # Two weights a byte, the first in the low half; each row begins with a byte of its own.
+            width = (out + 1) // 2
+            even = np.zeros((steps, rows, 2 * width), np.int8)
+            even[..., :out] = kernel
+            kernel = pack(even)
+            note += ", two weights a byte, low half first"
+        note += f", for each of {steps} steps" * (steps > 1)
+        self.constant("uint8_t" if self.c.bits <= 4 else "int8_t", f"{name}_kernel", kernel, note)
+        self.constant("int8_t", f"{name}_shift", by)
+        self.constant("int32_t", f"{name}_bias", bias)
+        several = steps > 1
+        return Layer(name, rows, out, width, several * rows * width, several * out)
+
+
+def itemsize(ctype: str) -> int:
+    """Bytes of a number of a C type such as int32_t."""
+    return np.dtype(ctype.removesuffix("_t")).itemsize
+
+
+def loop(variable: str, start: str, end: str, counters: Counters) -> str:
+    """The head of a loop with more variables that grow beside its own."""
+    begin = ", ".join([f"{variable} = {start}", *(f"{name} = {first}" for name, first, _ in counters)])
+    grow = ", ".join([f"{variable}++", *(f"{name} += {step}" for name, _, step in counters)])
+    return f"for ({begin}; {variable} < {end}; {grow})"
+
+
+def declared(counters: Counters, *more: str) -> str:
+    """These variables, to follow others in a declaration."""
+    return "".join(f", {name}" for name in (*filter(None, more), *(name for name, _, _ in counters)))
+
+
+def wrapped(code: str) -> str:
+    """Code whose long lines go on in further ones, deeper by four; comments stay."""
+    found = []
+    for line in code.split("\n"):
+        deep = len(line) - len(line.lstrip()) + 4
+        while len(line) > LINE and "//" not in line:
+            cut = line.rfind(" ", deep, LINE)
+            found.append(line[:cut])
+            line = " " * deep + line[cut + 1 :]
+        found.append(line)
+    return "\n".join(found)

@@ -1,0 +1,256 @@
+"""The integer network: what `quantize` makes, an artifact holds, and every engine runs. NumPy alone.
+
+All of it is defined by three operations on integers, which `reference.py` writes out:
+
+    accumulate      acc = sum of the kernel's rows where there is a spike
+    shift(x, s)     x * 2^s: x << s for s >= 0; for s < 0 (x + (1 << (-s - 1))) >> -s, which rounds halves up
+    neuron          charge, compare, reset (`charge` below); its leak is an arithmetic right shift, which rounds down
+
+A map's result is shift(acc, shift) + bias. A value stands for itself times 2^-fraction of its format.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import numbers
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from spiking_mlp_jax.errors import InputError
+
+Observe = Callable[[str, Any], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Format:
+    """How the potentials of a place in the network are written.
+
+    Attributes:
+        fraction: bits after the binary point.
+        word: 16 or 32, bits of the integers that hold them; proven to be enough for any input by `ranges.check`.
+        threshold: of its neurons, in units of 2^-fraction.
+        reset: potential after a spike, likewise; 0 with a soft reset. It is also the potential at the start.
+    """
+
+    fraction: int
+    word: int
+    threshold: int
+    reset: int
+
+    @property
+    def dtype(self) -> np.dtype:
+        """int16 or int32."""
+        return np.dtype(f"int{self.word}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Description:
+    """What an integer network is, beside its arrays; all JSON values.
+
+    Attributes:
+        image_size, in_channels, num_classes, patch_size, dim, depths, expansion, encoding, time_steps: as in
+            `ModelConfig`.
+        per_token: whether the channel block's constants are per token (`norm_features="token"`).
+        neuron: "lif" or "if".
+        leak: k, where the membrane time constant is 2^k steps; 0 for "if".
+        decay_input: as in `ModelConfig`.
+        soft_reset: whether a spike subtracts the threshold instead of setting the potential to `reset`.
+        bits: of a weight, 2 to 8.
+        formats: of the potentials, by place: "stage0" (all sums that the stage's skip connection joins: encoding,
+            fuse, channel), "stage0.block0.height", ".width", ".identity" ("plain"), ".hidden", ".project" (per_token:
+            what is multiplied by a token's scale) and "head" (logits).
+        data: how pictures become pixels, and the names of the classes: the "data" of the weights' config.json, or {}.
+    """
+
+    image_size: int
+    in_channels: int
+    num_classes: int
+    patch_size: int
+    dim: int
+    depths: tuple[int, ...]
+    expansion: int
+    encoding: str
+    time_steps: int
+    per_token: bool
+    neuron: str
+    leak: int
+    decay_input: bool
+    soft_reset: bool
+    bits: int
+    formats: dict[str, Format]
+    data: dict[str, Any]
+
+    @property
+    def stages(self) -> int:
+        """Number of stages."""
+        return len(self.depths)
+
+    def stage_dim(self, stage: int) -> int:
+        """Channels of a stage."""
+        return self.dim << stage
+
+    def stage_side(self, stage: int) -> int:
+        """Tokens along each side of a stage's grid."""
+        return self.image_size // self.patch_size >> stage
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class IntegerNet:
+    """A network of integers. Calling it runs it through JAX; `reference.run` and `engine.Engine` give the same bits.
+
+    Attributes:
+        description: see there.
+        arrays: by name, "LAYER.ENTRY". A layer is a map of spikes:
+
+            stage0.encode                           fan_in: the patch's bytes (row, column, channel)
+            stageI.encode                           "plain": fan_in (row, column, channel) of 2 x 2
+            stageI.encode.cells, .edge1, .edge2     "spe": fan_in (row, column, channel) of 3 x 3
+            stageI.blockJ.height, .width            fan_in and out: positions along the axis
+            stageI.blockJ.fuse, .expand, .project
+            head                                    fan_in: channels; its accumulation also runs over all tokens
+
+            and has, with S = 1, or T where each time step has its own (TEBN):
+
+            kernel int8 [S, fan_in, out]; shift int8 [S, out]; bias int32 [S, out]
+
+            stageI.blockJ.identity ("plain") has low, high int32 [S, C]: the potential for no spike and for a spike.
+
+            With per_token, over N = height * width tokens, row by row:
+
+            expand     offset int32 [S, N]; threshold, reset int32 [N]; below, constant bool [N]
+                       potential = (0 if constant else shift(acc, shift) + bias) + offset; the neuron fires at or below
+                       the threshold where `below`, else at or above it
+            project    exponents, signs int8 [N, k]; offset int32 [S, N]
+                       z = shift(acc, shift) + bias; potential = sum of signs * shift(z, exponents), + offset;
+                       signs are -1, 0 or 1
+    """
+
+    description: Description
+    arrays: dict[str, np.ndarray]
+
+    def __call__(self, images, observe: Observe | None = None):
+        """Logits of raw pixels as a JAX program.
+
+        Args:
+            images: uint8 [B, H, W, C].
+            observe: when given, called while tracing with the name of each layer and the spikes that select rows of
+                its kernel, int8 [B, T or 1, ..., fan_in]; for the stem once for each of its eight bit planes.
+
+        Returns:
+            int32 [T, B, K], in units of 2^-formats["head"].fraction. A class's score is their sum over T.
+        """
+        from spiking_mlp_jax.deploy.integer import logits
+
+        return logits(self, images, observe)
+
+    def layer(self, name: str) -> dict[str, np.ndarray]:
+        """A layer's arrays by entry."""
+        start = name + "."
+        return {
+            key[len(start) :]: x
+            for key, x in self.arrays.items()
+            if key.startswith(start) and "." not in key[len(start) :]
+        }
+
+
+def check_images(description: Description, images) -> np.ndarray:
+    """Raw pixels, uint8 [B, H, W, C], as an array.
+
+    Raises:
+        InputError: another shape or type than the network's.
+    """
+    images = as_array(images, "images")
+    check_pixels(description, images.shape, images.dtype)
+    return images
+
+
+def as_array(images, name: str) -> np.ndarray:
+    """Images as an array.
+
+    Raises:
+        InputError: they are of different shapes, or no numbers.
+    """
+    try:
+        array = np.asarray(images)
+    except ValueError as error:
+        raise InputError(f"{name} must be one array, but they have different shapes: fit them first") from error
+    if array.dtype.kind in "OSU":
+        raise InputError(f"{name} must be an array of numbers, but they are {type(images).__name__}")
+    return array
+
+
+def is_whole(number) -> bool:
+    """Whether something is a whole number, of Python or NumPy; True and False are none."""
+    return isinstance(number, numbers.Integral) and not isinstance(number, bool)
+
+
+def check_pixels(c: Description, shape: tuple[int, ...], dtype) -> None:
+    """`check_images` for what only has a shape and a dtype."""
+    expected = (c.image_size, c.image_size, c.in_channels)
+    if len(shape) != 4 or shape[1:] != expected or not shape[0]:
+        raise InputError(f"images must be [batch, {', '.join(map(str, expected))}], but they are {shape}")
+    if dtype != np.uint8:
+        raise InputError(f"images must be raw pixels of dtype uint8, but they are {dtype}")
+
+
+def array_shapes(c: Description, digits: int = 1) -> dict[str, tuple[str, tuple[int | str, ...]]]:
+    """Every array that a description needs: its dtype and shape, with "S" for 1 or T and "k" for any count.
+
+    One place for what the network consists of; artifacts are checked against it.
+    """
+    found: dict[str, tuple[str, tuple[int | str, ...]]] = {}
+
+    def synapses(name, fan_in, out):
+        found[f"{name}.kernel"] = ("int8", ("S", fan_in, out))
+        found[f"{name}.shift"] = ("int8", ("S", out))
+        found[f"{name}.bias"] = ("int32", ("S", out))
+
+    for i, depth in enumerate(c.depths):
+        channels, side = c.stage_dim(i), c.stage_side(i)
+        tokens = side * side
+        if i == 0:
+            synapses("stage0.encode", c.patch_size * c.patch_size * c.in_channels, channels)
+        elif c.encoding == "plain":
+            synapses(f"stage{i}.encode", 4 * c.stage_dim(i - 1), channels)
+        else:
+            node = channels // 3
+            synapses(f"stage{i}.encode.cells", 9 * c.stage_dim(i - 1), channels)
+            for edge in ("edge1", "edge2"):
+                synapses(f"stage{i}.encode.{edge}", 9 * node, node)
+        for j in range(depth):
+            name = f"stage{i}.block{j}"
+            if c.encoding == "plain":
+                for entry in ("low", "high"):
+                    found[f"{name}.identity.{entry}"] = ("int32", ("S", channels))
+            synapses(f"{name}.height", side, side)
+            synapses(f"{name}.width", side, side)
+            synapses(f"{name}.fuse", 3 * channels, channels)
+            synapses(f"{name}.expand", channels, c.expansion * channels)
+            synapses(f"{name}.project", c.expansion * channels, channels)
+            if c.per_token:
+                found[f"{name}.expand.offset"] = ("int32", ("S", tokens))
+                for entry, dtype in (
+                    ("threshold", "int32"),
+                    ("reset", "int32"),
+                    ("below", "bool"),
+                    ("constant", "bool"),
+                ):
+                    found[f"{name}.expand.{entry}"] = (dtype, (tokens,))
+                for entry in ("exponents", "signs"):
+                    found[f"{name}.project.{entry}"] = ("int8", (tokens, "k"))
+                found[f"{name}.project.offset"] = ("int32", ("S", tokens))
+    synapses("head", c.stage_dim(c.stages - 1), c.num_classes)
+    return found
+
+
+def format_names(c: Description) -> list[str]:
+    """The places that have a format, in the order of the network."""
+    names = []
+    for i, depth in enumerate(c.depths):
+        names.append(f"stage{i}")
+        for j in range(depth):
+            parts = ["identity"] * (c.encoding == "plain") + ["height", "width", "hidden"] + ["project"] * c.per_token
+            names += [f"stage{i}.block{j}.{part}" for part in parts]
+    return [*names, "head"]

@@ -1,0 +1,241 @@
+"""Normalisation over time, batch and space: BatchNorm, tdBN, TEBN and LayerNorm.
+
+Inputs are potentials [B, T, ...] with the batch on axis 0 and time on axis 1. Statistics are always taken over B
+and T together.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from spiking_mlp_jax.nn.neuron import potential_dtype
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
+
+EPSILON = 1e-5
+MOMENTUM = 0.1
+
+
+class BatchNorm(nnx.Module):
+    """Batch normalisation of one feature axis, with the two variants for spiking networks.
+
+    Args:
+        features: length of the feature axis.
+        axis: which axis of the input holds the features: channels, rows, columns or tokens.
+        step_scales: None, or the number T of learned scales, one a time step (TEBN).
+        gain: constant factor after the affine map; alpha * v_threshold makes it tdBN.
+
+    The running averages move by 0.1 a batch and keep the unbiased variance, as PyTorch's do. Statistics, affine
+    map and result are at least float32. Inside `jax.shard_map` the statistics are those of a device's own share of the
+    batch; with `sync_axes`, names of mesh axes, those of all the devices along them together.
+
+    References:
+        Ioffe, Szegedy, "Batch normalization", 2015; Zheng et al., "Going deeper with directly-trained larger spiking
+        neural networks" (tdBN), AAAI 2021; Duan et al., "Temporal effective batch normalization in spiking neural
+        networks" (TEBN), NeurIPS 2022.
+    """
+
+    def __init__(self, features: int, axis: int = -1, *, step_scales: int | None = None, gain: float = 1.0):
+        self.axis = axis
+        self.gain = gain
+        self.use_running_average = False
+        self.sync_axes: tuple[str, ...] = ()
+        self.scale = nnx.Param(jnp.ones(features, float))
+        self.bias = nnx.Param(jnp.zeros(features, float))
+        self.step_scale = None if step_scales is None else nnx.Param(jnp.ones(step_scales, float))
+        self.mean = nnx.BatchStat(jnp.zeros(features, float))
+        self.var = nnx.BatchStat(jnp.ones(features, float))
+        self.num_batches = nnx.BatchStat(jnp.zeros((), jnp.int32))
+
+    @jax.named_scope("norm")
+    def __call__(self, x: Float[Array, "B T *shape"], repeats: int = 1) -> Float[Array, "B T *shape"]:
+        """Normalises x, and in training mode updates the running averages.
+
+        Args:
+            x: potentials.
+            repeats: how often each entry of x stands for equal values, which only the unbiased variance sees.
+                The stem is computed once an image but counts as T equal steps.
+
+        Returns:
+            x's shape, at least float32; with step scales a time axis of length 1 becomes T.
+        """
+        if self.use_running_average:
+            shape = feature_shape(x, self.axis)
+            factor, offset = affine(
+                self.mean[...].reshape(shape), self.var[...].reshape(shape), self.scale[...], self.bias[...], self.gain
+            )
+            dtype = potential_dtype(x.dtype)
+            y = x.astype(dtype) * factor.astype(dtype) + offset.astype(dtype)
+        else:
+            outputs: Any = batch_normalize(
+                x, self.scale[...], self.bias[...], self.axis % x.ndim, self.gain, self.sync_axes
+            )
+            y, mean, var = outputs
+            self.update_running_averages(mean, var, x.size // x.shape[self.axis] * repeats)
+        if self.step_scale is not None:
+            y = y * self.step_scale[...].reshape((1, -1) + (1,) * (x.ndim - 2)).astype(y.dtype)
+        return y
+
+    def update_running_averages(self, mean: Array, var: Array, count: int) -> None:
+        """Moves the averages by a batch's statistics, of any shape, over `count` values each on every device."""
+        count *= devices_along(self.sync_axes)
+        # A single value has no unbiased variance; PyTorch refuses it, here the biased one is kept.
+        unbiased = var * (count / max(count - 1, 1))
+        for average, value in ((self.mean, mean), (self.var, unbiased)):
+            value = jax.lax.stop_gradient(value).astype(average.dtype).reshape(-1)
+            average[...] = (1 - MOMENTUM) * average[...] + MOMENTUM * value
+        self.num_batches[...] = self.num_batches[...] + 1
+
+
+class LayerNorm(nnx.Module):
+    """Layer normalisation of each image and time step over the given axes, with an affine map over them.
+
+    Args:
+        shape: lengths of the normalised axes.
+        axes: which axes of the input they are, ascending.
+
+    Statistics and result are at least float32.
+
+    References: Ba, Kiros, Hinton, "Layer normalization", 2016.
+    """
+
+    def __init__(self, shape: tuple[int, ...], axes: tuple[int, ...]):
+        self.axes = axes
+        self.scale = nnx.Param(jnp.ones(shape, float))
+        self.bias = nnx.Param(jnp.zeros(shape, float))
+
+    @jax.named_scope("norm")
+    def __call__(self, x: Float[Array, "B T *shape"]) -> Float[Array, "B T *shape"]:
+        """Normalises x, any shape that has the axes."""
+        axes = [axis % x.ndim for axis in self.axes]
+        shape = [n if i in axes else 1 for i, n in enumerate(x.shape)]
+        wide = x.astype(potential_dtype(x.dtype))
+        centred = wide - jnp.mean(wide, axes, keepdims=True)
+        y = centred * jax.lax.rsqrt(jnp.mean(jnp.square(centred), axes, keepdims=True) + EPSILON)
+        return (y * self.scale[...].reshape(shape) + self.bias[...].reshape(shape)).astype(wide.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+def batch_normalize(
+    x: Float[Array, "..."],
+    scale: Float[Array, "C"],
+    bias: Float[Array, "C"],
+    axis: int,
+    gain: float,
+    over: tuple[str, ...] = (),
+) -> tuple[Float[Array, "..."], Float[Array, "..."], Float[Array, "..."]]:
+    """Normalises x by its own statistics; its gradient keeps x and nothing of its size beside it.
+
+    Args:
+        x: any shape, floating.
+        scale, bias: the affine map of the features.
+        axis: the features' axis, not negative.
+        gain: constant factor after the affine map.
+        over: mesh axes whose devices share their statistics.
+
+    Returns:
+        x's shape, at least float32; mean and biased variance of each feature, with x's other axes of length 1. No
+        gradient flows through these two.
+    """
+    wide = x.astype(potential_dtype(x.dtype))
+    mean, var = moments(wide, axis, over)
+    factor, offset = affine(mean, var, scale, bias, gain)
+    return wide * factor + offset, mean, var
+
+
+def _normalize_forward(x, scale, bias, axis, gain, over):
+    outputs: Any = batch_normalize(x, scale, bias, axis, gain, over)
+    return outputs, (x, scale, bias, *outputs[1:])
+
+
+def _normalize_backward(axis, gain, over, kept, cotangents):
+    x, scale, bias, mean, var = kept
+    wide = x.astype(mean.dtype)
+    dx, dscale, dbias = batch_norm_backward(cotangents[0], wide - mean, var, scale, gain, over)
+    return dx.astype(x.dtype), dscale.astype(scale.dtype), dbias.astype(bias.dtype)
+
+
+batch_normalize.defvjp(_normalize_forward, _normalize_backward)
+
+
+def moments(
+    x: Float[Array, "..."], axis: int, over: tuple[str, ...] = ()
+) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+    """Mean and biased variance over all axes but one, which the others of length 1 are kept beside.
+
+    Over the devices along the mesh axes `over` too, in two all-reduces: one of sums of squares alone, as some
+    frameworks have it, loses the variance of values that are far from 0.
+    """
+    others = [i for i in range(x.ndim) if i != axis]
+    mean = mean_over(jnp.mean(x, others, keepdims=True), over)
+    return mean, mean_over(jnp.mean(jnp.square(x - mean), others, keepdims=True), over)
+
+
+def mean_over(x: Array, axes: tuple[str, ...]) -> Array:
+    """The mean of the devices' values along mesh axes; x itself for none."""
+    return jax.lax.pmean(x, axes) if axes else x
+
+
+def devices_along(axes: tuple[str, ...]) -> int:
+    """How many devices share what is shared along mesh axes, 1 for none; only inside `jax.shard_map`."""
+    return math.prod(jax.lax.axis_size(axis) for axis in axes)
+
+
+def affine(mean: Array, var: Array, scale: Array, bias: Array, gain: float) -> tuple[Array, Array]:
+    """Factor and offset, of the mean's shape, that normalise: y = x * factor + offset."""
+    factor = scale.reshape(mean.shape).astype(mean.dtype) * jax.lax.rsqrt(var + EPSILON) * gain
+    return factor, bias.reshape(mean.shape).astype(mean.dtype) * gain - mean * factor
+
+
+def batch_norm_backward(
+    dy: Float[Array, "..."],
+    centred: Float[Array, "..."],
+    var: Array,
+    scale: Array,
+    gain: float,
+    over: tuple[str, ...] = (),
+) -> tuple[Float[Array, "..."], Float[Array, "C"], Float[Array, "C"]]:
+    """The gradient of a normalisation by batch statistics, in two sums and one pass.
+
+    Args:
+        dy: cotangent of the result.
+        centred: x - mean, of dy's shape and dtype.
+        var: biased variance, with axes of length 1 beside the features.
+        scale, gain, over: as in `batch_normalize`.
+
+    Returns:
+        cotangents of x, scale and bias: x's for the sum of the losses of all devices along `over`, the other two this
+        device's share of that sum's.
+
+    References: Ioffe, Szegedy, "Batch normalization", 2015, section 3.
+    """
+    # dy is read three times: computed once, where the compiler would repeat what it comes from for each.
+    dy = jax.lax.optimization_barrier(dy)
+    others = [i for i in range(dy.ndim) if var.shape[i] == 1]
+    count = dy.size // var.size * devices_along(over)
+    deviation = jax.lax.rsqrt(var + EPSILON)
+    dbias = jnp.sum(dy, others, keepdims=True)
+    dscale = jnp.sum(dy * centred, others, keepdims=True) * deviation
+    factor = scale.reshape(var.shape).astype(dy.dtype) * deviation * gain
+    all_dbias, all_dscale = jax.lax.psum((dbias, dscale), over) if over else (dbias, dscale)
+    dx = factor * (dy - (all_dbias + centred * (deviation * all_dscale)) / count)
+    return dx, (dscale * gain).reshape(-1), (dbias * gain).reshape(-1)
+
+
+def feature_shape(x: Array, axis: int) -> tuple[int, ...]:
+    """x's shape with all axes but the features' of length 1."""
+    return tuple(n if i == axis % x.ndim else 1 for i, n in enumerate(x.shape))
+
+
+def uniform_fan_in(key: Array, shape: Sequence[int], fan_in: int) -> Float[Array, "..."]:
+    """PyTorch's default initialisation of weights and biases: uniform in +-1 / sqrt(fan_in)."""
+    bound = 1 / math.sqrt(fan_in)
+    return jax.random.uniform(key, shape, float, -bound, bound)

@@ -1,0 +1,241 @@
+"""Several processes as one run: how they find each other, agree on things, and end together."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import re
+import sys
+import threading
+import time
+import traceback
+import zlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from spiking_mlp_jax.errors import EXIT_LOST, InputError
+from spiking_mlp_jax.utils.interrupt import StopRequest
+from spiking_mlp_jax.utils.storage import storage_error
+
+TIMEOUT = 60  # seconds
+PATIENCE = 20  # seconds of waiting for the others before saying so
+
+# Where launchers leave the number of processes, this one's number, and its number on this machine.
+LAUNCHERS = (
+    ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK"),
+    ("SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID"),
+)
+
+
+def join(
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    timeout: int = TIMEOUT,
+    start_timeout: int = 300,
+) -> None:
+    """Makes this process one of the run's, if there are several; called before anything else asks JAX for devices.
+
+    Without arguments JAX looks for a cluster itself (TPU pod, SLURM, Open MPI 4), which costs nothing elsewhere: a
+    process that is alone stays as it is, with all of the machine's devices.
+
+    Args:
+        coordinator: "HOST:PORT", where process 0 listens and all others reach it; None: found by JAX.
+        num_processes: how many there are; with a coordinator, None takes what Open MPI or SLURM says.
+        process_id: which one this is, from 0; likewise.
+        timeout: seconds after which a process that is not heard of counts as dead, and the others end.
+        start_timeout: seconds in which all processes have to come.
+
+    Raises:
+        InputError: settings that name no run, or processes that do not come.
+    """
+    local_device_ids = None
+    if coordinator is None:
+        if num_processes is not None or process_id is not None:
+            raise InputError("num_processes and process_id need a coordinator: add --coordinator HOST:PORT")
+        if _launched() == 1:
+            return  # JAX would take one of the machine's GPUs where SLURM started one process
+    else:
+        if not re.fullmatch(r".+:\d{1,5}", coordinator):
+            raise InputError(f'coordinator must be HOST:PORT, such as node1:12345, but it is "{coordinator}"')
+        if num_processes is None and process_id is None:
+            num_processes, process_id, local_device_ids = _launcher()
+        if num_processes is None or process_id is None:
+            raise InputError("a coordinator needs both numbers: add --num_processes N and --process_id I")
+        if not 0 <= process_id < num_processes:
+            raise InputError(f"process_id is {process_id}, but must be below num_processes, which is {num_processes}")
+    # JAX's own way to notice SIGTERM is not used, see StopVote; it would only take the signal away from Python.
+    jax.config.update("jax_enable_preemption_service", False)
+    # At the end of the time JAX ends the process, with words that only its makers understand.
+    waiting = f"waiting for the other processes: all have to be started within {start_timeout} s, and to reach "
+    timer = threading.Timer(
+        PATIENCE, print, [waiting + (coordinator or "the first one's machine")], {"file": sys.stderr, "flush": True}
+    )
+    timer.daemon = True
+    timer.start()
+    try:
+        jax.distributed.initialize(
+            coordinator,
+            num_processes,
+            process_id,
+            local_device_ids,
+            cluster_detection_method=None if coordinator is None else "deactivate",
+            initialization_timeout=start_timeout,
+            heartbeat_timeout_seconds=timeout,
+            shutdown_timeout_seconds=timeout,
+        )
+    except ValueError as error:
+        if coordinator is not None or "coordinator_address" not in str(error):
+            raise
+        # This is how JAX says that it found no cluster.
+        if "OMPI_COMM_WORLD_SIZE" in os.environ:
+            raise InputError(
+                f"mpirun started {os.environ['OMPI_COMM_WORLD_SIZE']} processes, but this version of Open MPI does "
+                "not say where the first one is: add --coordinator HOST:PORT, with a free port of its machine"
+            ) from error
+    except jax.errors.JaxRuntimeError as error:
+        who = f"process {process_id} of {num_processes}" if coordinator else "this process"
+        raise InputError(
+            f"{who} cannot join the others ({_first_words(error)}): check that all were started, that "
+            f"{coordinator or 'the first one'} can be reached from here, and that nothing else uses this port"
+        ) from error
+    finally:
+        timer.cancel()
+
+
+def leave() -> None:
+    """Waits for the other processes to come this far, and parts with them; alone it does nothing.
+
+    Raises:
+        jax.errors.JaxRuntimeError: one of them has died.
+    """
+    jax.distributed.shutdown()
+
+
+def check_alike(values: dict[str, Any]) -> None:
+    """Refuses processes that were not started alike; all of them call it together.
+
+    Args:
+        values: JSON values by name that have to be the same in all of them.
+
+    Raises:
+        InputError: one is not; every process raises it.
+    """
+    if jax.process_count() == 1:
+        return
+    digests = [zlib.crc32(json.dumps(value, sort_keys=True).encode()) for value in values.values()]
+    found = multihost_utils.process_allgather(np.array(digests, np.uint32))
+    for name, column in zip(values, found.T, strict=True):
+        others = np.flatnonzero(column != column[0])
+        if others.size:
+            raise InputError(
+                f"process {others[0]} has another {name} than process 0: start all with the same command, the same "
+                "data, and a workdir that all of them see"
+            )
+
+
+def union(numbers: set[int]) -> set[int]:
+    """The numbers, below 2^31 and not negative, of all processes, which call it together."""
+    if jax.process_count() == 1:
+        return numbers
+    most = int(multihost_utils.process_allgather(np.int32(len(numbers))).max())
+    padded = np.full(most, -1, np.int32)
+    padded[: len(numbers)] = sorted(numbers)
+    return set(multihost_utils.process_allgather(padded).ravel().tolist()) - {-1}
+
+
+def end_together(kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+    """Ends this process at once where an error would end one of several; for contextlib.ExitStack.push.
+
+    The ordinary way out waits for the others, to finish a checkpoint and to part, while they wait for this process in
+    a collective operation. Ended at once, its connections close, and the others end as well: at once on CPUs, where
+    gloo notices, and when its heartbeat has been missing for the timeout of `join` elsewhere.
+    """
+    if error is None or jax.process_count() == 1:
+        return
+    who = f"process {jax.process_index()} of {jax.process_count()}"
+    if isinstance(error, OSError):
+        error = storage_error(error, "a file of the workdir") or error
+    if isinstance(error, InputError):
+        message, code = f"error: {error} ({who})", error.exit_code
+    elif isinstance(error, KeyboardInterrupt):
+        message, code = f"{who} stopped: the same command continues from the last checkpoint, if there is one", 130
+    elif _is_lost(error):
+        reason = f"if a connection failed ({_first_words(error)}), another process has ended and says why"
+        message, code = (
+            f"error: {who} cannot go on: {reason}; the same command continues from the last checkpoint",
+            EXIT_LOST,
+        )
+    else:
+        message, code = "".join(traceback.format_exception(error)) + f"error: {who} failed", 1
+    print(message, file=sys.stderr, flush=True)
+    for child in multiprocessing.active_children():
+        child.kill()  # the workers that read images
+    os._exit(code)
+
+
+class StopVote:
+    """A request to stop that all processes hear at the same step, whichever of them got the signal.
+
+    Each step ends with a vote, one integer summed over all devices. As with a step's metrics, its result is fetched
+    while the next step runs, so that the devices never wait for the host; they stop one step later for that.
+
+    Args:
+        stop: the signals that this process got.
+    """
+
+    def __init__(self, stop: StopRequest):
+        self._stop = stop
+        self._alone = jax.process_count() == 1
+        self._heard, self._heard_at, self._vote = False, 0.0, None
+        mesh = Mesh(np.array(jax.devices()), ("device",))
+        self._split = NamedSharding(mesh, PartitionSpec("device"))
+        self._sum = jax.jit(jnp.sum, out_shardings=NamedSharding(mesh, PartitionSpec()))
+
+    @property
+    def requested(self) -> bool:
+        """Whether to stop: with several processes the same in all of them, and new only after `count`."""
+        return self._stop.requested if self._alone else self._heard
+
+    @property
+    def since(self) -> float:
+        """When the request came, by time.monotonic; in a process that got no signal, when it heard of it."""
+        return self._stop.since or self._heard_at
+
+    def count(self) -> None:
+        """Hears the last step's vote and starts this step's; all processes call it after each step."""
+        if self._alone:
+            return
+        if self._vote is not None:
+            self._heard = bool(np.asarray(self._vote) > 0)
+            self._heard_at = time.monotonic()
+        mine = np.full(jax.local_device_count(), self._stop.requested, np.int32)
+        self._vote = self._sum(jax.make_array_from_process_local_data(self._split, mine))
+
+
+def _launched():
+    """How many processes a launcher started, None without one."""
+    return next((int(os.environ[names[0]]) for names in LAUNCHERS if all(x in os.environ for x in names)), None)
+
+
+def _launcher():
+    for names in LAUNCHERS:
+        if all(name in os.environ for name in names):
+            return tuple(int(os.environ[name]) for name in names)
+    return None, None, None
+
+
+def _is_lost(error):
+    # What gloo raises is a ValueError where JAX waits for each program, as it does on CPUs with host_memory "keep".
+    found = isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error)
+    return found and "RESOURCE_EXHAUSTED" not in str(error)
+
+
+def _first_words(error):
+    return " ".join(str(error).split())[:200]

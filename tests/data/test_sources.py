@@ -1,0 +1,283 @@
+"""Sources: embedded Fashion-MNIST, IDX files, image folders, and what each says to bad input."""
+
+import importlib.util
+import pickle
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from spiking_mlp_jax.data.idx import read_idx
+from spiking_mlp_jax.data.sources import FASHION_MNIST_CLASSES, FASHION_MNIST_FILE, open_source
+from spiking_mlp_jax.errors import InputError
+from tests.support.small_sources import idx_bytes, write_folder, write_idx
+
+ROOT = Path(__file__).parents[2]
+DEBIAN_FILES = Path("/usr/share/datasets/fashion-mnist")
+
+
+# --- what every source is asked
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("fashion_mnist", "val"), 'Split "val"'),
+        (("cifar10", "train"), 'Data set "cifar10" is unknown: the known ones are fashion_mnist'),
+        (("fashion_mnst", "train"), 'did you mean "fashion_mnist"'),
+        (("tfds", "train"), 'did you mean "tfds:<name>"'),
+        (("idx", "train"), "needs data_dir"),
+        (("folder", "train", ""), "needs data_dir"),
+        (("idx", "train", "no/such/place"), "no/such/place is not a folder"),
+    ],
+)
+def test_impossible_requests(arguments, message):
+    with pytest.raises(InputError, match=message):
+        open_source(*arguments)
+
+
+# --- embedded Fashion-MNIST
+
+
+@pytest.mark.parametrize(("split", "count"), [("train", 20_000), ("test", 10_000)])
+def test_embedded(split, count):
+    source = open_source("fashion_mnist", split)
+    assert len(source) == count
+    assert source.class_names == FASHION_MNIST_CLASSES
+    item = source[count - 1]
+    assert item["image"].shape == (28, 28, 1)
+    assert item["image"].dtype == np.uint8
+    assert item["label"].dtype == np.int32
+    labels = [int(source[i]["label"]) for i in range(count)]
+    np.testing.assert_array_equal(np.bincount(labels), count // 10)
+
+    sent = pickle.dumps(source)
+    assert len(sent) < 1_000, "a worker reads the file itself"
+    np.testing.assert_array_equal(pickle.loads(sent)[7]["image"], source[7]["image"])
+
+
+def test_embedded_file_is_small_and_licensed():
+    assert FASHION_MNIST_FILE.stat().st_size <= 15e6
+    notice = (FASHION_MNIST_FILE.parent / "LICENSE").read_text()
+    assert "MIT License" in notice
+    assert "Zalando" in notice
+
+
+@pytest.fixture(scope="module")
+def embed():
+    spec = importlib.util.spec_from_file_location("embed", ROOT / "scripts" / "embed_fashion_mnist.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_embedding_takes_the_first_of_each_class_in_order(embed):
+    labels = np.array([1, 1, 0, 1, 0, 0, 1])
+    np.testing.assert_array_equal(embed.select(labels, 2), [0, 1, 2, 4])
+
+
+def test_embedding_is_reproducible_and_checked(embed, tmp_path, monkeypatch, capsys):
+    write_idx(tmp_path, images=40, classes=10)
+    out = tmp_path / "out.npz"
+
+    def run(*flags):
+        monkeypatch.setattr(sys, "argv", ["embed", "--idx", str(tmp_path), "--out", str(out), *flags])
+        return embed.main(), capsys.readouterr()
+
+    status, printed = run()
+    assert status == 2
+    assert "too few training images" in printed.err
+
+    monkeypatch.setattr(embed, "PER_CLASS", 3)
+    assert run()[0] == 0
+    first = out.read_bytes()
+    assert run()[0] == 0
+    assert out.read_bytes() == first
+    assert not list(tmp_path.glob("*.partial"))
+    with np.load(out, allow_pickle=False) as arrays:
+        np.testing.assert_array_equal(arrays["train_labels"], np.arange(30) % 10)
+        np.testing.assert_array_equal(arrays["train_images"][:, 0, 0], np.arange(30))
+        assert arrays["test_images"].shape == (20, 5, 6)
+        arrays = dict(arrays)
+    assert "identical" in run("--check")[1].out
+
+    np.savez_compressed(out, **arrays)
+    status, printed = run("--check")
+    assert status == 0
+    assert "same arrays" in printed.out
+
+    arrays["test_images"][0, 0, 0] ^= 1
+    np.savez_compressed(out, **arrays)
+    status, printed = run("--check")
+    assert status == 1
+    assert "different: test_images" in printed.out
+
+
+@pytest.mark.skipif(not DEBIAN_FILES.is_dir(), reason="needs Debian's dataset-fashion-mnist")
+def test_embedded_file_is_what_the_script_makes(embed):
+    assert embed.check(embed.build(DEBIAN_FILES), FASHION_MNIST_FILE) in ("identical", "same arrays")
+
+
+# --- IDX files
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_idx(tmp_path, suffix):
+    write_idx(tmp_path, suffix=suffix)
+    train, test = open_source("idx", "train", tmp_path), open_source("idx", "test", tmp_path)
+    assert (len(train), len(test)) == (6, 3)
+    assert train.class_names == test.class_names == ("0", "1", "2")
+    item = pickle.loads(pickle.dumps(train))[5]
+    assert item["image"].shape == (5, 6, 1)
+    assert item["image"].max() == 5
+    assert item["label"] == 2
+    assert item["label"].dtype == np.int32
+
+
+def test_fashion_mnist_uses_full_idx_files(tmp_path):
+    write_idx(tmp_path, images=8)
+    source = open_source("fashion_mnist", "train", tmp_path)
+    assert len(source) == 8
+    assert source.class_names == FASHION_MNIST_CLASSES
+
+
+def test_fashion_mnist_with_foreign_labels(tmp_path):
+    write_idx(tmp_path, images=24, classes=12)
+    with pytest.raises(InputError, match=r"labels in .* go up to 11, but there are only 10"):
+        open_source("fashion_mnist", "train", tmp_path)
+
+
+IMAGES, LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        (IMAGES, lambda b: b"\x89PNG" + b[4:], f"{IMAGES} is not an IDX file .* 0x89504e47"),
+        (LABELS, lambda b: idx_bytes(np.zeros((6, 1, 1))), f"{LABELS} is not an IDX file with 1 dim"),
+        (IMAGES, lambda b: b"", f"{IMAGES} is not an IDX file"),
+        (IMAGES, lambda b: b[:9], f"{IMAGES} announces"),
+        (IMAGES, lambda b: b[:-1], f"{IMAGES} announces 180 bytes of data but holds 179"),
+        (LABELS, lambda b: b + b"\0", f"{LABELS} announces 6 bytes of data but holds 7"),
+        (IMAGES, lambda b: idx_bytes(np.zeros((0, 5, 6))), f"{IMAGES} is empty"),
+        (LABELS, lambda b: idx_bytes(np.zeros(5)), f"{IMAGES} holds 6 images but .*{LABELS} holds 5"),
+        (LABELS, None, f"has no {LABELS}"),
+        ("t10k-labels-idx1-ubyte", None, "has no t10k-labels-idx1-ubyte"),
+    ],
+)
+def test_idx_damage_names_the_file(tmp_path, name, change, message):
+    write_idx(tmp_path)
+    if change is None:
+        (tmp_path / name).unlink()
+    else:
+        (tmp_path / name).write_bytes(change((tmp_path / name).read_bytes()))
+    with pytest.raises(InputError, match=message):
+        open_source("idx", "train", tmp_path)
+
+
+@pytest.mark.parametrize("change", [lambda b: b[:-9], lambda b: b[:30] + b"\xff" * 9 + b[39:], lambda b: b"plain"])
+def test_idx_damaged_gzip_names_the_file(tmp_path, change):
+    write_idx(tmp_path, suffix=".gz")
+    path = tmp_path / f"{IMAGES}.gz"
+    path.write_bytes(change(path.read_bytes()))
+    with pytest.raises(InputError, match=f"Cannot read IDX file .*{IMAGES}.gz"):
+        open_source("idx", "train", tmp_path)
+
+
+@given(
+    st.one_of(
+        st.binary(max_size=64),
+        st.binary(max_size=64).map(lambda tail: bytes((0, 0, 8, 3)) + tail),
+    )
+)
+@example(bytes((0, 0, 8, 3)) + b"\xff" * 12)
+@settings(max_examples=100, deadline=None)
+def test_idx_any_bytes(data):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "some-idx3-ubyte"
+        path.write_bytes(data)
+        try:
+            array = read_idx(path, 3)
+        except InputError as error:
+            assert "some-idx3-ubyte" in str(error)
+        else:
+            assert idx_bytes(array) == data
+
+
+# --- image folders
+
+
+def test_folder(tmp_path):
+    write_folder(tmp_path)
+    (tmp_path / "train" / "bee" / "0.png").rename(tmp_path / "train" / "bee" / "0.JPEG")
+    (tmp_path / "train" / "bee" / "notes.txt").touch()
+    (tmp_path / "train" / "bee" / "._0.png").touch()
+    (tmp_path / "train" / ".hidden").mkdir()
+    source = open_source("folder", "train", tmp_path)
+    assert source.class_names == ("ant", "bee", "cat")
+    assert len(source) == 6
+    items = [pickle.loads(pickle.dumps(source))[i] for i in range(6)]
+    assert [int(item["label"]) for item in items] == [0, 0, 1, 1, 2, 2]
+    assert [int(item["image"][0, 0, 0]) for item in items] == [10, 11, 20, 21, 0, 1]
+    assert items[0]["image"].shape == (4, 6, 3)
+    assert items[0]["label"].dtype == np.int32
+    assert len(open_source("folder", "test", tmp_path)) == 6, "val stands in for test"
+
+
+def test_folder_prefers_test_to_val(tmp_path):
+    write_folder(tmp_path, splits=("val",), count=1)
+    write_folder(tmp_path, splits=("test",), count=3)
+    assert len(open_source("folder", "test", tmp_path)) == 9
+
+
+def break_missing(root):
+    shutil.rmtree(root / "train")
+
+
+def break_no_classes(root):
+    shutil.rmtree(root / "train")
+    (root / "train").mkdir()
+
+
+def break_empty_class(root):
+    for name in ("0.png", "1.png"):
+        (root / "train" / "bee" / name).unlink()
+
+
+def break_disagreement(root):
+    shutil.rmtree(root / "val" / "bee")
+
+
+@pytest.mark.parametrize(
+    ("break_it", "message"),
+    [
+        (break_missing, "has no folder train"),
+        (break_no_classes, "train has no class folders"),
+        (break_empty_class, r"Class folder .*bee has no .jpg"),
+        (break_disagreement, r'train and .*val have different classes \("bee"'),
+    ],
+)
+def test_folder_mistakes(tmp_path, break_it, message):
+    write_folder(tmp_path)
+    break_it(tmp_path)
+    with pytest.raises(InputError, match=message):
+        open_source("folder", "train", tmp_path)
+
+
+def test_folder_unreadable_image_names_the_path(tmp_path):
+    write_folder(tmp_path)
+    path = tmp_path / "train" / "ant" / "1.png"
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(InputError, match=r"ant/1.png"):
+        open_source("folder", "train", tmp_path)[1]
+
+
+def test_folder_without_test_and_val(tmp_path):
+    write_folder(tmp_path, splits=("train",))
+    with pytest.raises(InputError, match="has no folder test"):
+        open_source("folder", "test", tmp_path)

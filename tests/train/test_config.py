@@ -1,0 +1,261 @@
+"""Everything a user can get wrong is answered in one sentence, before anything is compiled."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from spiking_mlp_jax.errors import InputError
+from spiking_mlp_jax.models.config import VARIANTS, ModelConfig
+from spiking_mlp_jax.train.arguments import load_config, read_arguments
+from spiking_mlp_jax.train.config import MODEL_FIELDS, default_config, in_todays_words, model_config, to_dict, validate
+
+ROOT = Path(__file__).parents[2]
+FASHION = str(ROOT / "configs" / "fashion_mnist.py")
+ALL = [f"{FASHION}{arg}" for arg in ("", ":full", ":demo", ":sparse")]
+ALL += [str(ROOT / "configs" / f"cifar10.py{arg}") for arg in ("", ":32", ":224", ":one_step", ":small")]
+ALL += [str(ROOT / "configs" / f"imagenet.py:{arg}") for arg in VARIANTS]
+
+
+def refused(config, devices=1):
+    with pytest.raises(InputError) as error:
+        validate(config, devices)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("path", ALL)
+def test_shipped_configs_are_valid(path):
+    config = load_config(path)
+    validate(config, 8)
+    assert to_dict(config)["dim"] == model_config(config).dim
+
+
+@pytest.mark.parametrize(("older", "remat"), [(False, "none"), (True, "block"), ("block", "block")])
+def test_older_configurations_in_todays_words(older, remat):
+    today = to_dict(default_config())
+    later = ("neuron_backend", "activity_weight", "activity_measure", "init_weights", "ema_decay", "eval_only")
+    saved = {name: value for name, value in today.items() if name not in later}
+    assert in_todays_words({**saved, "remat": older}) == {**today, "remat": remat}
+    assert in_todays_words({**today, "neuron_backend": "xla"})["neuron_backend"] == "xla"
+
+
+def test_imagenet_variants_are_the_papers():
+    for name, fields in VARIANTS.items():
+        model = model_config(load_config(f"{ROOT}/configs/imagenet.py:{name}"))
+        assert {field: getattr(model, field) for field in fields} == fields
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("dim", 25, "24 or 27"),
+        ("image_size", 30, "image_size"),
+        ("time_steps", 0, "time_steps"),
+        ("epochs", 0, "epochs must be at least 1"),
+        ("in_channels", 2, "1 (grey) or 3 (colour)"),
+        ("learning_rate", -0.1, "learning_rate must be at least 0"),
+        ("label_smoothing", 1.0, "label_smoothing must be below 1"),
+        ("rand_augment", "rand-m9", "rand-m9-mstd0.5-inc1"),
+        ("random_erasing", 1.1, "random_erasing must be at most 1"),
+        ("crop_min_area", 0.0, "crop_min_area must be above 0"),
+        ("color_jitter", -0.1, "color_jitter must be at least 0"),
+        ("mix_switch", 2.0, "mix_switch must be at most 1"),
+        ("momentum", 1.0, "momentum must be below 1"),
+        ("optimizer", "sdg", '"sgd"'),
+        ("schedule", "cosin", '"cosine"'),
+        ("loss", "cross_entropi", '"cross_entropy"'),
+        ("activity_weight", -0.1, "activity_weight must be at least 0"),
+        ("activity_weight", float("inf"), "finite"),
+        ("activity_measure", "synop", '"synops"'),
+        ("ema_decay", 1.0, "ema_decay must be below 1"),
+        ("profile_steps", "10", "A below B"),
+        ("profile_steps", "15:10", "15:10"),
+        ("profile_steps", "-1:2", "-1:2"),
+        ("warmup_method", "lin", '"linear"'),
+        ("resize_mode", "padd", '"pad"'),
+        ("neuron", "liff", '"lif"'),
+        ("batch_size", 100, "take 104"),
+        ("accumulate", 3, "take a divisor"),
+        ("fsdp", 3, "does not divide the 8 devices"),
+        ("norm_statistics", "devices", '"device"'),
+        ("eval_batch_size", 4, "take 8"),
+        ("warmup_epochs", 10.0, "warmup_epochs"),
+        ("std", (0.0,), "std"),
+        ("mean", (0.1, 0.2), "mean"),
+        ("crop_padding", 32, "crop_padding"),
+        ("learning_rate", float("nan"), "finite"),
+        ("mean", ("x",), "finite numbers"),
+    ],
+)
+def test_impossible_values(field, value, said):
+    config = load_config(FASHION + ":demo")
+    config[field] = value
+    message = refused(config, devices=8)
+    assert field in message and said in message
+
+
+def test_exclusive_crops():
+    config = load_config(FASHION)
+    config.random_resized_crop, config.crop_padding = True, 2
+    assert "exclude" in refused(config)
+
+
+def test_mixing_needs_pairs_on_each_device():
+    config = load_config(FASHION)
+    config.mixup, config.batch_size = 0.8, 24
+    validate(config, 4)
+    message = refused(config, 8)
+    assert "batch_size 24" in message and "multiple of 16" in message
+
+
+def test_unknown_and_missing_fields():
+    config = default_config()
+    config.time_stepz = 2
+    assert '"time_steps"' in refused(config)
+    config = default_config()
+    del config.momentum
+    assert '"momentum"' in refused(config)
+
+
+def test_model_fields_have_the_same_defaults():
+    assert set(MODEL_FIELDS) <= set(default_config())
+    assert model_config(default_config()) == ModelConfig()
+
+
+ANYTHING = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-3, 300),
+    st.floats(),
+    st.text(max_size=5),
+    st.lists(st.one_of(st.integers(-1, 3), st.floats(), st.text(max_size=2)), max_size=4).map(tuple),
+)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(field=st.sampled_from(sorted(default_config())), value=ANYTHING)
+def test_no_value_causes_anything_but_an_input_error(field, value):
+    config = load_config(FASHION)
+    with config.ignore_type():
+        config[field] = value
+    try:
+        validate(config, 8)
+    except InputError as error:
+        assert len(str(error).splitlines()) == 1
+
+
+def test_arguments():
+    config, rest = read_arguments(["--config", FASHION + ":demo", "--workdir=x", "--config.dim=48"])
+    assert config.dim == 24
+    assert rest == ["--workdir=x", "--config.dim=48"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "--config"),
+        (["--config"], "--config"),
+        ([f"--config={FASHION}", "--config.time_stepz=2"], 'did you mean "time_steps"'),
+        ([f"--config={FASHION}", "--config.time_steps=abc"], "time_steps must be a whole number"),
+        ([f"--config={FASHION}", "--config.tau=abc"], "tau must be a number"),
+        ([f"--config={FASHION}", "--config.flip=5"], "flip must be True or False"),
+        ([f"--config={FASHION}", "--noconfig.flop"], 'did you mean "flip"'),
+        ([f"--config={FASHION}:dmeo"], 'did you mean "demo"'),
+        ([f"--config={ROOT}/configs/imagenet.py:mlp_spe_x"], "mlp_spe_"),
+        ([f"--config={ROOT}/configs/cifar10.py:225"], '"224"'),
+        ([f"--config={ROOT}/configs/fashion_mnst.py"], "fashion_mnist.py"),
+        (["--config=nowhere/at/all.py"], "there is no config file"),
+    ],
+)
+def test_wrong_arguments(arguments, said):
+    with pytest.raises(InputError) as error:
+        read_arguments(arguments)
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize("path", ["nope.py", "./nope.py", "spiking_mlp_jax/nope.py"])
+def test_only_configs_are_suggested(path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(InputError) as error:
+        read_arguments([f"--config={path}"])
+    assert "configs/cifar10.py" in str(error.value) and "train.py" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("\nx = (", r'broken.py" fails in line 2: SyntaxError'),
+        ("import no_such_module", "fails in line 1: ModuleNotFoundError: No module"),
+        ("\n\nx = {}['y']", "fails in line 3: KeyError: 'y'"),
+        ("def get_config():\n    return {}['y']", "fails in line 2: KeyError: 'y'"),
+        ("def get_config():\n    return nowhere", "fails in line 2: NameError"),
+        ("def get_config():\n    return 1 / 0", "fails in line 2: ZeroDivisionError"),
+        ("x = 1", "get_config"),
+        ("def get_config(): return 1", "must return a ConfigDict"),
+        ("from spiking_mlp_jax.train.config import *\ndef get_config(): default_config().dim = 'a'", "dim"),
+        ("def get_config(arg): return arg", "fails: TypeError"),
+    ],
+)
+def test_broken_config_files(tmp_path, text, said):
+    file = tmp_path / "broken.py"
+    file.write_text(text)
+    with pytest.raises(InputError, match=said) as error:
+        load_config(str(file))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--config.time_stepz=2"], 'did you mean "time_steps"'),
+        (["--config.dim=25"], "24 or 27"),
+        (["--wrkdir=x"], "workdir"),
+    ],
+)
+def test_train_py_answers_in_one_line(tmp_path, arguments, said):
+    command = [sys.executable, str(ROOT / "train.py"), f"--config={FASHION}:demo", *arguments]
+    if "wrkdir" not in arguments[0]:
+        command.append(f"--workdir={tmp_path}/run")
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and said in lines[0]
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("patch", "status", "said"),
+    [
+        ("arguments.read_arguments = stop", 130, "stopped: "),
+        ("loop.train = stop", 130, "stopped: "),
+        ("loop.train = lambda *_: loop.Result(3, True, 0.5); plots.plot_workdir = stop", 130, "stopped: "),
+        ("loop.train = lambda *_: loop.Result(3, True, None)", 2, "error: there are no weights and no plots"),
+    ],
+)
+def test_train_py_ends_in_one_line(tmp_path, patch, status, said):
+    script = f"""
+import runpy, sys
+from spiking_mlp_jax.analysis import plots
+from spiking_mlp_jax.train import arguments, loop
+def stop(*_):
+    raise KeyboardInterrupt
+{patch}
+sys.argv = ["train.py", "--config={FASHION}", "--workdir={tmp_path}/run"]
+runpy.run_path("{ROOT}/train.py", run_name="__main__")
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == status
+    assert done.stderr.startswith(said) and done.stderr.count("\n") == 1
+
+
+def test_nothing_is_compiled_by_a_check(monkeypatch):
+    config = load_config(FASHION)
+    monkeypatch.setattr(jax, "jit", None)
+    validate(config, 1)
