@@ -19,8 +19,9 @@ from absl import flags
 from spiking_mlp_jax.data.damaged import NONE, Damaged
 from spiking_mlp_jax.data.image import DamagedImageError
 from spiking_mlp_jax.data.sources import EncodedSource, Source
-from spiking_mlp_jax.data.transforms import Augment, check_resize, fit_image
+from spiking_mlp_jax.data.transforms import Augment, fit_image
 from spiking_mlp_jax.errors import InputError
+from spiking_mlp_jax.models.pixels import check_resize
 
 TRIES = 100  # images that are tried in place of a damaged one
 

@@ -13,8 +13,7 @@ from spiking_mlp_jax.data.image import Encoded, decode_crop, decode_image, to_ch
 from spiking_mlp_jax.data.jitter import color_jitter, random_erasing
 from spiking_mlp_jax.data.randaugment import RandAugment
 from spiking_mlp_jax.errors import InputError
-
-RESIZE_MODES = ("pad", "resize", "resize_crop")
+from spiking_mlp_jax.models.pixels import check_resize
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,16 +80,6 @@ class Augment:
         if self.random_erasing:
             image = random_erasing(image, self.random_erasing, self.mean, self.std, rng)
         return image
-
-
-def check_resize(resize_mode: str, eval_resize: int, image_size: int | None = None) -> None:
-    """Raise `InputError` unless `fit_image` can work with these settings."""
-    if resize_mode not in RESIZE_MODES:
-        raise InputError(f'resize_mode is "{resize_mode}", but must be one of {", ".join(RESIZE_MODES)}.')
-    if eval_resize < 0:
-        raise InputError(f"eval_resize is {eval_resize}, but it must be 0 (8/7 of image_size) or a number of pixels.")
-    if resize_mode == "resize_crop" and image_size is not None and 0 < eval_resize < image_size:
-        raise InputError(f"eval_resize is {eval_resize}, but must be at least image_size ({image_size}), or 0.")
 
 
 def fit_image(

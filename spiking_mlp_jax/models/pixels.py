@@ -1,25 +1,40 @@
-"""Pixel bytes to the floats a model takes; done on the device inside the step, so that only bytes travel."""
+"""How images become inputs: resize modes, and bytes to floats (on the device, so that only bytes are transferred)."""
+
+from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-import jax
 import numpy as np
 
 from spiking_mlp_jax.errors import InputError
 
-Array = TypeVar("Array", np.ndarray, jax.Array)
+if TYPE_CHECKING:  # compiled networks run without JAX
+    import jax
+
+Array = TypeVar("Array", np.ndarray, "jax.Array")
+RESIZE_MODES = ("pad", "resize", "resize_crop")
+
+
+def check_resize(resize_mode: str, eval_resize: int, image_size: int | None = None) -> None:
+    """Raise `InputError` unless `data.transforms.fit_image` accepts these settings."""
+    if resize_mode not in RESIZE_MODES:
+        raise InputError(f'resize_mode must be one of {", ".join(RESIZE_MODES)}, got "{resize_mode}".')
+    if eval_resize < 0:
+        raise InputError(f"eval_resize must be 0 (8/7 of image_size) or a number of pixels, got {eval_resize}.")
+    if resize_mode == "resize_crop" and image_size is not None and 0 < eval_resize < image_size:
+        raise InputError(f"eval_resize must be 0 or at least image_size ({image_size}), got {eval_resize}.")
 
 
 def check_statistics(mean: Sequence[float], std: Sequence[float], channels: int) -> None:
     """Raise `InputError` unless mean and std hold one finite number per channel and std is positive."""
     for name, values in (("mean", mean), ("std", std)):
         if len(values) != channels:
-            raise InputError(f"{name} has {len(values)} values for {channels} channels: give one for each channel.")
+            raise InputError(f"{name} has {len(values)} values for {channels} channels: give one per channel.")
         if not np.all(np.isfinite(values)):
-            raise InputError(f"{name} is {tuple(values)}, but must hold finite numbers.")
+            raise InputError(f"{name} must hold finite numbers, got {tuple(values)}.")
     if min(std) <= 0:
-        raise InputError(f"std is {tuple(std)}, but must be positive for each channel.")
+        raise InputError(f"std must be positive for each channel, got {tuple(std)}.")
 
 
 def normalize(images: Array, mean: Sequence[float], std: Sequence[float]) -> Array:

@@ -6,10 +6,9 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from spiking_mlp_jax.data.transforms import check_resize
 from spiking_mlp_jax.errors import InputError, nearest
 from spiking_mlp_jax.models.config import ADDED, ModelConfig
-from spiking_mlp_jax.models.pixels import check_statistics
+from spiking_mlp_jax.models.pixels import check_resize, check_statistics
 
 _DATA_FIELDS = {
     "mean": list,

@@ -11,10 +11,10 @@ from typing import Any, Protocol
 from ml_collections import config_dict
 
 from spiking_mlp_jax.data.randaugment import parse_rand_augment
-from spiking_mlp_jax.data.transforms import RESIZE_MODES, Augment, check_resize
+from spiking_mlp_jax.data.transforms import Augment
 from spiking_mlp_jax.errors import InputError, nearest
 from spiking_mlp_jax.models.config import ADDED, ModelConfig
-from spiking_mlp_jax.models.pixels import check_statistics
+from spiking_mlp_jax.models.pixels import RESIZE_MODES, check_resize, check_statistics
 from spiking_mlp_jax.train.profile import parse_window
 
 MODEL_FIELDS = tuple(field.name for field in dataclasses.fields(ModelConfig))

@@ -207,7 +207,10 @@ def test_worker_processes_change_nothing():
         (dict(workers=-1), "workers is -1"),
         (dict(copies=0), "repeats is 0"),
         (dict(copies=5), "repeats is 5, but must be at least 1 and at most batch_size, 4"),
-        (dict(augment=Augment(resize_mode="resize_crop", eval_resize=3)), "eval_resize is 3"),
+        (
+            dict(augment=Augment(resize_mode="resize_crop", eval_resize=3)),
+            "eval_resize must be 0 or at least image_size .*got 3",
+        ),
     ],
 )
 def test_impossible_training_settings(change, message):
@@ -221,9 +224,9 @@ def test_impossible_training_settings(change, message):
         (dict(crop_padding=-1), "crop_padding is -1"),
         (
             dict(resize_mode="stretch"),
-            'resize_mode is "stretch", but must be one of pad, resize, resize_crop',
+            'resize_mode must be one of pad, resize, resize_crop, got "stretch"',
         ),
-        (dict(eval_resize=-5), "eval_resize is -5"),
+        (dict(eval_resize=-5), "eval_resize must be 0 .*got -5"),
     ],
 )
 def test_impossible_augmentation(settings, message):
@@ -285,10 +288,10 @@ def test_evaluation_uses_fit_image():
     ("change", "message"),
     [
         (dict(batch_size=3, process_count=2), "multiple of 2 processes"),
-        (dict(batch_size=2, resize_mode="fit"), 'resize_mode is "fit"'),
+        (dict(batch_size=2, resize_mode="fit"), 'resize_mode must be .*got "fit"'),
         (
             dict(batch_size=2, resize_mode="resize_crop", eval_resize=3),
-            "eval_resize is 3, but must be at least",
+            "eval_resize must be 0 or at least image_size .*got 3",
         ),
     ],
 )

@@ -14,13 +14,12 @@ from flax import nnx
 
 from spiking_mlp_jax.data.prepare.imagenet import class_names
 from spiking_mlp_jax.data.sources import DATASETS
-from spiking_mlp_jax.data.transforms import check_resize
 from spiking_mlp_jax.errors import InputError, nearest
 from spiking_mlp_jax.interop.official import state as official
 from spiking_mlp_jax.interop.official.config import ASSUMED, TRAINING, infer_config, possible_fields
 from spiking_mlp_jax.models import weights
 from spiking_mlp_jax.models.config import ModelConfig
-from spiking_mlp_jax.models.pixels import check_statistics
+from spiking_mlp_jax.models.pixels import check_resize, check_statistics
 from spiking_mlp_jax.models.spiking_mlp import SpikingMLP
 
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "resize_mode": "resize_crop"}
