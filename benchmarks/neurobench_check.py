@@ -29,8 +29,8 @@ from spikingjelly.activation_based import neuron
 from benchmarks.spikingjelly_twin import Twin
 from spiking_mlp_jax.deploy.cost import Cost, cost
 from spiking_mlp_jax.interop.official import state as official
-from spiking_mlp_jax.models.pixels import normalize
-from spiking_mlp_jax.models.spiking_mlp import Pixels, SpikingMLP
+from spiking_mlp_jax.models.pixels import Pixels, normalize
+from spiking_mlp_jax.models.spiking_mlp import SpikingMLP
 
 EXPECTED = {
     "stage0.encode": "the twin repeats the image and convolves it at each of T steps; here the stem runs once",

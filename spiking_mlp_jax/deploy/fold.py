@@ -30,8 +30,8 @@ from flax import nnx
 
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.models.config import ModelConfig
-from spiking_mlp_jax.models.pixels import check_statistics
-from spiking_mlp_jax.models.spiking_mlp import Pixels, SpikingMLP
+from spiking_mlp_jax.models.pixels import Pixels, check_statistics
+from spiking_mlp_jax.models.spiking_mlp import SpikingMLP
 from spiking_mlp_jax.nn.norm import EPSILON, BatchNorm
 
 if TYPE_CHECKING:

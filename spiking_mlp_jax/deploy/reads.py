@@ -21,8 +21,8 @@ from spiking_mlp_jax.deploy.network import Description, IntegerNet
 from spiking_mlp_jax.deploy.reference import windows
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.models.config import ModelConfig
-from spiking_mlp_jax.models.pixels import normalize
-from spiking_mlp_jax.models.spiking_mlp import Pixels, SpikingMLP
+from spiking_mlp_jax.models.pixels import Pixels, normalize
+from spiking_mlp_jax.models.spiking_mlp import SpikingMLP
 
 if TYPE_CHECKING:
     from jaxtyping import Int

@@ -24,8 +24,8 @@ from spiking_mlp_jax.deploy.fold import fold
 from spiking_mlp_jax.errors import InputError, nearest
 from spiking_mlp_jax.interop import stablehlo_file
 from spiking_mlp_jax.interop.stablehlo_file import CONFIG, NETWORK
-from spiking_mlp_jax.models.pixels import normalize
-from spiking_mlp_jax.models.spiking_mlp import Pixels, SpikingMLP
+from spiking_mlp_jax.models.pixels import Pixels, normalize
+from spiking_mlp_jax.models.spiking_mlp import SpikingMLP
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float

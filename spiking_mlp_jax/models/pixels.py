@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, TypeVar
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -14,6 +15,31 @@ if TYPE_CHECKING:  # compiled networks run without JAX
 
 Array = TypeVar("Array", np.ndarray, "jax.Array")
 RESIZE_MODES = ("pad", "resize", "resize_crop")
+
+
+@dataclasses.dataclass(frozen=True)
+class Pixels:
+    """How images become a network's inputs, and the names of its classes.
+
+    Attributes:
+        mean: of pixels in [0, 1]; the input is (pixel - mean) / std, channel by channel.
+        std: see mean.
+        resize_mode: how images are brought to the network's size, see `data.transforms.fit_image`.
+        eval_resize: see there.
+        class_names: one per class; empty where they are not known.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    resize_mode: str = "pad"
+    eval_resize: int = 0
+    class_names: tuple[str, ...] = ()
+
+    @classmethod
+    def from_data(cls, data: Mapping[str, Any]) -> Pixels:
+        """What the "data" of a weights folder or a compiled network says."""
+        statistics = tuple(data["mean"]), tuple(data["std"])
+        return cls(*statistics, data["resize_mode"], data["eval_resize"], tuple(data["class_names"]))
 
 
 def check_resize(resize_mode: str, eval_resize: int, image_size: int | None = None) -> None:

@@ -11,7 +11,6 @@ arXiv 2306.12465.
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import os
 from collections.abc import Callable
@@ -25,33 +24,15 @@ from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.models.config import ModelConfig
 from spiking_mlp_jax.models.encoding import PlainDownsampling, SpikingPatchEncoding, Stem
 from spiking_mlp_jax.models.mixing import Block
+from spiking_mlp_jax.models.pixels import Pixels
 from spiking_mlp_jax.nn.layers import Neuron, batch_norm, linear
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
-__all__ = ["ModelConfig", "Observe", "Pixels", "SpikingMLP", "Stage", "intermediate_names"]
+__all__ = ["ModelConfig", "Observe", "SpikingMLP", "Stage", "intermediate_names"]
 
 Observe = Callable[[str, jax.Array], Any]
-
-
-@dataclasses.dataclass(frozen=True)
-class Pixels:
-    """How a picture becomes a network's input, and what its outputs are called.
-
-    Attributes:
-        mean: of pixels in [0, 1]; the input is (pixel - mean) / std, channel by channel.
-        std: see mean.
-        resize_mode: how pictures are brought to the network's size, see `data.augment.fit_image`.
-        eval_resize: see there.
-        class_names: one for each class, or none where they are not known.
-    """
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    resize_mode: str = "pad"
-    eval_resize: int = 0
-    class_names: tuple[str, ...] = ()
 
 
 class Stage(nnx.Module):

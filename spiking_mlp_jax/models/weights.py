@@ -14,7 +14,6 @@ import dataclasses
 import json
 import os
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,8 @@ from safetensors.numpy import save as to_bytes
 
 from spiking_mlp_jax.errors import InputError, nearest
 from spiking_mlp_jax.models.config import ModelConfig
-from spiking_mlp_jax.models.spiking_mlp import Pixels, SpikingMLP
+from spiking_mlp_jax.models.pixels import Pixels
+from spiking_mlp_jax.models.spiking_mlp import SpikingMLP
 from spiking_mlp_jax.models.weights_config import check_data, model_config
 from spiking_mlp_jax.utils.checksums import SUMS, verify
 
@@ -130,15 +130,8 @@ def load(path: str | os.PathLike[str]) -> tuple[SpikingMLP, dict[str, Any]]:
         variables[name].set_value(jnp.asarray(tensor, variables[name].dtype))
     model.eval()
     if "data" in meta:
-        model.pixels = pixels(meta["data"])
+        model.pixels = Pixels.from_data(meta["data"])
     return model, meta
-
-
-def pixels(data: Mapping[str, Any]) -> Pixels:
-    """What a weights folder's "data" says about pictures, as a model carries it."""
-    return Pixels(
-        tuple(data["mean"]), tuple(data["std"]), data["resize_mode"], data["eval_resize"], tuple(data["class_names"])
-    )
 
 
 def read_config(path: str | os.PathLike[str]) -> tuple[ModelConfig, dict[str, Any]]:

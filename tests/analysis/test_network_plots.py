@@ -8,8 +8,7 @@ from spiking_mlp_jax.deploy.fold import fold
 from spiking_mlp_jax.deploy.quantize import quantize
 from spiking_mlp_jax.deploy.reads import observe
 from spiking_mlp_jax.errors import InputError
-from spiking_mlp_jax.models.pixels import normalize
-from spiking_mlp_jax.models.spiking_mlp import Pixels
+from spiking_mlp_jax.models.pixels import Pixels, normalize
 from tests.support.random_model import make_data, meta_for, random_model
 
 RNG = np.random.default_rng(0)

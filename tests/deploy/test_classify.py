@@ -15,7 +15,8 @@ from spiking_mlp_jax.data.image import DamagedImageError
 from spiking_mlp_jax.data.transforms import fit_image
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.models import weights
-from spiking_mlp_jax.models.spiking_mlp import Pixels, SpikingMLP
+from spiking_mlp_jax.models.pixels import Pixels
+from spiking_mlp_jax.models.spiking_mlp import SpikingMLP
 from tests.support.random_model import CLASSES, meta_for, random_model
 
 MODE = "resize_crop"

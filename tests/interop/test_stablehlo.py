@@ -23,8 +23,7 @@ from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.interop import stablehlo_file
 from spiking_mlp_jax.interop.stablehlo import export_stablehlo, load
 from spiking_mlp_jax.models import weights
-from spiking_mlp_jax.models.pixels import normalize
-from spiking_mlp_jax.models.spiking_mlp import Pixels
+from spiking_mlp_jax.models.pixels import Pixels, normalize
 from tests.support.random_model import meta_for, random_model
 
 # Name: the network's fields, whether it is folded, whether it takes pixels, numbers of images.

@@ -8,8 +8,7 @@ import pytest
 
 from spiking_mlp_jax import SpikingMLP
 from spiking_mlp_jax.errors import InputError
-from spiking_mlp_jax.models.pixels import normalize
-from spiking_mlp_jax.models.spiking_mlp import Pixels
+from spiking_mlp_jax.models.pixels import Pixels, normalize
 from spiking_mlp_jax.sweep import measure
 from spiking_mlp_jax.sweep.measure import accuracy_by_time_steps, with_time_steps
 from spiking_mlp_jax.train.evaluate import evaluate_model

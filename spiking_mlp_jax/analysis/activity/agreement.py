@@ -18,8 +18,8 @@ from spiking_mlp_jax.analysis.plots import BLUE, GREY
 from spiking_mlp_jax.deploy.network import IntegerNet
 from spiking_mlp_jax.deploy.reads import Geometry, Network, maps
 from spiking_mlp_jax.errors import InputError
-from spiking_mlp_jax.models.pixels import normalize
-from spiking_mlp_jax.models.spiking_mlp import Pixels, SpikingMLP
+from spiking_mlp_jax.models.pixels import Pixels, normalize
+from spiking_mlp_jax.models.spiking_mlp import SpikingMLP
 
 
 @dataclasses.dataclass(frozen=True)
