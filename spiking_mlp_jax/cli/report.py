@@ -1,4 +1,4 @@
-"""The command `spiking-mlp report`: one page of HTML about a trained network."""
+"""The command `spiking-mlp report`: an HTML page about a trained network."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ def add_commands(commands, command, positive) -> None:
     parser = command(
         commands,
         "report",
-        "write one page of HTML about a trained network",
-        "Writes what the network is, how it decides step by step, what it gets right and wrong, how active its layers "
-        "are, what its mixing weights look like, what it costs, and how it was trained. The page holds everything it "
-        "shows and fetches nothing: it can be sent as one file.",
+        "write an HTML page about a trained network",
+        "Shows the spikes and class scores of example images step by step, accuracy by time step and class, the worst "
+        "mistakes, firing rates, receptive fields, operations and energy, learning curves and settings, in one "
+        "self-contained file.",
         "spiking-mlp report runs/demo\n  spiking-mlp report fashion_mnist -o fashion_mnist.html\n"
         "  spiking-mlp report runs/imagenet --limit 2000",
-        "What cannot be shown - learning curves of weights alone, say - the page names in a sentence.",
+        "The page names what it cannot show, e.g. learning curves where there are only weights.",
     )
     parser.add_argument("weights", metavar="WORKDIR_OR_WEIGHTS", help=WHERE)
     parser.add_argument(
         "-o", "--output", metavar="FILE", help="file to write (default: report.html in the workdir or weights folder)"
     )
-    parser.add_argument("--dataset", metavar="NAME", help="test images to take (default: what it was trained on)")
+    parser.add_argument("--dataset", metavar="NAME", help="whose test images to use (default: that of the training)")
     parser.add_argument("--data-dir", metavar="DIR", help="folder of the data (default: the workdir's)")
     parser.add_argument("--limit", type=positive, metavar="N", help="only N test images, evenly spaced (default: all)")
     parser.add_argument("--batch-size", type=positive, default=100, metavar="N", help="images at a time (default: 100)")
@@ -45,11 +45,11 @@ def add_commands(commands, command, positive) -> None:
 def _report(chosen: argparse.Namespace) -> None:
     from spiking_mlp_jax.models import weights
 
-    # A wrong name is answered before the work.
+    # Report a wrong name before the work.
     folder = weights.find(chosen.weights)
     output = Path(chosen.output) if chosen.output else _place(folder, weights.PRETRAINED)
     if output.is_dir() or not output.parent.is_dir():
-        raise InputError(f"{output} cannot be written: name a file in a folder that exists")
+        raise InputError(f"{output} cannot be written; name a file in a folder that exists")
     from spiking_mlp_jax.analysis.report.page import make_page, write_report
     from spiking_mlp_jax.analysis.report.run import open_run
     from spiking_mlp_jax.utils.compilation_cache import use_compilation_cache
@@ -63,8 +63,7 @@ def _report(chosen: argparse.Namespace) -> None:
 
 def _place(folder: Path, shipped: Path) -> Path:
     if folder.parent == shipped:
-        # Not among the package's own files.
-        return Path("report.html")
+        return Path("report.html")  # in the current folder, not in the package
     return (folder.parent if folder.name == "weights" else folder) / "report.html"
 
 

@@ -1,4 +1,4 @@
-"""The report's numbers against other ways to the same ones, and text from outside that must stay text."""
+"""The report's numbers against independent computations, and text from outside that must stay text."""
 
 import base64
 import html
@@ -15,10 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spiking_mlp_jax.analysis.activity.measure import SPIKES
-from spiking_mlp_jax.analysis.report import classes, fields, figures, markup, viewer
-from spiking_mlp_jax.analysis.report.page import write_report
+from spiking_mlp_jax.analysis.report import figures, measure, viewer
+from spiking_mlp_jax.analysis.report.page import classes, environment, render, write_report
 from spiking_mlp_jax.analysis.report.run import open_run
-from spiking_mlp_jax.analysis.report.vector import drawn
 from spiking_mlp_jax.cli.main import main
 from spiking_mlp_jax.deploy.cost import cost
 from spiking_mlp_jax.errors import InputError
@@ -79,8 +78,8 @@ def test_steps_operations_and_mistakes_are_those_of_the_network(page, truth):
         predicted = logits[: t + 1].mean(0).argmax(1)
         cells = row(seen, str(t + 1), str(seen.data[f"after-{t + 1}"]))
         assert seen.data[f"after-{t + 1}"] == np.mean(predicted == labels)
-        assert cells[3] == markup.percent(np.mean(logits[t].argmax(1) == labels), 2)
-        assert cells[4] == markup.percent(np.mean(predicted == logits.mean(0).argmax(1)), 2)
+        assert cells[3] == figures.percent(np.mean(logits[t].argmax(1) == labels), 2)
+        assert cells[4] == figures.percent(np.mean(predicted == logits.mean(0).argmax(1)), 2)
     assert seen.data["operations"] == pytest.approx(cost(truth.model, [truth.inputs]).total.effective)
 
     scores = np.asarray(jax.nn.softmax(logits.mean(0)))
@@ -120,8 +119,8 @@ def test_page_fetches_nothing_is_small_and_has_no_id_twice(page):
         assert tag != "img" or attributes["alt"] or attributes["id"] == "shown"
 
 
-def test_what_is_missing_is_said(capsys, workdir, tmp_path, monkeypatch):
-    # Nobody is in the folder of the data: the network alone is told of, and what is known of its classes.
+def test_what_is_missing_is_named(capsys, workdir, tmp_path, monkeypatch):
+    # The folder of the data is gone: the page describes the network alone, and its classes from evaluation.json.
     monkeypatch.chdir(tmp_path)
     shutil.copytree(workdir, "run")
     Path("run/config.json").write_text('{"data_dir": "gone"}')
@@ -136,7 +135,7 @@ def test_what_is_missing_is_said(capsys, workdir, tmp_path, monkeypatch):
     assert row(seen, "time_steps")[1] == str(STEPS)
     assert sorted(os.listdir("run")) == sorted([*os.listdir(workdir), "report.html"])
 
-    # An evaluation of other weights tells nothing of these; nor is there anything of a run beside weights alone.
+    # An evaluation of other weights is ignored; beside a weights folder alone there are no files of a run.
     Path("run/evaluation.json").write_text(json.dumps(stored | {"step": 10}))
     assert main(["report", "run"]) == 0
     first = Path("run/report.html").read_bytes()
@@ -152,20 +151,20 @@ def test_what_is_missing_is_said(capsys, workdir, tmp_path, monkeypatch):
 
 
 def test_one_step_and_given_data(tmp_path, monkeypatch):
-    monkeypatch.setattr(fields, "effective_fields", lambda run, progress: [])
+    monkeypatch.setattr(measure, "effective_fields", lambda run, progress: [])
     model = random_model(depths=(1,), time_steps=1)
     weights.save(tmp_path / "one", model, meta_for(model))
     data = make_data(tmp_path / "data")
     seen = Page(page_of(tmp_path / "one", dataset="folder", data_dir=str(data), limit=7))
     assert "trained for one time step" in seen.told
     assert "of 7 test images" in seen.told
-    # Places among all images, not among those that were taken.
+    # Positions among all images, not among the chosen ones.
     positions = [int(i) for i in re.findall(r"\(image (\d+)\)", seen.told)]
     assert set(positions) <= set(np.linspace(0, 11, 7).round().astype(int).tolist())
     assert max(positions) > 6
     with pytest.raises(InputError, match="not a folder"):
         open_run(str(tmp_path / "one"), "folder", str(tmp_path / "nowhere"))
-    with pytest.raises(InputError, match="knows 3 classes, but the data have 10"):
+    with pytest.raises(InputError, match="has 3 classes, the data 10"):
         open_run(str(tmp_path / "one"), "fashion_mnist")
 
 
@@ -178,10 +177,10 @@ def test_one_step_and_given_data(tmp_path, monkeypatch):
         (["report", "{run}", "-o", "{tmp}/none/x.html"], "folder that exists"),
         (["report", "{run}", "--limit", "0"], "at least 1"),
         (["report", "{run}", "--dataset", "nonsense"], "nonsense"),
-        (["report", "{broken}"], "evaluation.json cannot be read as JSON"),
-        (["report", "{lines}"], "metrics.jsonl is damaged"),
-        (["report", "{bytes}"], "metrics.jsonl is damaged"),
-        (["report", "{shape}"], "does not hold an accuracy and a confusion matrix of 3 classes"),
+        (["report", "{broken}"], "evaluation.json is not readable JSON"),
+        (["report", "{lines}"], "metrics.jsonl is corrupt"),
+        (["report", "{bytes}"], "metrics.jsonl is corrupt"),
+        (["report", "{shape}"], "has no valid accuracy and confusion matrix of 3 classes"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(capsys, workdir, tmp_path, arguments, message):
@@ -217,11 +216,11 @@ def test_a_page_that_cannot_be_written_leaves_nothing(tmp_path):
 
 def test_viewer_data_hold_every_spike(workdir, truth, monkeypatch):
     run = open_run(str(workdir))
-    # Room for 300 bits of each layer and image: the wider layers are told by shares of channels.
+    # Room for 300 bits per layer and image: the wider layers are stored as shares of channels.
     monkeypatch.setattr(viewer, "BUDGET", 300 // 8 * 4 * len(truth.spikes))
     found = viewer.examples(run, [], 4, lambda *_: None)
     assert [example.position for example in found] == [0, 4, 7, 11]
-    document = json.loads(viewer.viewer_data(run, found))
+    document = viewer.viewer_data(run, found)
     assert {layer["channels"] for layer in document["layers"]} == {0, 4, 6, 12, 24}
     for example, stored in zip(found, document["examples"], strict=True):
         logits = truth.logits[:, example.position].ravel()
@@ -257,51 +256,53 @@ def test_many_layers_and_classes_are_thinned():
 
     confusion = np.diag(np.arange(1, 61))
     confusion[7, 9] = 50
-    text = classes.accuracy_by_class(confusion, [f"c{i}" for i in range(60)])
-    assert [cells[0] for cells in Page(text).rows[1:]] == ["c7", *(f"c{i}" for i in range(20) if i != 7)][:20]
-    seen = Page(classes.confusion_matrix(confusion, [f"c{i}" for i in range(60)]))
+    seen = Page(render("classes.html", classes=classes(confusion, [f"c{i}" for i in range(60)])))
+    assert [cells[0] for cells in seen.rows[1:21]] == ["c7", *(f"c{i}" for i in range(20) if i != 7)][:20]
+    assert seen.rows[21][0] == "true class as another"
     assert [a["width"] for tag, a in seen.tags if tag == "img"] == ["60"]
-    assert row(seen, "c7 as c9")[2:] == [markup.percent(50 / 58), "50"]
+    assert row(seen, "c7 as c9")[2:] == [figures.percent(50 / 58), "50"]
 
 
 def test_figures_take_the_page_s_colours_and_are_the_same_each_time():
-    svg = drawn(lambda: figures.accuracy_by_step([0.5, 0.8, 0.7]), "x", 'a "title"')
-    assert svg == drawn(lambda: figures.accuracy_by_step([0.5, 0.8, 0.7]), "x", 'a "title"')
+    svg = figures.svg(lambda: figures.accuracy_by_step([0.5, 0.8, 0.7]), "x", 'a "title"')
+    assert svg == figures.svg(lambda: figures.accuracy_by_step([0.5, 0.8, 0.7]), "x", 'a "title"')
     assert "currentColor" in svg
     assert "var(--blue)" in svg
     assert not re.search("#010203|#0072b2|#ffffff|DejaVu|<\\?xml|metadata", svg, re.IGNORECASE)
     assert set(re.findall(r'id="(\w+)-', svg)) == {"x"}
     for target in re.findall(r'href="#([^"]+)"|url\(#([^)]+)\)', svg):
         assert f'id="{"".join(target)}"' in svg
-    assert svg.startswith('<svg role="img" aria-label="a &quot;title&quot;" viewBox=')
+    assert svg.startswith('<svg role="img" aria-label="a &#34;title&#34;" viewBox=')
     for number in ("50.0", "80.0", "70.0"):
         assert number in svg
 
 
 def test_signed_maps_show_the_page_where_values_are_small():
-    pixels = markup.signed_map(np.array([[-2.0, 0.0], [1.0, 2.0]]))
+    pixels = figures.signed_map(np.array([[-2.0, 0.0], [1.0, 2.0]]))
     assert pixels[..., 3].tolist() == [[255, 0], [128, 255]]
-    assert tuple(pixels[0, 0, :3]) == markup.NEGATIVE
-    assert tuple(pixels[1, 1, :3]) == markup.POSITIVE
-    assert not markup.signed_map(np.zeros((2, 2)))[..., 3].any()
+    assert tuple(pixels[0, 0, :3]) == figures.NEGATIVE
+    assert tuple(pixels[1, 1, :3]) == figures.POSITIVE
+    assert not figures.signed_map(np.zeros((2, 2)))[..., 3].any()
 
 
 @given(st.text())
 def test_text_survives_html_and_json(given_text):
-    escaped = markup.text(given_text)
+    escaped = environment().from_string("{{ text }}").render(text=given_text)
     assert not set(escaped) & set("<>\"'")
-    assert html.unescape(escaped) == given_text.replace("\0", "?") or "\r" in given_text
-    encoded = viewer.script_json({given_text: [given_text]})
+    assert html.unescape(escaped) == given_text
+    encoded = environment().from_string("{{ document|tojson }}").render(document={given_text: [given_text]})
     assert not set(encoded) & set("<>&\u2028\u2029")
     assert json.loads(encoded) == {given_text: [given_text]}
 
 
 def test_text_that_no_file_can_hold_becomes_question_marks():
-    assert markup.text("a\udcff\0b") == "a??b"
+    name = "a\udcff\0b"
+    seen = Page(render("classes.html", classes=classes(np.eye(2), [name, "other"])))
+    assert row(seen, "a??b", "")[2:] == ["1.0", "1"]
 
 
 @pytest.mark.parametrize(
     "share, shown", [(0, "0.0 %"), (0.5, "50.0 %"), (0.001, "0.1 %"), (0.00012, "0.012 %"), (1, "100.0 %")]
 )
 def test_small_shares_keep_digits(share, shown):
-    assert markup.percent(share) == shown.replace(" ", "\u00a0")
+    assert figures.percent(share) == shown.replace(" ", "\u00a0")

@@ -1,5 +1,6 @@
-"""The report in a browser without a screen: nothing fails, nothing is fetched, all is shown, and the viewer tells the
-truth. Skipped without Chromium, unless REQUIRE_CHROMIUM=1.
+"""The report in headless Chromium: no errors, no requests, all visible, and the viewer shows the network's values.
+
+Skipped without Chromium, unless REQUIRE_CHROMIUM=1.
 """
 
 import importlib.util
@@ -24,7 +25,7 @@ def browser():
     if importlib.util.find_spec("playwright") is None:
         lacks = "playwright is not installed"
     if lacks:
-        (pytest.fail if os.environ.get("REQUIRE_CHROMIUM") == "1" else pytest.skip)(f"no browser to look with: {lacks}")
+        (pytest.fail if os.environ.get("REQUIRE_CHROMIUM") == "1" else pytest.skip)(f"no browser: {lacks}")
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
@@ -55,7 +56,7 @@ def file(workdir):
 
 @pytest.fixture
 def opened(browser, file):
-    """Function that opens the page and, at the end of the test, sees that nothing went wrong in it."""
+    """A function that opens the page; after the test checks that no error occurred in it."""
     wrong, asked, contexts = [], [], []
 
     def look(viewport=DESKTOP, scheme="light", **options):
@@ -169,7 +170,7 @@ def test_viewer_steps_and_shows_the_network_s_scores_and_spikes(opened, truth):
             np.testing.assert_allclose(logits, mean, rtol=1e-4, atol=1e-4)
             powers = np.exp(mean - mean.max())
             np.testing.assert_allclose(probability, powers / powers.sum(), atol=1e-4)
-            assert f"After step {step} of {STEPS}: {NAMES[mean.argmax()]}," in page.inner_text("#told")
+            assert f"After step {step} of {STEPS}: {NAMES[mean.argmax()]}," in page.inner_text("#verdict")
 
             fired = truth.spikes[LAYER][index, step - 1]
             assert percent_in(page.inner_text("#large p")) == pytest.approx(100 * fired.mean(), abs=0.051)

@@ -1,4 +1,4 @@
-"""A small training run's folder whose names try to break out of the page that tells of it."""
+"""The folder of a small training run whose names try to break out of the report."""
 
 import dataclasses
 import html.parser
@@ -25,7 +25,7 @@ PER_CLASS = 4
 
 
 def make_run(folder: Path) -> Path:
-    """A workdir with everything that training leaves, and its data."""
+    """A workdir with all files of a training run, and its data."""
     workdir = folder / 'a <b> & "run"'
     model = random_model(depths=(1, 1), time_steps=STEPS)
     data = make_data(folder / "data", PER_CLASS)
@@ -43,14 +43,14 @@ def make_run(folder: Path) -> Path:
 
 
 def page_of(where, **options) -> str:
-    """The page, made quietly."""
+    """The report, without progress."""
     run = open_run(str(where), **options)
     return make_page(run, f"spiking-mlp report '{where}'", 5, lambda *_: None, print)
 
 
 @dataclasses.dataclass(frozen=True)
 class Truth:
-    """What the network does with its test images, computed without the report.
+    """The network's response to its test images, computed without the report.
 
     Attributes:
         logits: [T, N, K].
@@ -83,7 +83,7 @@ def truth_of(workdir: Path) -> Truth:
 
 
 class Page(html.parser.HTMLParser):
-    """What a browser would see, as far as tests ask.
+    """What the tests need of a parsed page.
 
     Attributes:
         tags: (name, attributes) of all elements.

@@ -1,39 +1,50 @@
-"""What one pass over the test images tells: classes after each step, firing rates at each step, the worst mistakes."""
+"""What is measured on the test images: accuracy and firing rates by time step, mistakes, fields, operations."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Int, UInt8
+from jaxtyping import Float, Int, UInt8
 
 from spiking_mlp_jax.analysis.activity.measure import Rates, in_network_order
 from spiking_mlp_jax.analysis.activity.rates import Counts, rates_of
+from spiking_mlp_jax.analysis.fields.receptive_field import (
+    EffectiveField,
+    choose_units,
+    default_layers,
+    effective_field,
+)
 from spiking_mlp_jax.analysis.report.run import Run
-from spiking_mlp_jax.data.damaged import Damaged
+from spiking_mlp_jax.data.damaged import Damaged, next_decodable
 from spiking_mlp_jax.data.pipeline import eval_batches
+from spiking_mlp_jax.data.transforms import fit_image
+from spiking_mlp_jax.deploy.cost import Cost, cost
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.models import weights
 from spiking_mlp_jax.models.pixels import normalize
 from spiking_mlp_jax.train.loss import class_scores
 
 Progress = Callable[[str, float, float], None]
+COST_IMAGES = 200
+LARGE = 64  # pixels a side above which gradients are averaged over fewer images and units
+FIELD_BATCH = 4
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Mistake:
-    """An image that was taken for another class.
+    """A misclassified image.
 
     Attributes:
         index: its place in the source.
         position: its place among all test images.
         image: as the network saw it.
-        label, predicted: classes.
+        label, predicted: its class, and the network's.
         probability, of_label: softmax of the time-mean logits at these classes.
     """
 
@@ -51,22 +62,22 @@ class Measured:
     """Results over the test images.
 
     Attributes:
-        images: how many.
+        images: their number.
         loss: mean cross-entropy of the time-mean logits, in nats.
         confusion: images by true class (row) and predicted class (column).
-        right_after: images right if only the first 1, 2, ... T steps are counted.
-        right_alone: images right if step 1, 2, ... T alone is counted.
-        settled: images that have their final class after 1, 2, ... T steps.
-        rates: how often neurons fire.
+        accuracy_after: accuracy if only the first 1, 2, ... T steps are counted.
+        accuracy_alone: accuracy if step 1, 2, ... T alone is counted.
+        settled: share of images that have their final class after 1, 2, ... T steps.
+        rates: firing rates.
         mistakes: the most confident first.
     """
 
     images: int
     loss: float
     confusion: Int[np.ndarray, "K K"]
-    right_after: Int[np.ndarray, " T"]
-    right_alone: Int[np.ndarray, " T"]
-    settled: Int[np.ndarray, " T"]
+    accuracy_after: Float[np.ndarray, " T"]
+    accuracy_alone: Float[np.ndarray, " T"]
+    settled: Float[np.ndarray, " T"]
     rates: Rates
     mistakes: list[Mistake]
 
@@ -82,12 +93,12 @@ def measure(run: Run, batch_size: int, mistakes: int, progress: Progress, say: C
     Args:
         run: with a source.
         batch_size: images at a time.
-        mistakes: how many to keep.
+        mistakes: number of mistakes to return.
         progress: called with what is done, how much of it and of how much.
-        say: is told of images that cannot be decoded, which are left out.
+        say: called with a line for each image that is skipped because it cannot be decoded.
 
     Raises:
-        InputError: too many damaged images, or none that is whole; or scores that are no numbers.
+        InputError: too many corrupt images, or all of them; NaN or inf logits.
     """
     source, c = run.source, run.config
     assert source is not None
@@ -134,11 +145,12 @@ def measure(run: Run, batch_size: int, mistakes: int, progress: Progress, say: C
         progress("test images", min((at + 1) * batch_size, len(source)), len(source))
     images = int(confusion.sum())
     if not images:
-        raise InputError("there is no test image that can be decoded: replace the damaged files")
+        raise InputError("no test image can be decoded: replace the corrupt files")
     if not np.isfinite(loss):
-        raise InputError(f"the network in {run.folder} gives scores that are no numbers: train it with a lower rate")
+        raise InputError(f"the network in {run.folder} produces NaN or inf logits: retrain with a lower learning rate")
     rates = rates_of(in_network_order(counts, c), images)
-    return Measured(images, loss / images, confusion, right_after, right_alone, settled, rates, worst)
+    after, alone, settled = right_after / images, right_alone / images, settled / images
+    return Measured(images, loss / images, confusion, after, alone, settled, rates, worst)
 
 
 def _make_step(run: Run):
@@ -152,7 +164,7 @@ def _make_step(run: Run):
         logits, counts = nnx.merge(graphdef, variables, copy=True)(
             inputs, observe=lambda name, value: fired.observe(name, value, mask)
         )
-        # The same mean as in training and evaluating, so that not even the last bit differs.
+        # The same mean as in training and evaluation, bit for bit.
         scores = [class_scores(logits[: t + 1]) for t in range(steps)]
         log_probability = jax.nn.log_softmax(scores[-1])
         own = jnp.take_along_axis(log_probability, labels[:, None], -1)[:, 0]
@@ -166,3 +178,53 @@ def _make_step(run: Run):
         }
 
     return lambda images, labels, mask: step(variables, images, labels, mask)
+
+
+def fitted_image(run: Run, index: int) -> tuple[UInt8[np.ndarray, "H W C"], int]:
+    """A test image at the network's size, and its label; the next one where it cannot be decoded."""
+    assert run.source is not None
+    record = next_decodable(run.source, index)
+    return fit_image(record["image"], *run.fitting), int(record["label"])
+
+
+def _spaced_images(run: Run, count: int, batch_size: int) -> Iterator[UInt8[np.ndarray, "B H W C"]]:
+    """Batches of evenly spaced test images."""
+    assert run.source is not None
+    size = len(run.source)
+    positions = np.linspace(0, size - 1, count).round().astype(int).tolist()
+    for at in range(0, count, batch_size):
+        yield np.stack([fitted_image(run, i)[0] for i in positions[at : at + batch_size]])
+
+
+def effective_fields(run: Run, progress: Progress) -> list[EffectiveField]:
+    """Mean gradients of the middle token's units of each stage.
+
+    Args:
+        run: with a source.
+        progress: called with what is done, how much of it and of how much.
+    """
+    c = run.config
+    images, channels = (16, 8) if c.image_size <= LARGE else (8, 2)
+    batches = [normalize(x, run.data["mean"], run.data["std"]) for x in _spaced_images(run, images, FIELD_BATCH)]
+    layers, found = default_layers(c), []
+    for done, layer in enumerate(layers):
+        progress("effective fields", done, len(layers))
+        found.append(effective_field(run.model, choose_units(c, layer, channels=channels), batches))
+    progress("effective fields", len(layers), len(layers))
+    return found
+
+
+def operations(run: Run, batch_size: int, progress: Progress) -> Cost:
+    """Operations and energy over 200 evenly spaced test images; arguments as for `measure`."""
+    assert run.source is not None
+    count, done = min(COST_IMAGES, len(run.source)), 0
+
+    def batches():
+        nonlocal done
+        for images in _spaced_images(run, count, batch_size):
+            progress("counting operations", done, count)
+            done += len(images)
+            yield images
+        progress("counting operations", count, count)
+
+    return cost(run.model, batches())

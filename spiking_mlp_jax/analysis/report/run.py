@@ -1,4 +1,4 @@
-"""What a report is about: a trained network, what its run wrote down, and its test images."""
+"""The input of a report: a trained network, the files of its run, and its test images."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from spiking_mlp_jax.train.logging import read_metrics
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A trained network and what lies around it.
+    """A trained network and the files beside it.
 
     Attributes:
-        where: what the user gave: a workdir, a weights folder or a shipped name.
+        where: as the user gave it: a workdir, a weights folder or the name of a shipped network.
         folder: the weights folder.
         model, meta: from `weights.load`; meta has "data".
         source: the test images, or None.
-        without: why there are none, a sentence; "" where there are.
+        without: why `source` is None; else "".
         settings: WORKDIR/config.json, {} where there is none.
-        versions: WORKDIR/versions.json, likewise.
-        metrics: the lines of WORKDIR/metrics.jsonl, likewise.
+        versions: WORKDIR/versions.json, {} where there is none.
+        metrics: the lines of WORKDIR/metrics.jsonl, [] where there is none.
         evaluation: WORKDIR/evaluation.json if it is about these weights, else {}.
     """
 
@@ -57,22 +57,17 @@ class Run:
 
     @property
     def name(self) -> str:
-        """What the network is called: its workdir's name or its own."""
+        """The name of the workdir, or of the weights folder where there is no workdir."""
         folder = self.folder.absolute()
         return (folder.parent if folder.name == "weights" else folder).name
 
-    @property
-    def workdir(self) -> Path:
-        """The folder that holds what a training run writes: that of the weights, or the one around it."""
-        return self.folder.parent if self.folder.name == "weights" else self.folder
-
     def position(self, index: int) -> int:
-        """Where an image of `source` lies among all test images."""
+        """The index among all test images of an image of `source`."""
         return self.source.positions[index] if isinstance(self.source, Chosen) else index
 
     @property
     def fitting(self) -> tuple[int, int, str, int]:
-        """The last arguments of `fit_image`, which brings an image to the network's size."""
+        """The arguments of `fit_image` after the image."""
         return self.config.image_size, self.config.in_channels, self.data["resize_mode"], self.data["eval_resize"]
 
 
@@ -81,18 +76,18 @@ def open_run(where: str, dataset: str | None = None, data_dir: str | None = None
 
     Args:
         where: a training run's workdir, a weights folder, or the name of a shipped network.
-        dataset: other test images than those of the data set that it was trained on.
-        data_dir: folder of the data; None: the one that the workdir names.
-        limit: at most so many test images, evenly spaced.
+        dataset: whose test images to use; None: that of the training.
+        data_dir: folder of the data; None: the one in the workdir's config.json.
+        limit: use at most this many test images, evenly spaced.
 
     Raises:
-        InputError: there is no such network, a file of it is damaged, or the given data cannot be opened. Data that
-            nobody asked for may be missing: `Run.without` says why.
+        InputError: there is no such network, one of its files is corrupt, or the given data cannot be opened. The
+            training's own data may be missing: `Run.without` says why.
     """
     folder = weights.find(where)
     model, meta = weights.load(folder)
     if "data" not in meta:
-        raise InputError(f'{folder / weights.CONFIG} has no "data", which says how images become inputs: save it again')
+        raise InputError(f'{folder / weights.CONFIG} has no "data" (how images become inputs); save the network again')
     source, without = None, ""
     try:
         source = _test_images(folder, meta["data"], model.config.num_classes, dataset, data_dir)
@@ -123,16 +118,16 @@ def read_object(path: Path) -> dict[str, Any]:
     """A JSON object, {} where there is no file.
 
     Raises:
-        InputError: the file is damaged.
+        InputError: the file is corrupt.
     """
     if not os.path.isfile(path):
         return {}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} cannot be read as JSON ({error}): copy it again or remove it") from error
+        raise InputError(f"{path} is not readable JSON ({error}); copy it again or remove it") from error
     if not isinstance(content, dict):
-        raise InputError(f"{path} does not hold a JSON object: copy it again or remove it")
+        raise InputError(f"{path} is not a JSON object; copy it again or remove it")
     return content
 
 
@@ -149,24 +144,25 @@ def _metrics(workdir: Path) -> list[dict[str, Any]]:
     except (KeyError, TypeError, ValueError):
         fits = False
     if not fits:
-        raise InputError(f"{workdir / 'metrics.jsonl'} is damaged: copy it again or remove it")
+        raise InputError(f"{workdir / 'metrics.jsonl'} is corrupt; copy it again or remove it")
     return lines
 
 
 def _evaluation(workdir: Path, step: int | None, classes: int) -> dict[str, Any]:
-    """WORKDIR/evaluation.json, {} if it is of other weights: every evaluation writes it, only the best one them."""
+    """WORKDIR/evaluation.json; {} if it is about other weights (only the best evaluation saves its weights)."""
     path = workdir / "evaluation.json"
     found = read_object(path)
     if step is None or found.get("step") != step:
         return {}
     try:
         confusion = np.asarray(found["confusion"], dtype=np.float64)
-        fits = confusion.shape == (classes, classes) and (confusion >= 0).all() and 0 <= found["accuracy"] <= 1
+        fits = confusion.shape == (classes, classes) and np.isfinite(confusion).all() and (confusion >= 0).all()
+        fits = fits and 0 <= found["accuracy"] <= 1
     except (KeyError, TypeError, ValueError):
         fits = False
     if not fits:
         raise InputError(
-            f"{path} does not hold an accuracy and a confusion matrix of {classes} classes: copy it again or remove it"
+            f"{path} has no valid accuracy and confusion matrix of {classes} classes; copy it again or remove it"
         )
     return found
 
@@ -177,9 +173,9 @@ def _test_images(folder, data, classes, dataset, data_dir) -> Source:
     source = open_source(dataset or data["dataset"], "test", data_dir)
     if len(source.class_names) != classes:
         raise InputError(
-            f"the network in {folder} knows {classes} classes, but the data have {len(source.class_names)}: name its "
-            "own data with --dataset and --data-dir"
+            f"the network in {folder} has {classes} classes, the data {len(source.class_names)}; name its own data "
+            "with --dataset and --data-dir"
         )
     if not len(source):
-        raise InputError("there are no test images: give a data set that has some")
+        raise InputError("the data set has no test images; choose another")
     return source

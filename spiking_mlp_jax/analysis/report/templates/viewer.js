@@ -157,8 +157,8 @@
       logit.value = found.mean[k];
       logit.textContent = found.mean[k].toFixed(2);
     });
-    const right = best === example.label ? "which is right" : "but it is " + data.classes[example.label];
-    at("told").textContent =
+    const right = best === example.label ? "which is correct" : "but it is " + data.classes[example.label];
+    at("verdict").textContent =
       `After step ${state.step} of ${data.steps}: ${data.classes[best]}, ${percent(found.share[best])}, ${right}.`;
   }
 
