@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo docs test test-tools package lint clean
+.PHONY: setup demo docs test test-slow test-versions test-tools package lint clean
 
 setup: $(VENV)/ready
 
@@ -25,9 +25,21 @@ demo: setup
 docs: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-# Two processes for two cores; the tests themselves set warnings to errors and 8 virtual devices.
+# A coffee break. Two processes for two cores; the tests themselves set warnings to errors and 8 virtual devices.
 test: setup lint
-	$(BIN)/python -m pytest -n 2 --durations 10
+	$(BIN)/python -m pytest -n 2 --dist loadfile --durations 10
+
+# The rest: notebooks, site, wheel, many kills, all processes, large random sweeps, extremes.
+test-slow: setup
+	$(BIN)/python -m pytest -n 2 -m slow --durations 10
+
+# The oldest and the newest versions that pyproject.toml allows, each in an environment of its own.
+test-versions: setup
+	for resolution in lowest-direct highest; do \
+	  $(BIN)/uv venv --quiet --clear .venv-$$resolution && \
+	  $(BIN)/uv pip install --quiet --python .venv-$$resolution --resolution $$resolution -e '.[dev]' && \
+	  .venv-$$resolution/bin/python -m pytest -n 2 --dist loadfile || exit 1; \
+	done
 
 # What other tools make of our files: PyTorch with SpikingJelly, and snnTorch, in an environment of their own.
 test-tools: .venv-tools/ready
@@ -57,4 +69,4 @@ lint: setup
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 clean:
-	rm -rf $(VENV) .venv-tools runs site build dist .pytest_cache .hypothesis .ruff_cache
+	rm -rf $(VENV) .venv-tools .venv-lowest-direct .venv-highest runs site build dist .pytest_cache .hypothesis .ruff_cache
