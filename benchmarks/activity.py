@@ -7,7 +7,7 @@ Each run is an ordinary workdir, FOLDER/<measure>_<weight>_<seed> (weight 0: den
 on where it was, a finished run is only read. Accuracy and firing rates are those of the last weights on all test
 images, so nothing is chosen on the test set. Prints a Markdown table; activity.json and activity.png go into FOLDER.
 
-Synaptic operations of an image are spikes times the synapses that each reaches (`spiking_mlp_jax.models.synapses`), at
+Synaptic operations of an image are spikes times the synapses that each reaches (`spiking_mlp_jax.models.topology`), at
 all time steps. At the end each network is compiled to integers of 8 bits, and their engines take turns on test images.
 """
 
@@ -36,7 +36,7 @@ from spiking_mlp_jax.deploy.engine.engine import Engine
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.models import weights
 from spiking_mlp_jax.models.config import ModelConfig
-from spiking_mlp_jax.models.synapses import dense_operations, fan_out, neurons
+from spiking_mlp_jax.models.topology import dense_operations, fan_out, neuron_counts
 from spiking_mlp_jax.train.arguments import load_config
 from spiking_mlp_jax.train.config import model_config
 from spiking_mlp_jax.train.logging import to_json
@@ -54,7 +54,7 @@ COLUMNS = (
 
 def synaptic_operations(config: ModelConfig, rates: dict[str, float]) -> float:
     """Synaptic operations of an image, over all time steps, at the given firing rates by layer."""
-    counts, fans = neurons(config), fan_out(config)
+    counts, fans = neuron_counts(config), fan_out(config)
     return config.time_steps * sum(rates[name] * counts[name] * fans[name] for name in counts)
 
 
@@ -230,7 +230,7 @@ def main() -> int:
     document = {
         "config": args.config,
         "dense_synaptic_operations": dense_operations(model),
-        "neurons": neurons(model),
+        "neurons": neuron_counts(model),
         "fan_out": fan_out(model),
         "rows": rows,
     }

@@ -44,7 +44,7 @@ NETWORK = (
     "patch",
     "mixing",
     "model",
-    "synapses",
+    "topology",
     "weights",
 )
 

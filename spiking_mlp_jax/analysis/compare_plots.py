@@ -16,7 +16,7 @@ from spiking_mlp_jax.analysis.neuron_plots import COLOURS
 from spiking_mlp_jax.analysis.plots import GREY, running_mean
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.models import weights
-from spiking_mlp_jax.models.synapses import fan_out, neurons
+from spiking_mlp_jax.models.topology import fan_out, neuron_counts
 from spiking_mlp_jax.train.logging import read_metrics
 
 
@@ -44,7 +44,7 @@ def synaptic_operations(workdir: str | os.PathLike[str]) -> float:
     """
     config, _ = weights.read_config(Path(workdir) / "weights")
     rates = layer_rates(workdir)
-    counts, reached = neurons(config), fan_out(config)
+    counts, reached = neuron_counts(config), fan_out(config)
     return config.time_steps * sum(rate * counts[name] * reached[name] for name, rate in rates.items())
 
 

@@ -38,7 +38,7 @@ from spiking_mlp_jax.deploy.fold import FoldedNet
 from spiking_mlp_jax.deploy.network import IntegerNet
 from spiking_mlp_jax.deploy.reads import Map, Network, Reads, maps, observe
 from spiking_mlp_jax.deploy.storage import footprints, kernels
-from spiking_mlp_jax.models.synapses import neurons
+from spiking_mlp_jax.models.topology import neuron_counts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -234,7 +234,7 @@ def cost(net: Network, batches: Iterable[np.ndarray]) -> Cost:
         c, kind, bits, constants = net.description, "integer", net.description.bits, INT8
     else:
         c, kind, bits, constants = net.config, "folded" if isinstance(net, FoldedNet) else "trained", 32, FLOAT32
-    counts = neurons(c)
+    counts = neuron_counts(c)
     weights, sizes = kernels(net), footprints(net)
     layers = {}
     for m in maps(c):

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from spiking_mlp_jax.errors import InputError
+from spiking_mlp_jax.models.topology import Geometry
 
 Observe = Callable[[str, Any], None]
 
@@ -46,7 +47,7 @@ class Format:
 
 
 @dataclasses.dataclass(frozen=True)
-class Description:
+class Description(Geometry):
     """What an integer network is, beside its arrays; all JSON values.
 
     Attributes:
@@ -81,19 +82,6 @@ class Description:
     bits: int
     formats: dict[str, Format]
     data: dict[str, Any]
-
-    @property
-    def stages(self) -> int:
-        """Number of stages."""
-        return len(self.depths)
-
-    def stage_dim(self, stage: int) -> int:
-        """Channels of a stage."""
-        return self.dim << stage
-
-    def stage_side(self, stage: int) -> int:
-        """Tokens along each side of a stage's grid."""
-        return self.image_size // self.patch_size >> stage
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -8,6 +8,7 @@ import numbers
 from typing import Any
 
 from spiking_mlp_jax.errors import InputError, nearest
+from spiking_mlp_jax.models.topology import Geometry
 from spiking_mlp_jax.nn.dynamics import BACKENDS
 from spiking_mlp_jax.nn.surrogate import SURROGATES
 
@@ -43,7 +44,7 @@ MINIMA = {
 
 
 @dataclasses.dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(Geometry):
     """What a spiking MLP is made of.
 
     Args:
@@ -168,17 +169,9 @@ class ModelConfig:
             )
 
     @property
-    def stages(self) -> int:
-        """Number of stages."""
-        return len(self.depths)
-
-    def stage_dim(self, stage: int) -> int:
-        """Channels of a stage."""
-        return self.dim * 2**stage
-
-    def stage_side(self, stage: int) -> int:
-        """Tokens along each side of a stage's grid."""
-        return self.image_size // self.patch_size // 2**stage
+    def per_token(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether the norms of the channel block have the tokens for features."""
+        return self.norm != "layer" and self.norm_features == "token"
 
     @classmethod
     def variant(cls, name: str, **overrides) -> ModelConfig:

@@ -30,7 +30,7 @@ from spiking_mlp_jax.nn.layers import Neuron, batch_norm, linear
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
-__all__ = ["ModelConfig", "Observe", "SpikingMLP", "Stage", "intermediate_names"]
+__all__ = ["ModelConfig", "Observe", "SpikingMLP", "Stage"]
 
 Observe = Callable[[str, jax.Array], Any]
 
@@ -258,36 +258,3 @@ class _Recorder:
         kept = self.observe(self.prefix + name, value)
         if kept is not None:
             (self.seen if seen is None else seen)[self.prefix + name] = kept
-
-
-def intermediate_names(config: ModelConfig) -> list[str]:
-    """Names of all intermediates that `SpikingMLP.__call__` shows to `observe`, in the order of the network.
-
-    Examples:
-        >>> config = ModelConfig(image_size=8, in_channels=1, num_classes=3, patch_size=4, dim=3, depths=(1,))
-        >>> intermediate_names(config)[:3]
-        ['stage0.encode.potential', 'stage0.encode.spikes', 'stage0.block0.token.height.potential']
-    """
-    return list(intermediate_shapes(config))
-
-
-def intermediate_shapes(config: ModelConfig) -> dict[str, tuple[int, int, int, int]]:
-    """Shape [T, H, W, C] of every intermediate, in the order of the network; T is 1 where all steps are equal.
-
-    Args:
-        config: of the network. Nothing is computed.
-
-    Examples:
-        >>> config = ModelConfig(image_size=8, in_channels=1, num_classes=3, patch_size=4, dim=3, depths=(1,))
-        >>> intermediate_shapes(config)["stage0.encode.spikes"]
-        (4, 2, 2, 3)
-    """
-    shapes: dict[str, tuple[int, int, int, int]] = {}
-
-    def trace(images):
-        _, seen = SpikingMLP(config, rngs=nnx.Rngs(0))(images, observe=lambda name, value: value)
-        shapes.update({name: value.shape[1:] for name, value in seen.items()})
-
-    size = (1, config.image_size, config.image_size, config.in_channels)
-    jax.eval_shape(trace, jax.ShapeDtypeStruct(size, jnp.result_type(float)))
-    return shapes

@@ -34,7 +34,7 @@ from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.models import weights
 from spiking_mlp_jax.models.pixels import normalize
 from spiking_mlp_jax.models.spiking_mlp import SpikingMLP
-from spiking_mlp_jax.models.synapses import neurons
+from spiking_mlp_jax.models.topology import neuron_counts
 from spiking_mlp_jax.train.config import Config, model_config
 from spiking_mlp_jax.train.eval_only import evaluated, newest_state
 from spiking_mlp_jax.train.loss import class_scores
@@ -73,7 +73,7 @@ def measure(config: Config, workdir: Path, test_time_steps: Sequence[int]) -> di
     model, _ = weights.load(folder)
     evaluation = json.loads((workdir / "evaluation.json").read_text())
     best = weights.read_config(workdir / "weights")[1]["result"]
-    counts, rates = neurons(model.config), evaluation["firing_rates"]
+    counts, rates = neuron_counts(model.config), evaluation["firing_rates"]
     images = (batch["image"][batch["mask"]] for batch in _test_batches(config))
     spent = cost(model, _first(images, COST_IMAGES))
     by_steps, without = accuracy_by_time_steps(model, _test_batches(config), test_time_steps)

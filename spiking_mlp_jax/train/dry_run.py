@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from spiking_mlp_jax.models.config import ModelConfig
+from spiking_mlp_jax.models.topology import layers
 from spiking_mlp_jax.train.average import with_average
 from spiking_mlp_jax.train.config import Config, model_config
 from spiking_mlp_jax.train.optimizer import make_optimizer
@@ -23,18 +24,7 @@ def macs_per_step(model: ModelConfig) -> int:
 
     Convolutions and linear maps count, the head included; norms, neurons and sums do not.
     """
-    total = model.stage_side(0) ** 2 * model.patch_size**2 * model.in_channels * model.dim
-    for stage, depth in enumerate(model.depths):
-        side, channels = model.stage_side(stage), model.stage_dim(stage)
-        tokens = side**2
-        if stage and model.encoding == "spe":
-            node = channels // 3
-            total += tokens * 9 * (3 * (channels // 2) * node + 2 * node * node)
-        elif stage:
-            total += tokens * 4 * (channels // 2) * channels
-        mixing = 2 * side * tokens * channels + 3 * tokens * channels**2
-        total += depth * (mixing + 2 * model.expansion * tokens * channels**2)
-    return total + model.stage_dim(model.stages - 1) * model.num_classes
+    return sum(layer.macs for layer in layers(model))
 
 
 def parameter_count(state: TrainState) -> int:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from spiking_mlp_jax.models.synapses import fan_out, neurons
+from spiking_mlp_jax.models.topology import fan_out, neuron_counts
 from spiking_mlp_jax.nn.neuron import potential_dtype
 from spiking_mlp_jax.train.config import Config, model_config
 
@@ -118,13 +118,13 @@ def make_activity(config: Config) -> Activity | None:
     """The penalty a configuration names, None where its weight is 0.
 
     "rates" gives all layers of spikes equal shares. "synops" gives each the share that its neurons have in the synaptic
-    operations of a network in which all fire (neurons * fan_out, see `spiking_mlp_jax.models.synapses`): its measure is
+    operations of a network in which all fire (neurons * fan_out, see `spiking_mlp_jax.models.topology`): its measure is
     the share of those that is left.
     """
     if not config.activity_weight:
         return None
     model = model_config(config)
-    counts, fans = neurons(model), fan_out(model)
+    counts, fans = neuron_counts(model), fan_out(model)
     loads = {name: fans[name] * counts[name] if config.activity_measure == "synops" else 1.0 for name in counts}
     total = sum(loads.values())
     return Activity(config.activity_weight, {name: load / total for name, load in loads.items()})

@@ -26,7 +26,7 @@ from jax.sharding import AbstractMesh
 
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.models.config import ModelConfig
-from spiking_mlp_jax.models.synapses import neurons
+from spiking_mlp_jax.models.topology import neuron_counts
 from spiking_mlp_jax.train.config import Config, model_config
 from spiking_mlp_jax.train.sharding import AXIS, FSDP, shared_axis
 from spiking_mlp_jax.train.state import TrainState
@@ -133,7 +133,7 @@ def bytes_per_neuron(model: ModelConfig) -> int:
 
 def neuron_steps(model: ModelConfig) -> int:
     """Neurons times time steps of one image."""
-    return model.time_steps * sum(neurons(model).values())
+    return model.time_steps * sum(neuron_counts(model).values())
 
 
 def moved_in_memory(model: ModelConfig, images: int, parameter_bytes: float, state_bytes: float) -> float:

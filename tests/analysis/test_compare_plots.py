@@ -5,14 +5,14 @@ import pytest
 
 from spiking_mlp_jax.analysis.compare_plots import compare_runs, layer_rates, synaptic_operations
 from spiking_mlp_jax.errors import InputError
-from spiking_mlp_jax.models.synapses import dense_operations, fan_out, neurons
+from spiking_mlp_jax.models.topology import dense_operations, fan_out, neuron_counts
 from tests.support.random_model import make_workdir, random_model
 
 
 def finished(folder, rate, accuracy, **overrides):
     model = random_model(**overrides)
     workdir = make_workdir(folder, model)
-    rates = dict.fromkeys(neurons(model.config), rate)
+    rates = dict.fromkeys(neuron_counts(model.config), rate)
     (workdir / "evaluation.json").write_text(json.dumps({"accuracy": accuracy, "firing_rates": rates}))
     return workdir, model.config
 
@@ -20,10 +20,10 @@ def finished(folder, rate, accuracy, **overrides):
 def test_synaptic_operations_follow_from_the_rates(tmp_path):
     workdir, config = finished(tmp_path, 0.25, 0.5)
     assert synaptic_operations(workdir) == pytest.approx(0.25 * dense_operations(config))
-    assert list(layer_rates(workdir)) == list(neurons(config))
+    assert list(layer_rates(workdir)) == list(neuron_counts(config))
     rates = {"stage0.encode.spikes": 0.5}
     (workdir / "evaluation.json").write_text(json.dumps({"accuracy": 0.5, "firing_rates": rates}))
-    expected = 2 * 0.5 * neurons(config)["stage0.encode.spikes"] * fan_out(config)["stage0.encode.spikes"]
+    expected = 2 * 0.5 * neuron_counts(config)["stage0.encode.spikes"] * fan_out(config)["stage0.encode.spikes"]
     assert synaptic_operations(workdir) == pytest.approx(expected)
 
 

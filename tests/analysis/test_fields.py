@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from spiking_mlp_jax.analysis.fields import receptive_field as rf
 from spiking_mlp_jax.data.sources import open_source
 from spiking_mlp_jax.errors import InputError
-from spiking_mlp_jax.models.spiking_mlp import intermediate_shapes
+from spiking_mlp_jax.models.topology import intermediate_shapes
 from tests.support.random_model import CLASSES, make_data, random_model, variables
 from tests.support.tiny import tiny_config
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spiking_mlp_jax.analysis.activity.measure import firing_rates, in_network_order, spikes_of_first
-from spiking_mlp_jax.models.spiking_mlp import intermediate_names
+from spiking_mlp_jax.models.topology import intermediate_names
 from spiking_mlp_jax.train.evaluate import silent_and_saturated
 from tests.support.random_model import random_model, set_value, variables
 

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks import activity
 from spiking_mlp_jax.errors import InputError
-from spiking_mlp_jax.models.synapses import dense_operations, neurons
+from spiking_mlp_jax.models.topology import dense_operations, neuron_counts
 from spiking_mlp_jax.train.arguments import load_config
 from spiking_mlp_jax.train.config import model_config
 from spiking_mlp_jax.train.loop import Result
@@ -31,7 +31,7 @@ def trained(monkeypatch):
         print("progress")
         asked.append(workdir.name)
         rate = 0.1 / (1 + config.activity_weight)
-        rates = dict.fromkeys(sorted(neurons(model_config(config))), rate)
+        rates = dict.fromkeys(sorted(neuron_counts(model_config(config))), rate)
         workdir.mkdir(parents=True, exist_ok=True)
         document = {"step": 936, "accuracy": 0.8 + rate, "firing_rates": rates}
         (workdir / "evaluation.json").write_text(json.dumps(document))
@@ -59,7 +59,11 @@ def test_the_curve_of_a_few_runs(trained, monkeypatch, tmp_path, capsys):
     assert document["dense_synaptic_operations"] == dense
     rows = document["rows"]
     assert rows[2]["synaptic_operations"] == pytest.approx(dense * 0.025) and rows[2]["engine_images_per_s"] == 10_000
-    assert list(rows[0]["firing_rates"]) == list(document["fan_out"]) == list(neurons(model_config(load_config(DEMO))))
+    assert (
+        list(rows[0]["firing_rates"])
+        == list(document["fan_out"])
+        == list(neuron_counts(model_config(load_config(DEMO))))
+    )
     for file in (tmp_path / "out.png", tmp_path / "runs" / "activity.png"):
         assert file.read_bytes().startswith(b"\x89PNG")
     # Over files of its own it writes again.

@@ -22,7 +22,7 @@ from spiking_mlp_jax.deploy.fold import fold
 from spiking_mlp_jax.deploy.quantize import quantize
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.models import weights
-from spiking_mlp_jax.models.synapses import fan_out, neurons
+from spiking_mlp_jax.models.topology import fan_out, neuron_counts
 from tests.support.random_integer import random_images, random_integer_net
 from tests.support.random_model import make_workdir, random_model, set_value, variables
 
@@ -160,7 +160,7 @@ def test_sparsity_and_footprint(encoding):
     for net in (model, fold(model)):
         found = cost(net, [IMAGES])
         rates = firing_rates(model, images)
-        by_spikes = dict(zip(neurons(model.config), spikes, strict=True))
+        by_spikes = dict(zip(neuron_counts(model.config), spikes, strict=True))
         assert list(by_spikes) == list(spikes)
         silent = sum(int((x == 0).sum()) for x in spikes.values()) / sum(x.size for x in spikes.values())
         assert found.total.activation_sparsity == pytest.approx(silent, abs=1e-12)
@@ -191,7 +191,7 @@ def test_without_zero_weights_spikes_times_fan_out(encoding):
     found = cost(model, [images])
     of, fans = {}, fan_out(model.config)
     rates = firing_rates(model, images.astype(np.float32) / 255)
-    counts = neurons(model.config)
+    counts = neuron_counts(model.config)
     for name, rate in rates.items():
         of[name] = rate * counts[name] * model.config.time_steps
     # The head is counted by `fan_out` for every spike, here once a channel.
@@ -274,7 +274,7 @@ def test_energy():
     assert here.compute == pytest.approx(4.6 * (total.Effective_MACs + total.scale_MACs) + 0.9 * total.Effective_ACs)
     assert here.stem == pytest.approx(4.6 * found.layers["stage0.encode"].Effective_MACs)
     assert here.weights == pytest.approx(5 * total.effective)
-    count = sum(neurons(model.config).values())
+    count = sum(neuron_counts(model.config).values())
     assert here.potentials == pytest.approx(2 * 5 * count * steps)
     # Without zero inputs: the stem once, all else at both steps.
     assert ann.compute == pytest.approx(4.6 * total.ann_MACs)

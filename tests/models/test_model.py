@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from spiking_mlp_jax import ModelConfig, SpikingMLP
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.models.config import VARIANTS
-from spiking_mlp_jax.models.spiking_mlp import block_selector, intermediate_names
+from spiking_mlp_jax.models.spiking_mlp import block_selector
+from spiking_mlp_jax.models.topology import intermediate_names
 from tests.support.tiny import tiny_config, tiny_model
 
 KINDS = [

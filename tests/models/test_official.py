@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from spiking_mlp_jax import ModelConfig, SpikingMLP
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.interop.official import state as official
-from spiking_mlp_jax.models.spiking_mlp import intermediate_names
+from spiking_mlp_jax.models.topology import intermediate_names
 from tests.support.tiny import tiny_config, tiny_model
 
 GOLDEN = Path(__file__).parents[1] / "oracles" / "golden"

@@ -15,7 +15,7 @@ from spiking_mlp_jax.data.pipeline import eval_batches
 from spiking_mlp_jax.data.sources import open_source
 from spiking_mlp_jax.data.transforms import fit_image
 from spiking_mlp_jax.models import weights
-from spiking_mlp_jax.models.spiking_mlp import intermediate_names
+from spiking_mlp_jax.models.topology import intermediate_names
 from spiking_mlp_jax.train.evaluate import evaluate_model
 from tests.support.random_model import make_data, meta_for, random_model
 

@@ -13,7 +13,7 @@ from flax import nnx
 from spiking_mlp_jax import SpikingMLP
 from spiking_mlp_jax.analysis.activity.measure import firing_rates
 from spiking_mlp_jax.models.pixels import normalize
-from spiking_mlp_jax.models.synapses import dense_operations, fan_out, neurons
+from spiking_mlp_jax.models.topology import dense_operations, fan_out, neuron_counts
 from spiking_mlp_jax.train.config import MODEL_FIELDS, default_config
 from spiking_mlp_jax.train.loss import make_activity, make_loss
 from spiking_mlp_jax.train.optimizer import make_optimizer
@@ -54,7 +54,7 @@ def experiment(weight, measure="rates", optimizer="sgd", learning_rate=1.0, **fi
 
 
 def loads(model):
-    counts, fans = neurons(model), fan_out(model)
+    counts, fans = neuron_counts(model), fan_out(model)
     return {name: counts[name] * fans[name] for name in counts}
 
 

@@ -12,7 +12,8 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from spiking_mlp_jax.models.config import ModelConfig
-from spiking_mlp_jax.models.spiking_mlp import SpikingMLP, intermediate_names
+from spiking_mlp_jax.models.spiking_mlp import SpikingMLP
+from spiking_mlp_jax.models.topology import intermediate_names
 
 SPIKES, POTENTIAL = ".spikes", ".potential"
 Value = TypeVar("Value")

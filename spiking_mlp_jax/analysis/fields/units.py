@@ -1,6 +1,6 @@
 """Units of a layer and what they answer to images: potentials or spikes, summed over the time steps.
 
-A unit is one channel of one layer at one token. Layers are named as in `model.intermediate_names`.
+A unit is one channel of one layer at one token. Layers are named as in `topology.intermediate_names`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from jaxtyping import Array, Float
 
 from spiking_mlp_jax.errors import InputError, nearest
 from spiking_mlp_jax.models.config import ModelConfig
-from spiking_mlp_jax.models.spiking_mlp import SpikingMLP, intermediate_shapes
+from spiking_mlp_jax.models.spiking_mlp import SpikingMLP
+from spiking_mlp_jax.models.topology import intermediate_shapes
 
 
 @dataclasses.dataclass(frozen=True)

@@ -38,7 +38,7 @@ from spiking_mlp_jax.analysis.report.figures import data_uri, percent, signed_ma
 from spiking_mlp_jax.analysis.report.run import Run
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.models import weights
-from spiking_mlp_jax.models.synapses import neurons
+from spiking_mlp_jax.models.topology import neuron_counts
 from spiking_mlp_jax.train.versions import versions
 from spiking_mlp_jax.utils.files import write_whole
 
@@ -100,7 +100,7 @@ def make_page(run: Run, command: str, batch_size: int, progress: measure.Progres
         effective = measure.effective_fields(run, progress)
         cost = measure.operations(run, batch_size, progress)
         confusion = measured.confusion
-        counts, rates = neurons(run.config), measured.rates.layer
+        counts, rates = neuron_counts(run.config), measured.rates.layer
         images = {
             "measured": measured,
             "examples": examples,
