@@ -84,7 +84,7 @@ def prepare(name: str, folder: Path, progress: compare.Progress) -> dict[str, An
     from spiking_mlp_jax.deploy import artifact, reference
     from spiking_mlp_jax.deploy.fold import fold
     from spiking_mlp_jax.deploy.quantize import quantize
-    from spiking_mlp_jax.interop.official import state as official
+    from spiking_mlp_jax.interop import official
     from spiking_mlp_jax.models import weights
     from spiking_mlp_jax.models.pixels import normalize
 
@@ -109,7 +109,7 @@ def prepare(name: str, folder: Path, progress: compare.Progress) -> dict[str, An
     folded = fold(model, tuple(mean), tuple(std))
     net = quantize(folded, calibration)
     artifact.save(net, folder / NETWORK)
-    np.savez(folder / WEIGHTS, allow_pickle=False, **official.dump(model))
+    np.savez(folder / WEIGHTS, allow_pickle=False, **official.state_dict(model))
     np.savez(folder / IMAGES, allow_pickle=False, images=images, mean=np.array(mean), std=np.array(std))
     some_images = images[:64]
     floating = np.asarray(jax.jit(lambda f, x: f(x))(folded, normalize(some_images, mean, std))).mean(0)

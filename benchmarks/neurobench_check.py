@@ -28,7 +28,7 @@ from spikingjelly.activation_based import neuron
 
 from benchmarks.spikingjelly_twin import Twin
 from spiking_mlp_jax.deploy.cost import Cost, cost
-from spiking_mlp_jax.interop.official import state as official
+from spiking_mlp_jax.interop import official
 from spiking_mlp_jax.models.pixels import Pixels, normalize
 from spiking_mlp_jax.models.spiking_mlp import SpikingMLP
 
@@ -63,7 +63,7 @@ def neurobench_counts(model: SpikingMLP, images: np.ndarray, batch: int = 10) ->
         its metrics by name, and "layers": {"Effective_MACs", "Effective_ACs", "Dense"} by this package's names.
     """
     twin = Twin(model.config).double().eval()
-    twin.load_official(official.dump(model))
+    twin.load_official(official.state_dict(model))
     wrapped = TorchModel(twin)
     # It knows snnTorch's neurons, ReLU and Sigmoid; SpikingJelly's have to be named.
     wrapped.add_activation_module(neuron.LIFNode)

@@ -13,7 +13,7 @@ import optax
 from flax import nnx
 
 from spiking_mlp_jax import ModelConfig, SpikingMLP
-from spiking_mlp_jax.interop.official import state as official
+from spiking_mlp_jax.interop import official
 from spiking_mlp_jax.utils.memory import return_freed_memory
 
 Arrays = dict[str, np.ndarray]
@@ -25,7 +25,7 @@ NOT_TRAINED = ("running_mean", "running_var", "num_batches_tracked")
 
 def initial_state(config: ModelConfig, seed: int) -> Arrays:
     """Random weights in float32 under their official names."""
-    return official.dump(initial_model(config, seed))
+    return official.state_dict(initial_model(config, seed))
 
 
 def outputs(config: ModelConfig, read: Read, images: np.ndarray, labels: np.ndarray) -> Arrays:
@@ -55,7 +55,7 @@ def outputs(config: ModelConfig, read: Read, images: np.ndarray, labels: np.ndar
 
         logits, value, gradients, after, evaluation = compute(params, stats, jnp.asarray(images), jnp.asarray(labels))
         # Gradients have the layout of the weights, and so the same names.
-        named = official.dump(nnx.merge(graphdef, gradients, after))
+        named = official.state_dict(nnx.merge(graphdef, gradients, after))
         kept = {f"gradient.{name}": value for name, value in named.items() if not name.endswith(NOT_TRAINED)}
         return {"training": np.asarray(logits), "loss": np.asarray(value), "evaluation": np.asarray(evaluation), **kept}
 
@@ -135,7 +135,7 @@ def _split(config, read, dtype):
     model = initial_model(config, 0)
     if read is not None:
         cast = {name: value.astype(dtype) if value.dtype.kind == "f" else value for name, value in read().items()}
-        official.load(model, cast)
+        official.load_state_dict(model, cast)
     return nnx.split(model, nnx.Param, nnx.BatchStat)
 
 

@@ -1,6 +1,6 @@
 """The spiking MLP in PyTorch, built from SpikingJelly's layers: what this package is measured against.
 
-Names and order are those of the paper's official code, so that `spiking_mlp_jax.interop.official.state.dump` is its
+Names and order are those of the paper's official code, so that `spiking_mlp_jax.interop.official.state_dict` is its
 `state_dict`, and so is the data layout: [T, B, C, H, W], every layer in multi-step mode, the image repeated T times.
 """
 
@@ -207,5 +207,5 @@ class Twin(nn.Module):
         return self.mlp_head(self.batch_norm(x).mean((3, 4)))
 
     def load_official(self, state: Mapping[str, Any]) -> None:
-        """Takes the arrays of `official.dump`; a name or shape that does not fit is an error."""
+        """Takes the arrays of `official.state_dict`; a name or shape that does not fit is an error."""
         self.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in state.items()})

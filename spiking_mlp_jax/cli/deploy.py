@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from spiking_mlp_jax.deploy.engine.engine import Engine
     from spiking_mlp_jax.deploy.network import IntegerNet
 
-WHERE = "a training run's workdir, a weights folder, or the name of a network that comes with the package"
+WHERE = "a training run's workdir, a weights folder, a shipped network's name, or OWNER/NAME on the Hugging Face Hub"
 NETWORK = "a network that `spiking-mlp compile` wrote"
 
 

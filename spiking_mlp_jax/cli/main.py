@@ -18,17 +18,14 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 
 from spiking_mlp_jax import __version__
-from spiking_mlp_jax.cli import convert as cli_convert
 from spiking_mlp_jax.cli import demo as cli_demo
 from spiking_mlp_jax.cli import deploy as cli_deploy
-from spiking_mlp_jax.cli import hub as cli_hub
-from spiking_mlp_jax.cli import nir as cli_nir
-from spiking_mlp_jax.cli import onnx as cli_onnx
+from spiking_mlp_jax.cli import export as cli_export
 from spiking_mlp_jax.cli import prepare as cli_prepare
 from spiking_mlp_jax.cli import probe as cli_probe
 from spiking_mlp_jax.cli import report as cli_report
-from spiking_mlp_jax.cli import stablehlo as cli_stablehlo
 from spiking_mlp_jax.cli import sweep as cli_sweep
+from spiking_mlp_jax.cli import weights as cli_weights
 from spiking_mlp_jax.cli.deploy import NETWORK, WHERE
 from spiking_mlp_jax.errors import InputError
 
@@ -166,11 +163,8 @@ def _parser() -> argparse.ArgumentParser:
     plot.add_argument("workdir", metavar="WORKDIR", help="folder of a training run")
     plot.set_defaults(run=_plot)
     cli_deploy.add_commands(commands, _command, _positive)
-    cli_convert.add_commands(commands, _command, _positive)
-    cli_hub.add_commands(commands, _command, _positive)
-    cli_stablehlo.add_commands(commands, _command, _positive)
-    cli_onnx.add_commands(commands, _command, _positive)
-    cli_nir.add_commands(commands, _command, _positive)
+    cli_weights.add_commands(commands, _command, _positive)
+    cli_export.add_commands(commands, _command, _positive)
     cli_prepare.add_commands(commands, _command, _positive)
     cli_probe.add_commands(commands, _command, _positive)
     cli_sweep.add_commands(commands, _command, _positive)

@@ -176,18 +176,24 @@ class SpikingMLP(nnx.Module):
         self.head = linear(channels, config.num_classes, rngs=rngs)
 
     @classmethod
-    def from_pretrained(cls, where: str | os.PathLike[str]) -> SpikingMLP:
+    def from_pretrained(
+        cls, where: str | os.PathLike[str], *, revision: str | None = None, download: bool = False
+    ) -> SpikingMLP:
         """A trained network, ready to evaluate.
 
         Args:
-            where: a weights folder, such as one downloaded from the Hugging Face Hub; a training run's workdir; or the
-                name of a network that comes with the package. Nothing is downloaded.
+            where: a weights folder, a training run's workdir, the name of a network that comes with the package, or
+                OWNER/NAME on the Hugging Face Hub. A folder goes before a name, both go before the Hub.
+            revision: branch, tag or commit on the Hub; None: the main branch.
+            download: fetch the network from the Hub, if its files are not cached or outdated. Without it nothing is
+                sent over the network.
 
         Returns:
             the model in evaluation mode; `.pixels` says how pictures become its inputs, where the folder does.
 
         Raises:
-            InputError: there is no such network, or its files are damaged, changed or do not fit.
+            InputError: there is no such network, it cannot be downloaded, or its files are damaged, changed or do not
+                fit.
 
         Examples:
             >>> SpikingMLP.from_pretrained("fashion_mnist").pixels.class_names[9]
@@ -195,7 +201,7 @@ class SpikingMLP(nnx.Module):
         """
         from spiking_mlp_jax.models import weights  # which imports this module
 
-        return weights.load(weights.find(where))[0]
+        return weights.load(weights.find(where, revision=revision, download=download))[0]
 
     @overload
     def __call__(self, images: Float[Array, "B H W C"], observe: None = None) -> Float[Array, "T B K"]: ...

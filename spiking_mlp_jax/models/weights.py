@@ -13,7 +13,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import re
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_bytes
 
 from spiking_mlp_jax.errors import InputError, nearest
+from spiking_mlp_jax.models import hub
 from spiking_mlp_jax.models.config import ModelConfig
 from spiking_mlp_jax.models.pixels import Pixels
 from spiking_mlp_jax.models.spiking_mlp import SpikingMLP
@@ -207,15 +207,18 @@ def pretrained_path(name: str) -> Path:
     return PRETRAINED / name
 
 
-def find(where: str | os.PathLike[str]) -> Path:
+def find(where: str | os.PathLike[str], *, revision: str | None = None, download: bool = False) -> Path:
     """The weights folder that a user means.
 
     Args:
-        where: a training run's workdir (its `weights` folder is taken), a weights folder, or the name of a
-            trained network that comes with the package. A folder goes before a name.
+        where: a training run's workdir (its `weights` folder is taken), a weights folder, the name of a trained network
+            that comes with the package, or OWNER/NAME on the Hugging Face Hub. A folder goes before a name, both go
+            before the Hub.
+        revision: branch, tag or commit on the Hub; None: the main branch.
+        download: fetch the network from the Hub. Without it only networks in the local cache are found.
 
     Raises:
-        InputError: it is none of them.
+        InputError: it is none of them, or cannot be downloaded.
     """
     if not isinstance(where, str | os.PathLike):
         raise InputError(f"a network is named by a folder or a shipped network's name, but it is {where!r}")
@@ -226,14 +229,18 @@ def find(where: str | os.PathLike[str]) -> Path:
             return candidate
     if str(where) in pretrained_names():
         return pretrained_path(str(where))
+    on_hub = hub.is_repo(str(where)) and not os.path.exists(folder)
+    if on_hub and (cached := hub.snapshot(str(where), revision, download)):
+        return cached
     if os.path.isdir(folder):
         raise InputError(f"{folder} holds no {TENSORS}, nor does {folder / 'weights'}: wait for the first evaluation")
     if os.path.exists(folder):
         raise InputError(f"{folder} is a file: give the folder that holds {TENSORS}")
     names = pretrained_names()
     known = f"; of the shipped networks, {nearest(str(where), names)}" if names else ""
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", str(where)):
-        known += f"; if it is on the Hugging Face Hub, download it first: hf download {where} --local-dir FOLDER"
+    if on_hub:
+        at = f" --revision {revision}" if revision else ""
+        known += f"; if it is on the Hugging Face Hub, download it first: spiking-mlp download {where}{at}"
     raise InputError(f"there is no folder {folder}{known}")
 
 

@@ -6,7 +6,7 @@ import pytest
 from flax import nnx
 
 from spiking_mlp_jax import ModelConfig, SpikingMLP
-from spiking_mlp_jax.interop.official import state as official
+from spiking_mlp_jax.interop import official
 
 torch = pytest.importorskip("torch", reason="PyTorch is only needed for benchmarks")
 pytest.importorskip("spikingjelly", reason="SpikingJelly is only needed for benchmarks")
@@ -30,7 +30,7 @@ def test_twin_has_the_same_logits(encoding, norm_features, x64):
     )
     model = SpikingMLP(config, rngs=nnx.Rngs(0))
     twin = Twin(config).double()
-    twin.load_official(official.dump(model))
+    twin.load_official(official.state_dict(model))
     images = np.random.default_rng(0).normal(size=(4, 16, 16, 3))
     for training in (True, False):
         model.train() if training else model.eval()

@@ -15,10 +15,10 @@ from safetensors.numpy import save_file
 
 from spiking_mlp_jax import SpikingMLP
 from spiking_mlp_jax.cli.main import main
+from spiking_mlp_jax.cli.weights import _class_names
 from spiking_mlp_jax.errors import InputError
-from spiking_mlp_jax.interop.official import state as official
+from spiking_mlp_jax.interop import official
 from spiking_mlp_jax.interop.official.config import infer_config, possible_fields
-from spiking_mlp_jax.interop.official.convert import not_finite, read_classes
 from spiking_mlp_jax.interop.official.files import read_state, write_state
 from spiking_mlp_jax.models import weights
 from tests.models.test_official import FILES, GOLDEN, close, entries
@@ -43,7 +43,7 @@ def abstract_state(**kind):
     model = nnx.eval_shape(lambda: SpikingMLP(config, rngs=nnx.Rngs(0)))
     for variable in variables(model).values():
         variable.set_value(np.zeros(variable.shape, variable.dtype))
-    return config, official.dump(model)
+    return config, official.state_dict(model)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def saved(tmp_path_factory):
     folder = tmp_path_factory.mktemp("saved") / "net"
     model = random_model()
     weights.save(folder, model, meta_for(model))
-    return folder, model, official.dump(model)
+    return folder, model, official.state_dict(model)
 
 
 def said(capsys, *arguments):
@@ -82,10 +82,10 @@ def test_a_folder_comes_back_from_a_file_bit_for_bit(kind, suffix, tmp_path, cap
     weights.save(tmp_path / "a", model, meta)
     file = tmp_path / f"net{suffix}"
     said(capsys, tmp_path / "a", "-o", file)
-    same(read_state(file), official.dump(model))
+    same(read_state(file), official.state_dict(model))
     other = tmp_path / "other.safetensors" if suffix == ".npz" else tmp_path / "other.npz"
     write_state(other, read_state(file))
-    same(read_state(other), official.dump(model))
+    same(read_state(other), official.state_dict(model))
     said(capsys, file, "-o", tmp_path / "b", "--like", tmp_path / "a")
     config, found = weights.read_config(tmp_path / "b")
     assert config == c and found["data"] == meta["data"]
@@ -143,7 +143,7 @@ def test_a_field_that_contradicts_the_weights_is_refused(field, value, told):
         (lambda s: s.update({"token_mix.1.proj_w.1.weight": np.zeros((3, 3, 1, 1))}), "square"),
         (lambda s: s.update({"token_mix.7.x": np.zeros(1)}), "token_mix.0"),
         (lambda s: s.update({"to_patch_embedding.2.x": np.zeros(1)}), "3 stages"),
-        (lambda s: s.update({"channel_mix.0.1.net.0.weight": np.zeros((7, 6))}), "no multiple"),
+        (lambda s: s.update({"channel_mix.0.1.net.0.weight": np.zeros((7, 6))}), "not a multiple"),
         (lambda s: s.clear(), "to_patch_embedding"),
     ],
 )
@@ -188,11 +188,11 @@ def test_short_floats_are_widened_exactly_and_long_ones_are_rounded_aloud(saved,
 
 def test_values_that_are_not_finite_are_told(saved, tmp_path, capsys):
     _, _, state = saved
-    assert not_finite(state) == ""
+    assert official.not_finite(state) == ""
     write_state(tmp_path / "net.npz", {**state, "mlp_head.1.bias": np.array([0, np.nan, 1], np.float32)})
     heard = said(capsys, tmp_path / "net.npz", "-o", tmp_path / "net", *NORMALISED)
-    assert '"mlp_head.1.bias" hold' in heard.err
-    assert "not finite" in said(capsys, tmp_path / "net", "-o", tmp_path / "again.npz").err
+    assert '"mlp_head.1.bias" contain NaN or inf' in heard.err
+    assert "contain NaN or inf" in said(capsys, tmp_path / "net", "-o", tmp_path / "again.npz").err
 
 
 class Touch:
@@ -269,7 +269,7 @@ def test_images_of_a_converted_network(saved, tmp_path, capsys):
     before, data = (weights.read_config(where)[1]["data"] for where in (folder, tmp_path / "like"))
     assert data == {**before, "class_names": ["x", "y", "z"], "resize_mode": "resize"}
     (tmp_path / "names.txt").write_text("ü\nb\n\nc\n", encoding="utf-8")
-    assert read_classes(str(tmp_path / "names.txt")) == ["ü", "b", "c"]
+    assert _class_names(str(tmp_path / "names.txt")) == ["ü", "b", "c"]
     state = abstract_state(in_channels=3, num_classes=1000)[1]
     write_state(file := tmp_path / "imagenet.npz", state)
     heard = said(capsys, file, "-o", tmp_path / "imagenet").out
@@ -283,11 +283,11 @@ def test_what_lies_there_is_not_lost(saved, tmp_path, capsys):
     write_state(file := tmp_path / "net.npz", state)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").write_text("{}")
-    assert "holds other things" in refusal(capsys, file, "-o", tmp_path / "run", *NORMALISED)
+    assert "holds other files" in refusal(capsys, file, "-o", tmp_path / "run", *NORMALISED)
     assert "is a file" in refusal(capsys, file, "-o", Path(__file__), *NORMALISED)
     assert "would be lost" in refusal(capsys, folder, "-o", folder / weights.TENSORS)
-    assert "in place of" not in said(capsys, file, "-o", tmp_path / "net", *NORMALISED).out
-    assert "in place of" in said(capsys, file, "-o", tmp_path / "net", *NORMALISED).out
+    assert "replacing the weights" not in said(capsys, file, "-o", tmp_path / "net", *NORMALISED).out
+    assert "replacing the weights" in said(capsys, file, "-o", tmp_path / "net", *NORMALISED).out
 
 
 def test_mistakes(saved, tmp_path, capsys):
@@ -298,7 +298,9 @@ def test_mistakes(saved, tmp_path, capsys):
     assert "there is no folder" in refusal(capsys, "fashion", "-o", tmp_path / "net.npz")
     assert "must end in" in refusal(capsys, folder, "-o", tmp_path / "net.onnx")
     assert "is a file and becomes" in refusal(capsys, file, "-o", tmp_path / "net.safetensors")
-    assert "--set goes with a file" in refusal(capsys, folder, "-o", tmp_path / "x.npz", "--set", "tau=3")
+    assert "--set needs a file of official weights, got the network" in refusal(
+        capsys, folder, "-o", tmp_path / "x.npz", "--set", "tau=3"
+    )
     assert "this package's own" in refusal(capsys, folder / weights.TENSORS, "-o", net)
     assert "--key is for" in refusal(capsys, file, "-o", net, "--key", "model")
     assert 'did you mean "tau"' in refusal(capsys, file, "-o", net, "--set", "tua=3")
@@ -308,8 +310,8 @@ def test_mistakes(saved, tmp_path, capsys):
     assert "tau must be at least" in refusal(capsys, file, "-o", net, "--set", "tau=0.5")
     assert "depths cannot be (3, 3)" in refusal(capsys, file, "-o", net, "--set", "depths=3,3")
     assert "mean has 2 values" in refusal(capsys, file, "-o", net, "--mean", 0, 0, "--std", 1)
-    assert "2 names" in refusal(capsys, file, "-o", net, *NORMALISED, "--classes", "a,b")
-    assert "is unknown" in refusal(capsys, file, "-o", net, *NORMALISED, "--dataset", "mnist")
+    assert "2 class names" in refusal(capsys, file, "-o", net, *NORMALISED, "--classes", "a,b")
+    assert 'unknown dataset "mnist"' in refusal(capsys, file, "-o", net, *NORMALISED, "--dataset", "mnist")
     assert "resize_mode" in refusal(capsys, file, "-o", net, *NORMALISED, "--resize-mode", "shrink")
     assert "no folder" in refusal(capsys, file, "-o", net, "--like", "fashion")
     (tmp_path / "text.pth").write_text("hello")
@@ -320,11 +322,11 @@ def test_mistakes(saved, tmp_path, capsys):
 
 @pytest.mark.parametrize("kind", [">f4", ">f2", ">f8", "longdouble"])
 def test_arrays_of_other_machines(kind, tmp_path):
-    state = official.dump(random_model())
+    state = official.state_dict(random_model())
     foreign = {name: a.astype(kind) if a.dtype.kind == "f" else a.astype(">i8") for name, a in state.items()}
     np.savez(tmp_path / "foreign.npz", allow_pickle=False, **foreign)
     if kind == "longdouble":
-        with pytest.raises(InputError, match=r"which JAX has not: save it as float64"):
+        with pytest.raises(InputError, match=r"which JAX does not have: save it as float64"):
             read_state(tmp_path / "foreign.npz")
         return
     found = read_state(tmp_path / "foreign.npz")
@@ -334,16 +336,43 @@ def test_arrays_of_other_machines(kind, tmp_path):
     assert main(["convert", str(tmp_path / "foreign.npz"), "-o", str(tmp_path / "w"), *NORMALISED]) == 0
 
 
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
+def test_load_and_dump(suffix, saved, tmp_path, capsys):
+    folder, model, state = saved
+    file = tmp_path / f"net{suffix}"
+    same(official.dump(model, file), state)
+    same(read_state(file), state)
+    said(capsys, folder, "-o", tmp_path / f"command{suffix}")
+    assert file.read_bytes() == (tmp_path / f"command{suffix}").read_bytes()
+    for source in (file, state):
+        again = official.load(source, like=folder)
+        same(official.state_dict(again), state)
+        assert again.config == model.config and again.pixels == weights.load(folder)[0].pixels
+    # What the command makes of the file is what `load` makes of it.
+    said(capsys, file, "-o", tmp_path / "net", *NORMALISED, "--set", "time_steps=3", "--classes", "x,y,z")
+    loaded = official.load(file, mean=[0.5], std=[0.25], class_names=["x", "y", "z"], time_steps=3)
+    expected = weights.load(tmp_path / "net")[0]
+    assert loaded.config == expected.config and loaded.pixels == expected.pixels
+    same(official.state_dict(loaded), official.state_dict(expected))
+    images = np.random.default_rng(0).normal(size=(2, 16, 16, 1)).astype(np.float32)
+    np.testing.assert_array_equal(loaded(images), expected(images))
+    assert official.load(file).pixels is None
+    with pytest.raises(InputError, match="mean and std of the training images are missing: give 1 of each"):
+        official.load(file, class_names=["x", "y", "z"])
+    with pytest.raises(InputError, match="must end in"):
+        official.dump(model, tmp_path / "net.onnx")
+
+
 def test_prefixes_of_training_are_taken_off(tmp_path):
-    state = official.dump(random_model())
+    state = official.state_dict(random_model())
     assert infer_config({f"module._orig_mod.{name}": a for name, a in state.items()}) == infer_config(state)
 
 
 def test_negative_variances_are_told():
-    state = official.dump(random_model())
-    assert not_finite(state) == ""
+    state = official.state_dict(random_model())
+    assert official.not_finite(state) == ""
     state["batch_norm.running_var"] = -state["batch_norm.running_var"]
-    assert "batch_norm.running_var" in not_finite(state)
+    assert "batch_norm.running_var" in official.not_finite(state)
 
 
 def test_a_network_that_is_not_there_comes_before_its_options(capsys, tmp_path):

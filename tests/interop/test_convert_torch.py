@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from spiking_mlp_jax.data.sources import open_source
-from spiking_mlp_jax.interop.official import state as official
+from spiking_mlp_jax.interop import official
 from spiking_mlp_jax.interop.official.files import read_state
 from spiking_mlp_jax.models import weights
 from spiking_mlp_jax.models.pixels import normalize
@@ -74,7 +74,7 @@ def random_twin(**kind):
     """A module with random weights and statistics, all of them float32 numbers, and its configuration."""
     model = random_model(**kind)
     twin = twin_of(model.config)
-    twin.load_official(official.dump(model))
+    twin.load_official(official.state_dict(model))
     return twin.float().double(), model.config
 
 
@@ -93,8 +93,8 @@ def test_a_module_loads_what_we_write(kind, suffix, tmp_path, capsys, x64):
     close(ours(tmp_path / "net", images), expected)
     # And back, bit for bit, without the network.
     said(capsys, file, "-o", tmp_path / "again", "--like", tmp_path / "net")
-    for name, array in official.dump(weights.load(tmp_path / "again")[0]).items():
-        assert array.tobytes() == official.dump(model)[name].tobytes()
+    for name, array in official.state_dict(weights.load(tmp_path / "again")[0]).items():
+        assert array.tobytes() == official.state_dict(model)[name].tobytes()
 
 
 @pytest.mark.parametrize("name", weights.pretrained_names())

@@ -13,7 +13,7 @@ from flax import nnx
 
 import tests.oracles.numpy_reference as reference
 from spiking_mlp_jax import ModelConfig, SpikingMLP
-from spiking_mlp_jax.interop.official import state as official
+from spiking_mlp_jax.interop import official
 
 GOLDEN = Path(__file__).parents[1] / "oracles" / "golden"
 NETWORKS = ["spe_small", "conv_small", "spe_layernorm", "spe_tdbn", "spe_tebn"]
@@ -82,7 +82,7 @@ def test_reference_neuron():
 
 def random_state(model, rng):
     """The model's initial state, with scales, biases and running statistics no longer at 1 and 0."""
-    state = official.dump(model)
+    state = official.state_dict(model)
     for name, value in state.items():
         if value.ndim == 1 or name.endswith(".bias"):
             state[name] = value + rng.uniform(-0.2, 0.2, value.shape)
@@ -127,14 +127,14 @@ def test_training_agrees(encoding, x64):
     model = nnx.merge(*jit(lambda: nnx.split(SpikingMLP(config, rngs=nnx.Rngs(0))))())
     state = random_state(model, rng)
     initial = dict(state)
-    official.load(model, state)
+    official.load_state_dict(model, state)
 
     losses = train_in_jax(model, batches)
     names = dict(sizes, model="spe" if encoding == "spe" else "conv", T=3, alpha=2)
     expected = reference.sgd(state, batches, names, LEARNING_RATE, MOMENTUM, STEPS)
 
     np.testing.assert_allclose(losses, expected, rtol=1e-8)
-    assert_close(official.dump(model), state, 1e-8)
+    assert_close(official.state_dict(model), state, 1e-8)
     # Every parameter took part, except for the biases that the norm after them takes away again.
     moved = {name for name in state if np.abs(state[name] - initial[name]).max() > 0.01}
     assert set(state) - moved == {f"token_mix.{n}.proj_{axis}.1.bias" for n in range(3) for axis in "hw"}

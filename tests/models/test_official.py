@@ -45,7 +45,7 @@ def golden_model(file, **overrides):
         **overrides,
     )
     model = SpikingMLP(config, rngs=nnx.Rngs(0))
-    official.load(model, entries(golden, "state/"))
+    official.load_state_dict(model, entries(golden, "state/"))
     return golden, model, jnp.asarray(golden["image_nchw"].transpose(0, 2, 3, 1))
 
 
@@ -85,7 +85,7 @@ def test_training(file, remat, x64):
     (value, (logits, stats)), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
     close(logits, golden["train_logits"])
     close(value, golden["train_loss"])
-    ours = official.dump(nnx.merge(graphdef, gradients, stats))
+    ours = official.state_dict(nnx.merge(graphdef, gradients, stats))
     for prefix in ("grad/", "after/"):
         expected = entries(golden, prefix)
         assert expected
@@ -96,7 +96,7 @@ def test_training(file, remat, x64):
 @pytest.mark.parametrize("file", FILES)
 def test_golden_states_round_trip(file, x64):
     golden, model, _ = golden_model(file)
-    state, expected = official.dump(model), entries(golden, "state/")
+    state, expected = official.state_dict(model), entries(golden, "state/")
     assert set(state) == set(expected)
     for name, array in expected.items():
         assert state[name].dtype == array.dtype
@@ -121,10 +121,10 @@ def test_every_kind_is_a_bijection(kind, channel, seed):
     rng = np.random.default_rng(seed)
     state = {
         name: rng.integers(0, 99, a.shape) if a.dtype.kind == "i" else rng.normal(size=a.shape).astype(np.float32)
-        for name, a in official.dump(model).items()
+        for name, a in official.state_dict(model).items()
     }
-    official.load(model, state)
-    again = official.dump(model)
+    official.load_state_dict(model, state)
+    again = official.state_dict(model)
     assert set(again) == set(state)
     for name, array in state.items():
         np.testing.assert_array_equal(again[name], array, err_msg=name)
@@ -136,24 +136,24 @@ def test_every_kind_is_a_bijection(kind, channel, seed):
 
 def test_names_that_distributed_training_adds():
     model, other = tiny_model(), tiny_model(seed=1)
-    state = official.dump(model)
+    state = official.state_dict(model)
     norms = {name.rsplit(".", 1)[0] for name in state if name.endswith("running_mean")}
     wrapped = {}
     for name, array in state.items():
         module, leaf = name.rsplit(".", 1)
         wrapped[f"module.{module}.0.{leaf}" if module in norms else f"module.{name}"] = array
-    official.load(other, wrapped)
-    again = official.dump(other)
+    official.load_state_dict(other, wrapped)
+    again = official.state_dict(other)
     for name, array in state.items():
         np.testing.assert_array_equal(again[name], array, err_msg=name)
     with pytest.raises(InputError, match="twice"):
-        official.load(other, {**state, **wrapped})
+        official.load_state_dict(other, {**state, **wrapped})
 
 
 @given(st.data())
 def test_damaged_states_are_refused_by_name_and_change_nothing(data):
     model = tiny_model()
-    state = official.dump(model)
+    state = official.state_dict(model)
     name = data.draw(st.sampled_from(sorted(state)))
     damage = data.draw(st.sampled_from(["missing", "extra", "shape", "kind"]))
     if damage == "missing":
@@ -167,7 +167,7 @@ def test_damaged_states_are_refused_by_name_and_change_nothing(data):
         state[name] = np.full(state[name].shape, 1j)
     before = [np.asarray(leaf) for leaf in jax.tree.leaves(nnx.state(model))]
     with pytest.raises(InputError) as error:
-        official.load(model, state)
+        official.load_state_dict(model, state)
     assert f'"{name}"' in str(error.value)
     for a, b in zip(before, jax.tree.leaves(nnx.state(model)), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -176,10 +176,10 @@ def test_damaged_states_are_refused_by_name_and_change_nothing(data):
 @pytest.mark.parametrize("value", [[[1.0], [2.0, 3.0]], np.full((), 3_000_000_000), np.full((), -1)])
 def test_values_that_do_not_fit_are_refused(value):
     model = tiny_model()
-    state = {f"module.{name}": array for name, array in official.dump(model).items()}
+    state = {f"module.{name}": array for name, array in official.state_dict(model).items()}
     name = "module.batch_norm.num_batches_tracked"
     with pytest.raises(InputError, match=f'"{name}"'):
-        official.load(model, {**state, name: value})
+        official.load_state_dict(model, {**state, name: value})
     with pytest.raises(InputError, match=r'"module\.optimizer"') as error:
-        official.load(model, {**state, "module.optimizer": np.zeros(3)})
+        official.load_state_dict(model, {**state, "module.optimizer": np.zeros(3)})
     assert len(str(error.value)) < 1500

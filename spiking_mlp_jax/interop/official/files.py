@@ -1,4 +1,4 @@
-"""Files of a `state_dict`: PyTorch's own, safetensors and NumPy's .npz. Reading executes nothing that is in them."""
+"""Files of a `state_dict`: PyTorch's own, .safetensors and NumPy's .npz. Reading executes nothing in them."""
 
 from __future__ import annotations
 
@@ -25,49 +25,48 @@ from spiking_mlp_jax.utils.files import write_whole
 
 TORCH = (".pth", ".pt", ".tar")
 SUFFIXES = (*TORCH, ".safetensors", ".npz")
-INSTALL = "pip install torch"
-# An entry that every state of the official code has, by which it is told from an optimiser's or a scaler's.
+# An entry of every official state, which distinguishes it from an optimizer's or a scaler's.
 FIRST = "to_patch_embedding.0.0.weight"
 # What NumPy and zipfile raise for a damaged .npz.
 _DAMAGE = (OSError, ValueError, KeyError, EOFError, MemoryError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 def read_state(path: str | os.PathLike[str], key: str | None = None) -> dict[str, np.ndarray]:
-    """Reads a state, whatever wrote it; its kind is told by its first bytes, not by its name.
+    """Reads a state; its first bytes determine the format, not its name.
 
     Args:
-        path: a file that `torch.save` wrote, as any of its versions did, a .safetensors or a .npz.
-        key: where the state lies in a checkpoint that holds several, such as "model_ema".
+        path: a file that any version of `torch.save` wrote, a .safetensors or a .npz.
+        key: of the state in a checkpoint that holds several, such as "model_ema".
 
     Returns:
-        names to arrays, in the file's order. float16 and bfloat16 have become float32, which holds them exactly; all
-        else is of the dtype it has in the file.
+        names to arrays, in the file's order. float16 and bfloat16 become float32, which holds them exactly; other
+        dtypes are those of the file.
 
     Raises:
-        InputError: no such file, one of another kind, damaged, or with anything but data in it, which was not run; no
-            state in it, or several and no key; PyTorch is needed and not installed.
+        InputError: the file is missing, damaged, of another format, or holds anything but data (which is not
+            executed); it has no state, or several and no key is given; PyTorch is needed and not installed.
     """
     path = Path(path)
     kind = _kind(path)
     if kind == "torch":
         return {name: _plain(path, name, value) for name, value in _read_torch(path, key).items()}
     if key is not None:
-        raise InputError(f"{path} is a plain list of arrays: --key is for checkpoints of PyTorch")
+        raise InputError(f"{path} is a plain state: --key is for checkpoints of PyTorch")
     state = _read_npz(path) if kind == "npz" else _read_safetensors(path)
     if not state:
-        raise InputError(f"{path} holds no arrays: give a file that holds a state_dict")
+        raise InputError(f"{path} holds no arrays: give a file with a state_dict")
     return {name: _plain(path, name, value) for name, value in state.items()}
 
 
 def write_state(path: str | os.PathLike[str], state: Mapping[str, np.ndarray]) -> None:
-    """Writes a state, over an older file if need be; a reader never sees half a file.
+    """Writes a state atomically, replacing an older file.
 
     Args:
-        path: its ending, one of `SUFFIXES`, says what is written.
+        path: its suffix, one of `SUFFIXES`, determines the format.
         state: names to arrays. In a file of PyTorch it is a plain dict of tensors.
 
     Raises:
-        InputError: another ending, PyTorch is needed and not installed, or the file cannot be written.
+        InputError: another suffix, PyTorch is needed and not installed, or the file cannot be written.
     """
     suffix = Path(path).suffix
     check_suffix(path)
@@ -77,7 +76,7 @@ def write_state(path: str | os.PathLike[str], state: Mapping[str, np.ndarray]) -
     elif suffix == ".npz":
         buffer = io.BytesIO()
         with zipfile.ZipFile(buffer, "w") as archive:
-            # np.savez takes names as arguments, of which some are its own.
+            # np.savez takes names as keyword arguments, which may collide with its own.
             for name, array in state.items():
                 with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as file:
                     np.lib.format.write_array(file, np.asanyarray(array), allow_pickle=False)
@@ -85,46 +84,44 @@ def write_state(path: str | os.PathLike[str], state: Mapping[str, np.ndarray]) -
     else:
         torch = _torch(f"{path} is written by PyTorch", "name a .safetensors or .npz, which torch modules can load too")
         buffer = io.BytesIO()
-        # A copy, because a tensor cannot share memory that must not be written to.
+        # A copy, because tensors cannot share read-only memory.
         torch.save({name: torch.from_numpy(np.array(array)) for name, array in state.items()}, buffer)
         content = buffer.getvalue()
     write_whole(path, [content])
 
 
 def check_suffix(path: str | os.PathLike[str]) -> None:
-    """Raises `InputError` unless a file's ending is one of `SUFFIXES`."""
+    """Raises `InputError` unless a file's suffix is one of `SUFFIXES`."""
     if Path(path).suffix not in SUFFIXES:
-        raise InputError(
-            f"{path} must end in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}: the ending says what to write"
-        )
+        raise InputError(f"{path} must end in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}, which chooses the format")
 
 
 def _kind(path: Path) -> str:
     if os.path.isdir(path):
-        raise InputError(f"{path} is a folder: give the file that holds the state_dict")
+        raise InputError(f"{path} is a folder: give the file with the state_dict")
     if not os.path.isfile(path):
-        raise InputError(f"there is no file {path}: give one that holds a state_dict ({', '.join(SUFFIXES)})")
+        raise InputError(f"there is no file {path}: give one with a state_dict ({', '.join(SUFFIXES)})")
     try:
         with open(path, "rb") as file:
             head = file.read(512)
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error})") from error
     if head.startswith(MAGIC):
-        raise InputError(f"{path} is a compiled network, whose norms are folded: convert the weights it was made from")
+        raise InputError(
+            f"{path} is a compiled network, whose norms are folded: convert the weights that it was made from"
+        )
     if head.startswith(b"PK"):
         try:
             with zipfile.ZipFile(path) as archive:
                 return "npz" if all(name.endswith(".npy") for name in archive.namelist()) else "torch"
         except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-            raise InputError(f"{path} is cut short or damaged ({_short(error)}): copy it again") from error
+            raise _damaged(path, error) from error
     if head[8:9] == b"{":
         return "safetensors"
-    # What PyTorch wrote before its zip files: a pickle, and before that a tar.
+    # PyTorch's formats before zip: a pickle, and before that a tar.
     if head.startswith(b"\x80") or head[257:262] == b"ustar":
         return "torch"
-    raise InputError(
-        f"{path} is neither a file of PyTorch nor a .safetensors or .npz: give one that holds a state_dict"
-    )
+    raise InputError(f"{path} is neither a file of PyTorch nor a .safetensors or .npz: give one with a state_dict")
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
@@ -136,18 +133,22 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
             raise InputError(
                 f"{path} holds Python objects, which can be code and were not run: save arrays alone"
             ) from error
-        raise InputError(f"{path} is cut short or damaged ({_short(error)}): copy it again") from error
+        raise _damaged(path, error) from error
 
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
     state = {}
     try:
         with safe_open(path, framework="np") as stored:
-            for name in stored.keys():  # noqa: SIM118 (it is no dict)
+            for name in stored.keys():  # noqa: SIM118 (it is not a dict)
                 state[name] = stored.get_tensor(name)
     except (SafetensorError, OSError, TypeError, AttributeError) as error:
-        raise InputError(f"{path} is cut short, damaged or of a dtype that NumPy lacks ({_short(error)})") from error
+        raise InputError(f"{path} is truncated, damaged or of a dtype that NumPy lacks ({_short(error)})") from error
     return state
+
+
+def _damaged(path: Path, error: BaseException) -> InputError:
+    return InputError(f"{path} is truncated or damaged ({_short(error)}): copy it again")
 
 
 def _short(error: BaseException) -> str:
@@ -155,30 +156,27 @@ def _short(error: BaseException) -> str:
 
 
 def _plain(path: Path, name: str, value: np.ndarray) -> np.ndarray:
-    """The array in this machine's byte order, its floats of 4 or 8 bytes."""
+    """The array in this machine's byte order, with floats of 4 or 8 bytes."""
     if value.dtype.kind == "f" and value.dtype.itemsize > 8:
-        raise InputError(f'"{name}" in {path} holds {value.dtype}, which JAX has not: save it as float64')
+        raise InputError(f'"{name}" in {path} is {value.dtype}, which JAX does not have: save it as float64')
     if not value.dtype.isnative:
         value = value.astype(value.dtype.newbyteorder("="))
     return value.astype(np.float32) if value.dtype in (np.float16, ml_dtypes.bfloat16) else value
-
-
-# PyTorch.
 
 
 def _torch(what: str, instead: str) -> Any:
     try:
         import torch  # pyright: ignore[reportMissingImports]
     except ImportError as error:
-        raise InputError(f"{what}, which is not installed: {INSTALL}, or {instead}") from error
+        raise InputError(f"{what}, which is not installed: pip install torch, or {instead}") from error
     return torch
 
 
 def _read_torch(path: Path, key: str | None) -> dict[str, np.ndarray]:
-    torch = _torch(f"{path} is a file of PyTorch", "hand over the state_dict as a .safetensors or .npz")
+    torch = _torch(f"{path} is a file of PyTorch", "save the state_dict as a .safetensors or .npz")
     try:
         with torch.serialization.safe_globals(_harmless()), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of old formats, which are read all the same
+            warnings.simplefilter("ignore")  # about old formats
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL (\S+)", str(error))
@@ -190,24 +188,24 @@ def _read_torch(path: Path, key: str | None) -> dict[str, np.ndarray]:
             f"{path} holds code ({named[1]}), which was not run: save the weights alone where it comes from, with "
             "torch.save(model.state_dict(), FILE)"
         ) from error
-    # A damaged file makes torch.load raise whatever its parts raise.
+    # On a damaged file, torch.load raises whatever its parts raise.
     except Exception as error:
         raise InputError(
-            f"{path} is damaged or no file of weights ({type(error).__name__}: {_short(error)})"
+            f"{path} is damaged or not a file of weights ({type(error).__name__}: {_short(error)})"
         ) from error
     return {name: _array(path, torch, name, tensor) for name, tensor in _unwrapped(path, torch, content, key).items()}
 
 
 def _harmless() -> list[Any]:
-    """What training scripts keep beside weights and what runs nothing when it is made: arguments, NumPy's numbers."""
+    """Types that training scripts save beside weights and that execute nothing: arguments, NumPy's scalars."""
     scalar = np._core.multiarray.scalar  # pyright: ignore[reportAttributeAccessIssue]
     dtypes = [type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i4", "i8", "?")]
-    # The second name is that of NumPy 1.
+    # The second name is NumPy 1's.
     return [argparse.Namespace, scalar, (scalar, "numpy.core.multiarray.scalar"), np.dtype, *dtypes]
 
 
 def _unwrapped(path: Path, torch: Any, content: Any, key: str | None) -> Mapping[str, Any]:
-    """The state in what a file holds: the file's whole content, or one entry of a checkpoint."""
+    """The state in a file's content: all of it, or one entry of a checkpoint."""
 
     def is_state(value):
         return (
@@ -228,7 +226,7 @@ def _unwrapped(path: Path, torch: Any, content: Any, key: str | None) -> Mapping
         gather(content)
     if key is not None:
         if key not in states:
-            known = "it is a plain state, which needs no --key" if is_state(content) else "it holds none at all"
+            known = "it is a plain state, which needs no --key" if is_state(content) else "it has no state at all"
             known = nearest(key, states) if states else known
             raise InputError(f'{path} has no state under the key "{key}": {known}')
         return states[key]
@@ -242,7 +240,7 @@ def _unwrapped(path: Path, torch: Any, content: Any, key: str | None) -> Mapping
     if states:
         names = ", ".join(f'"{name}"' for name in states)
         raise InputError(f"{path} holds several states, {names}: choose one with --key")
-    raise InputError(f"{path} holds no state_dict, names with their tensors, neither as a whole nor under a key")
+    raise InputError(f"{path} holds no state_dict (names and tensors), neither at the top nor under a key")
 
 
 def _array(path: Path, torch: Any, name: str, tensor: Any) -> np.ndarray:
@@ -250,4 +248,4 @@ def _array(path: Path, torch: Any, name: str, tensor: Any) -> np.ndarray:
         tensor = tensor.detach()
         return (tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor).numpy()
     except (TypeError, RuntimeError, NotImplementedError) as error:
-        raise InputError(f'"{name}" in {path} is no plain array of numbers ({_short(error)})') from error
+        raise InputError(f'"{name}" in {path} is not a dense array of numbers ({_short(error)})') from error

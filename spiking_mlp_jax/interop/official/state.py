@@ -1,7 +1,7 @@
-"""Weights of the paper's official PyTorch code, to and from this package's model.
+"""The names and axes of the official `state_dict`, and those of this package's model.
 
-A state maps the names of the official `state_dict` to NumPy arrays. The mapping is a bijection: each official entry
-is one variable of the model, or one block's slice of one, with its axes in another order.
+A state maps official names to NumPy arrays. The mapping is a bijection: each official entry is one variable of the
+model, or one block's slice of it, with its axes permuted.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Path = tuple[Any, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One official entry: the model's variable at `path`, for stacked blocks the slice `block` of it."""
+    """One official entry: the model's variable at `path`, or its slice `block` if blocks are stacked."""
 
     official: str
     path: Path
@@ -34,7 +34,7 @@ class Entry:
     is_norm: bool = False
 
 
-# How the axes of one kind of array are rearranged: (to official, from official).
+# How the axes of an array are permuted: (to official, from official).
 SAME = (lambda a: a, lambda a: a)
 TRANSPOSED = (lambda a: a.T, lambda a: a.T)
 CONVOLUTION = (lambda a: a.transpose(3, 2, 0, 1), lambda a: a.transpose(2, 3, 1, 0))
@@ -43,26 +43,25 @@ FUSION_KERNEL = (lambda a: a.T[..., None, None], lambda a: a[..., 0, 0].T)
 COUNT = (lambda a: a.astype(np.int64), lambda a: a.astype(np.int32))
 
 
-def load(model: SpikingMLP, state: Mapping[str, Any]) -> None:
-    """Puts official weights into a model, in place.
+def load_state_dict(model: SpikingMLP, state: Mapping[str, Any]) -> None:
+    """Loads official weights into a model, in place.
 
     Args:
-        model: a model of the configuration that the state was trained with, concrete or of `nnx.eval_shape`.
-        state: official names to arrays. Prefixes of training (`plain_name`) and the ".0" that the
-            official conversion to synchronised BatchNorm puts after a norm's name are accepted. Parameters take the
-            dtype of the state; float64 needs `jax_enable_x64`.
+        model: of the configuration that the state was trained with, concrete or from `nnx.eval_shape`.
+        state: official names to arrays. Prefixes of training (`plain_name`) and the ".0" that the conversion to
+            synchronised BatchNorm appends to a norm's name are accepted. Parameters take the dtype of the state;
+            float64 needs `jax_enable_x64`.
 
     Raises:
-        InputError: an entry is missing, extra, not an array of the right kind of numbers, or of another shape; it is
-            named as in the state, and nothing is loaded.
+        InputError: an entry is missing, unexpected, of another shape or of a wrong kind of numbers; the message has
+            its name in the state, and nothing is loaded.
 
     Examples:
-        >>> from spiking_mlp_jax import weights
-        >>> model, _ = weights.load(weights.find("fashion_mnist"))
-        >>> state = dump(model)
+        >>> model = SpikingMLP.from_pretrained("fashion_mnist")
+        >>> state = state_dict(model)
         >>> state["token_mix.0.proj_h.1.weight"].shape
         (8, 8, 1, 1)
-        >>> load(model, state)
+        >>> load_state_dict(model, state)
     """
     entries = list(official_entries(model.config))
     given = _plain_names(state, entries)
@@ -71,28 +70,26 @@ def load(model: SpikingMLP, state: Mapping[str, Any]) -> None:
     extra = [given[name] for name in given if name not in set(names)]
     if missing:
         raise InputError(
-            f'the official state has no entry "{missing[0]}"{_and_more(missing)}: is it of another configuration?'
+            f'the official state has no entry "{missing[0]}"{_and_more(missing)}: is its configuration another one?'
         )
     if extra:
         raise InputError(
-            f'the official state has an entry "{extra[0]}"{_and_more(extra)} that this model has no place for; '
-            f"{nearest(extra[0], names)}"
+            f'the official state has the unexpected entry "{extra[0]}"{_and_more(extra)}: {nearest(extra[0], names)}'
         )
     variables = _variables(model)
     arrays = {path: [] for path in variables}
     for entry in entries:
         variable = variables[entry.path]
-        # Only shape and kind are looked at, so that an abstract model will do.
+        # A view of one zero has shape and dtype, which is all that an abstract model has, too.
         ours = np.broadcast_to(np.zeros((), variable.dtype), variable.shape)
         expected = entry.to_official(ours if entry.block is None else ours[entry.block])
         name = given[entry.official]
         arrays[entry.path].append(entry.from_official(_checked(name, state[name], expected)))
     for path, parts in arrays.items():
-        stacked = _is_stacked(path)
-        variables[path].set_value(jnp.asarray(np.stack(parts) if stacked else parts[0]))
+        variables[path].set_value(jnp.asarray(np.stack(parts) if "blocks" in path else parts[0]))
 
 
-def dump(model: SpikingMLP) -> dict[str, np.ndarray]:
+def state_dict(model: SpikingMLP) -> dict[str, np.ndarray]:
     """The model's weights under official names: floating parameters in their dtype, counters as int64."""
     variables = {path: np.asarray(variable[...]) for path, variable in _variables(model).items()}
     state = {}
@@ -105,9 +102,8 @@ def dump(model: SpikingMLP) -> dict[str, np.ndarray]:
 
 
 def lif_names(config: ModelConfig) -> dict[str, str]:
-    """Official names of the LIF modules to this package's names of their spikes (`SpikingMLP.__call__`, observe)."""
-    names = {}
-    n = 0
+    """Official names of the LIF modules to the names of their spikes in `SpikingMLP.__call__` (observe)."""
+    names, n = {}, 0
     for i, depth in enumerate(config.depths):
         if i and config.encoding == "spe":
             for node in (0, 1):
@@ -189,7 +185,7 @@ def _batch_norm(config, name, path, block=None):
 
 
 def _layer_norm(config, name, path, block=None):
-    # Official arrays are [channels, rows or columns], ours [rows or columns, channels]; a transpose leaves vectors.
+    # Official arrays are [channels, rows or columns], ours [rows or columns, channels]; vectors stay as they are.
     yield Entry(f"{name}.weight", (*path, "scale"), block, *TRANSPOSED)
     yield Entry(f"{name}.bias", (*path, "bias"), block, *TRANSPOSED)
 
@@ -205,17 +201,17 @@ def _checked(name, value, expected):
     except ValueError as error:
         raise InputError(f'the official entry "{name}" is not an array: {error}') from error
     if value.shape != expected.shape:
-        raise InputError(f'the official entry "{name}" must be {expected.shape}, but it is {value.shape}')
+        raise InputError(f'the official entry "{name}" must have shape {expected.shape}, got {value.shape}')
     kinds = "f" if expected.dtype.kind == "f" else "iu"
     if value.dtype.kind not in kinds:
-        raise InputError(f'the official entry "{name}" holds {value.dtype}, which is not a {expected.dtype}')
+        raise InputError(f'the official entry "{name}" must be {expected.dtype}, got {value.dtype}')
     if expected.dtype.kind == "i" and not 0 <= value <= np.iinfo(np.int32).max:
-        raise InputError(f'the official entry "{name}" counts {value} batches, which does not fit 31 bits')
+        raise InputError(f'the official entry "{name}" counts {value} batches, which does not fit into int32')
     return value
 
 
 def plain_name(name: str) -> str:
-    """An entry's name without the prefixes of DistributedDataParallel, AveragedModel and torch.compile.
+    """A name without the prefixes of DistributedDataParallel, AveragedModel and torch.compile.
 
     Examples:
         >>> plain_name("module._orig_mod.mlp_head.1.weight")
@@ -226,7 +222,7 @@ def plain_name(name: str) -> str:
 
 def _plain_names(state, entries):
     """Names without what distributed training adds, to the names as given."""
-    # "X.0.weight" for a norm "X.weight": the conversion to SyncBN puts each norm into a container.
+    # "X.0.weight" for a norm "X.weight": the conversion to SyncBN wraps each norm in a container.
     wrapped = {}
     for entry in entries:
         if entry.is_norm:
@@ -244,10 +240,6 @@ def _plain_names(state, entries):
 
 def _variables(model) -> dict[Path, nnx.Variable]:
     return dict(nnx.to_flat_state(nnx.state(model, (nnx.Param, nnx.BatchStat))))
-
-
-def _is_stacked(path: Path) -> bool:
-    return "blocks" in path
 
 
 def _and_more(names: list[str]) -> str:
