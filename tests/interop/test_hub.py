@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from spiking_mlp_jax import ModelConfig, SpikingMLP, classify
-from spiking_mlp_jax.cli.main import main as cli
+from spiking_mlp_jax.cli import main as cli
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.interop.hub import save_pretrained, write_card
 from spiking_mlp_jax.interop.model_card import model_card
@@ -297,14 +297,14 @@ def test_nothing_of_others_is_written_over(tmp_path, model, capsys):
         (["hub", "{w}", "-o", "{tmp}/o", "--license", "MIT License"], "no identifier of a licence"),
         (["hub", "{w}", "-o", "{tmp}/o", "--name", "a b"], 'the name "a b" cannot be used'),
         (["hub", "{w}", "-o", "{tmp}/o", "--repo", "tiny"], "give OWNER/NAME"),
-        (["hub", "{w}", "-o", "{tmp}/o", "--data-dir", "x"], "go with --evaluate"),
+        (["hub", "{w}", "-o", "{tmp}/o", "--data-dir", "x"], "need --evaluate"),
         (["hub", "{w}", "-o", "{tmp}/file"], "is a file: name a folder"),
         (["hub", "{w}", "-o", "{tmp}/full"], "holds other files"),
         (["hub", "{w}", "-o", "{tmp}/file/x"], "file/x cannot be written to (Not a directory)"),
         (["hub", "{w}", "-o", "{tmp}/" + 300 * "x", "--name", "n"], "cannot be written to (File name too long)"),
         (["hub", "{tmp}/none", "-o", "{tmp}/o"], "there is no folder"),
         (["hub", "{bare}", "-o", "{tmp}/o"], 'have no "data"'),
-        (["hub", "me/none", "-o", "{tmp}/o"], "hf download me/none --local-dir FOLDER"),
+        (["hub", "me/none", "-o", "{tmp}/o"], "download it first: spiking-mlp download me/none"),
         (["hub", "{w}"], "required: -o"),
     ],
 )
