@@ -27,7 +27,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from benchmarks.report import refusal
-from spiking_mlp_jax.analysis.activity.measure import in_network_order
+from spiking_mlp_jax.analysis.activity.stream import in_network_order
 from spiking_mlp_jax.analysis.plots import BLUE, GREY, ORANGE, write
 from spiking_mlp_jax.data.sources import open_source
 from spiking_mlp_jax.data.transforms import fit_image

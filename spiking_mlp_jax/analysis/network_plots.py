@@ -1,9 +1,11 @@
-"""Figures of how a network computes: one image from pixels to scores, and what folding does to a norm."""
+"""Figures of how a network computes: from pixels to scores, folding a norm, operations and energy."""
 
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +13,11 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Bool, Float, UInt8
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from spiking_mlp_jax.analysis.neuron_plots import COLOURS
-from spiking_mlp_jax.analysis.plots import BLUE, GREY, RED
+from spiking_mlp_jax.analysis.plots import BLUE, GREEN, GREY, ORANGE, RED, write
+from spiking_mlp_jax.deploy.cost import Cost
 from spiking_mlp_jax.deploy.fold import fold
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.models.spiking_mlp import SpikingMLP
@@ -85,32 +88,6 @@ def pixels_to_scores(
         axes.set_yticks(range(len(best)), [str(class_names[c])[:12] for c in best] if not t else [""] * len(best))
         axes.set_xlabel(f"score after {t + 1} (%)", fontsize=8)
         axes.spines[["top", "right"]].set_visible(False)
-    return figure
-
-
-def mixing_matrices(model: SpikingMLP) -> Figure:
-    """Row and column mixing of each block, as trained: how much one position hears of another, in all channels.
-
-    Args:
-        model: of a deep network at most 8 blocks are shown, evenly spaced.
-    """
-    places = [(i, j) for i, depth in enumerate(model.config.depths) for j in range(depth)]
-    if len(places) > BLOCKS:
-        places = [places[k] for k in np.linspace(0, len(places) - 1, BLOCKS).round().astype(int)]
-    figure = Figure(figsize=(1.0 + 2.2 * len(places), 4.6), layout="constrained")
-    panels = figure.subplots(2, len(places), squeeze=False)
-    for row, (axis, unit) in enumerate((("height", "row"), ("width", "column"))):
-        for column, (stage, block) in enumerate(places):
-            kernel = np.asarray(getattr(model.stages[stage].blocks.token, axis).kernel[...][block])
-            axes, most = panels[row, column], float(np.abs(kernel).max())
-            axes.imshow(kernel, cmap="RdBu_r", vmin=-most, vmax=most)
-            axes.set_title(f"stage{stage}.block{block}.{axis}\nred {most:.2f}, blue -{most:.2f}", fontsize=8)
-            axes.tick_params(labelsize=7)
-            axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-            axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
-            axes.set_xlabel(f"from {unit}", fontsize=8)
-            if not column:
-                axes.set_ylabel(f"to {unit}", fontsize=8)
     return figure
 
 
@@ -213,3 +190,88 @@ def _running_scores(logits):
     mean = np.cumsum(np.asarray(logits, np.float64), 0) / np.arange(1, len(logits) + 1)[:, None]
     e = np.exp(mean - mean.max(1, keepdims=True))
     return e / e.sum(1, keepdims=True)
+
+
+def plot_cost(cost: Cost, path: str | os.PathLike[str]) -> Path:
+    """Draws `cost_figure` into a PNG file and returns its path."""
+    return write(cost_figure(cost), path)
+
+
+def cost_figure(cost: Cost) -> Figure:
+    """Effective operations of each layer beside all its pairs of input and weight, and energy per image.
+
+    Args:
+        cost: from `infer.cost.cost`. Layers without weights are left out.
+    """
+    layers = {name: layer for name, layer in cost.layers.items() if layer.Dense}
+    many = len(layers) > 50
+    figure = Figure(figsize=(11.5, max(4.6, 1.5 + (0.11 if many else 0.24) * len(layers))), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=[1.5, 1])
+
+    rows = np.arange(len(layers))
+    macs = np.array([layer.Effective_MACs for layer in layers.values()])
+    acs = np.array([layer.Effective_ACs for layer in layers.values()])
+    dense = np.array([layer.Dense for layer in layers.values()])
+    left.barh(rows, dense, color="#dddddd", height=0.8, label="dense: every input counts")
+    left.barh(rows, acs, color=BLUE, height=0.5, label="effective accumulates")
+    left.barh(rows, macs, color=RED, height=0.5, left=acs, label="effective multiply-accumulates")
+    size = 5 if many else 7.5
+    for row, (done, all_pairs) in enumerate(zip(macs + acs, dense, strict=True)):
+        left.annotate(
+            f"{100 * done / all_pairs:.0f} %",
+            (all_pairs, row),
+            xytext=(3, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=size,
+        )
+    left.set_yticks(rows, list(layers), fontsize=size)
+    left.set_ylim(len(layers) - 0.4, -0.6)
+    left.set_xlim(0, 1.1 * dense.max())
+    left.xaxis.set_major_formatter(FuncFormatter(lambda count, _: f"{count:,.0f}"))
+    left.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    left.set(xlabel=f"synaptic operations per image, {cost.time_steps} time steps", ylabel="layer, input to output")
+    share = (cost.total.effective) / cost.total.Dense
+    left.set_title(
+        f"{cost.total.effective:,.0f} of {cost.total.Dense:,.0f} are effective ({100 * share:.1f} %)", fontsize=10
+    )
+    left.grid(axis="x", alpha=0.3)
+    left.set_axisbelow(True)
+    left.legend(
+        frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.12 if not many else -0.05), ncols=3
+    )
+
+    energy = cost.energy()
+    parts = {"stem": RED, "body": BLUE, "head": ORANGE, "weights": GREY, "potentials": GREEN}
+    labels = {
+        "stem": "stem",
+        "body": "layers between",
+        "head": "head",
+        "weights": "fetching weights",
+        "potentials": "potentials, activations",
+    }
+    ticks, names = [], []
+    for group, (name, spent) in enumerate(energy.items()):
+        for memory in (False, True):
+            x, bottom = group + (0.2 if memory else -0.2), 0.0
+            for part, colour in parts.items():
+                if part in ("weights", "potentials") and not memory:
+                    continue
+                value = getattr(spent, part) / 1e6
+                label = labels[part] if memory and not group else None
+                right.bar(x, value, 0.36, bottom=bottom, color=colour, label=label)
+                bottom += value
+            text = f"{bottom:.3g}"
+            right.annotate(
+                text, (x, bottom), xytext=(0, 2), textcoords="offset points", ha="center", fontsize=8, weight="bold"
+            )
+        ticks.append(group)
+        names.append(name.replace(", ", ",\n"))
+    right.set_xticks(ticks, names, fontsize=9)
+    right.set_ylabel("energy per image (µJ)")
+    right.set_title(f"45 nm, {cost.constants.name}\nleft bar: operations alone, right bar: with memory", fontsize=10)
+    right.grid(axis="y", alpha=0.3)
+    right.set_axisbelow(True)
+    right.margins(y=0.1)
+    right.legend(frameon=False, fontsize=8)
+    return figure

@@ -21,7 +21,7 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from spiking_mlp_jax.analysis.activity.measure import SPIKES, in_network_order, spikes_of_first
+from spiking_mlp_jax.analysis.activity.stream import SPIKES, in_network_order, spikes_of_first
 from spiking_mlp_jax.data.damaged import next_decodable
 from spiking_mlp_jax.data.pipeline import fit_image
 from spiking_mlp_jax.data.sources import Source, open_source

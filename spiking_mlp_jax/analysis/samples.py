@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,9 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float, Int, UInt8
 
-from spiking_mlp_jax.data.damaged import next_decodable
-from spiking_mlp_jax.data.pipeline import fit_image
-from spiking_mlp_jax.data.sources import Source, open_source
+from spiking_mlp_jax.data.damaged import Damaged, next_decodable
+from spiking_mlp_jax.data.pipeline import eval_batches, fit_image
+from spiking_mlp_jax.data.sources import Chosen, Source, open_source
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.models import weights
 from spiking_mlp_jax.models.config import ModelConfig
@@ -101,3 +102,45 @@ def take(
     raw = np.stack([fit_image(record["image"], *fitting) for record in records])
     labels = np.array([int(record["label"]) for record in records])
     return Samples(raw, np.asarray(normalize(raw, data["mean"], data["std"])), labels, list(data["class_names"]))
+
+
+def drawn(source: Source, count: int, seed: int) -> Chosen:
+    """Some images of a source, drawn at random without repetition, in random order.
+
+    Args:
+        source: where they come from.
+        count: how many; all of them if there are not so many.
+        seed: of the draw.
+
+    Raises:
+        InputError: none are wanted.
+    """
+    if count < 1:
+        raise InputError(f"the number of images is {count}, but must be at least 1")
+    # Sources are sorted by class: the first ones would be of one kind.
+    return Chosen(source, np.random.default_rng(seed).permutation(len(source))[:count].tolist())
+
+
+def labelled_batches(
+    source: Source, config: ModelConfig, data: dict[str, Any], batch_size: int, damaged: Damaged | None = None
+) -> Iterator[tuple[Float[np.ndarray, "B H W C"], Int[np.ndarray, " B"]]]:
+    """Normalised images with their labels, as the functions of `probe.activity` take them.
+
+    Args:
+        source: the images; damaged ones are left out.
+        config: of the network.
+        data: how pixels become inputs: "data" of a weights folder.
+        batch_size: images at a time.
+        damaged: see `eval_batches`.
+    """
+    for batch in eval_batches(
+        source,
+        batch_size=batch_size,
+        image_size=config.image_size,
+        in_channels=config.in_channels,
+        resize_mode=data["resize_mode"],
+        eval_resize=data["eval_resize"],
+        damaged=damaged,
+    ):
+        real = batch["mask"]
+        yield normalize(batch["image"][real], data["mean"], data["std"]), batch["label"][real]

@@ -341,7 +341,7 @@ def _cost(chosen: argparse.Namespace) -> None:
     )
     found = cost(net, batches)
     if chosen.plot:
-        from spiking_mlp_jax.analysis.cost_plot import plot_cost
+        from spiking_mlp_jax.analysis.network_plots import plot_cost
 
         plot_cost(found, chosen.plot)
     if chosen.json:

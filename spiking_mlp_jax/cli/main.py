@@ -280,7 +280,7 @@ def _evaluate(chosen: argparse.Namespace) -> None:
     if cli_deploy.is_compiled(chosen.weights):
         return cli_deploy.evaluate(chosen, _steps)
     _refuse_compiled_options(chosen)
-    from spiking_mlp_jax.analysis.activity.measure import SPIKES, in_network_order
+    from spiking_mlp_jax.analysis.activity.stream import SPIKES, in_network_order
     from spiking_mlp_jax.data.sources import Chosen, open_source
     from spiking_mlp_jax.models import weights
     from spiking_mlp_jax.train.evaluate import evaluate_source, silent_and_saturated

@@ -92,10 +92,9 @@ def _receptive_fields(chosen: argparse.Namespace) -> None:
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is not a folder: give another with -o")
     from spiking_mlp_jax.analysis.fields.plots import figures
+    from spiking_mlp_jax.analysis.fields.responses import default_layers
     from spiking_mlp_jax.analysis.fields.study import Settings, study
-    from spiking_mlp_jax.analysis.fields.summary import summarize
-    from spiking_mlp_jax.analysis.fields.tables import table
-    from spiking_mlp_jax.analysis.fields.units import default_layers
+    from spiking_mlp_jax.analysis.fields.summary import summarize, table
     from spiking_mlp_jax.analysis.plots import write
     from spiking_mlp_jax.analysis.samples import open_test_images
     from spiking_mlp_jax.train.logging import to_json

@@ -74,9 +74,9 @@ def run(chosen: argparse.Namespace) -> None:
     # Answered before minutes have gone by.
     if chosen.dead >= chosen.saturated:
         raise InputError(f"--dead {chosen.dead:g} must be below --saturated {chosen.saturated:g}")
-    from spiking_mlp_jax.analysis.activity import run as activity_run
+    from spiking_mlp_jax.analysis.activity import plots
     from spiking_mlp_jax.analysis.activity.measure import measure
-    from spiking_mlp_jax.analysis.samples import open_test_images
+    from spiking_mlp_jax.analysis.samples import drawn, labelled_batches, open_test_images
     from spiking_mlp_jax.data.damaged import Damaged
     from spiking_mlp_jax.models import weights
     from spiking_mlp_jax.utils.compilation_cache import use_compilation_cache
@@ -93,12 +93,12 @@ def run(chosen: argparse.Namespace) -> None:
     if output.exists() and not output.is_dir():
         raise InputError(f"{output} is not a folder: give another with -o")
 
-    source = activity_run.drawn(whole, chosen.images, chosen.seed)
+    source = drawn(whole, chosen.images, chosen.seed)
     damaged = Damaged(source, weights.max_bad_images(folder), lambda text: print(text, file=sys.stderr))
     with shown_progress() as progress:
         found = measure(
             model,
-            activity_run.labelled_batches(source, model.config, data, chosen.batch_size, damaged),
+            labelled_batches(source, model.config, data, chosen.batch_size, damaged),
             dead=chosen.dead,
             saturated=chosen.saturated,
             similarity_images=chosen.similarity_images,
@@ -107,10 +107,10 @@ def run(chosen: argparse.Namespace) -> None:
             batch_size=chosen.batch_size,
             progress=lambda done: progress("test images", done, len(source)),
         )
-    figures = activity_run.figures(found)
-    figures["raster"] = activity_run.raster(model, source, data, data["class_names"])
+    figures = plots.figures(found)
+    figures["raster"] = plots.raster(model, source, data, data["class_names"])
     document = {"network": str(chosen.weights), "dataset": dataset, "seed": chosen.seed, "features": chosen.features}
-    paths = activity_run.save(output, figures, {**document, **found.to_dict()})
+    paths = plots.save(output, figures, {**document, **found.to_dict()})
     for line in table(found):
         print(line)
     print()

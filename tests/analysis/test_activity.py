@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from spiking_mlp_jax.analysis.activity import measure as activity
-from spiking_mlp_jax.analysis.activity.rates import rates_of
+from spiking_mlp_jax.analysis.activity import membrane, rates, similarity, stream, trains
+from spiking_mlp_jax.analysis.activity.rates import dead_and_saturated, rates_of
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.train.evaluate import evaluate_model
 from tests.support.random_model import random_model, set_value
@@ -46,7 +47,7 @@ def seen(model):
 @pytest.fixture(scope="module")
 def spikes(seen):
     """Spikes by layer, in the network's order."""
-    return {name: seen[1][name] for name in activity.in_network_order(seen[1], tiny_config5()) if "spikes" in name}
+    return {name: seen[1][name] for name in stream.in_network_order(seen[1], tiny_config5()) if "spikes" in name}
 
 
 def tiny_config5():
@@ -78,13 +79,11 @@ def test_rates(found, spikes):
 
 
 def test_rates_are_those_of_the_other_functions(found, model):
-    rasters = activity.rasters(model, IMAGES[:2])
+    rasters = stream.rasters(model, IMAGES)
     assert {fired.dtype for fired in rasters.values()} == {np.dtype(bool)}
-    images = rasters[FIRST].shape[0]
-    assert images == 2
-    rates = activity.firing_rates(model, IMAGES)
-    assert list(rates) == list(rasters) == list(found.rates.layer)
-    assert rates == pytest.approx(found.rates.layer, abs=1e-6)
+    assert rasters[FIRST].shape[0] == COUNT
+    assert list(rasters) == list(found.rates.layer)
+    assert {name: fired.mean() for name, fired in rasters.items()} == pytest.approx(found.rates.layer, abs=1e-6)
 
 
 def test_planted_dead_and_saturated_units(found, spikes):
@@ -111,10 +110,10 @@ def test_planted_dead_and_saturated_units(found, spikes):
 def test_thresholds_of_dead_and_saturated():
     counts = {"a.spikes": np.array([[[[0, 1, 9, 10]]], [[[0, 0, 10, 10]]]])}
     rates = rates_of(counts, 10)
-    strict = activity.dead_and_saturated(rates).units["a.spikes"]
+    strict = dead_and_saturated(rates).units["a.spikes"]
     assert strict.dead_channels.tolist() == [True, False, False, False]
     assert strict.saturated_channels.tolist() == [False, False, False, True]
-    loose = activity.dead_and_saturated(rates, dead=0.05, saturated=0.95)
+    loose = dead_and_saturated(rates, dead=0.05, saturated=0.95)
     assert loose.units["a.spikes"].dead_channels.tolist() == [True, True, False, False]
     assert loose.units["a.spikes"].saturated_channels.tolist() == [False, False, True, True]
     # The layer's mean, 0.5, is healthy though no unit carries information.
@@ -123,7 +122,7 @@ def test_thresholds_of_dead_and_saturated():
 
 def test_a_silent_layer_may_have_no_dead_neuron():
     rates = rates_of({"a.spikes": np.ones((1, 2, 2, 3), int)}, 5000)
-    found = activity.dead_and_saturated(rates)
+    found = dead_and_saturated(rates)
     assert found.silent_layers == ["a.spikes"]
     assert found.layers_with("dead_neurons") == []
     assert found.layers_with("saturated_neurons") == []
@@ -202,9 +201,7 @@ def test_information(found, seen, model):
     np.testing.assert_array_equal(information.confusion[-1], evaluation.confusion)
     assert information.loss[-1] == pytest.approx(evaluation.loss, rel=1e-6)
     assert information.accuracy[-1] == evaluation.accuracy
-    assert found.rates.layer == pytest.approx(
-        activity.in_network_order(evaluation.firing_rates, model.config), abs=1e-6
-    )
+    assert found.rates.layer == pytest.approx(stream.in_network_order(evaluation.firing_rates, model.config), abs=1e-6)
 
 
 def test_mutual_information():
@@ -236,7 +233,7 @@ def test_similarity_is_over_the_first_images(found, spikes):
     assert found.similarity_images == 5
     assert list(found.similarity) == list(spikes)
     for name, fired in spikes.items():
-        expected = activity.between_steps(fired[:5].mean((2, 3), dtype=np.float32))
+        expected = similarity.between_steps(fired[:5].mean((2, 3), dtype=np.float32))
         np.testing.assert_allclose(found.similarity[name].cka, expected.cka, atol=1e-5)
         # Equal distances may rank either way after rounding.
         np.testing.assert_allclose(found.similarity[name].rsa, expected.rsa, atol=0.35)
@@ -266,8 +263,8 @@ def assert_same(a, b):
 
 
 def test_single_measures_are_those_of_the_one_pass(found, model):
-    assert_equal(activity.rates(model, IMAGES), found.rates)
-    assert_equal(activity.intervals(model, IMAGES, batch_size=4), found.intervals)
+    assert_equal(rates.rates(model, IMAGES), found.rates)
+    assert_equal(trains.intervals(model, IMAGES, batch_size=4), found.intervals)
     assert_equal(activity.information(model, IMAGES, LABELS), found.information)
 
 
@@ -329,6 +326,6 @@ def test_wrong_input_is_one_sentence(model, arguments, sentence):
 def test_a_model_in_training_mode_is_refused():
     model = random_model(depths=(1,))
     model.train()
-    for measure in (activity.rates, activity.intervals, activity.membrane, activity.membrane_potentials):
+    for measure in (rates.rates, trains.intervals, membrane.membrane, membrane.membrane_potentials):
         with pytest.raises(InputError, match=r"call model\.eval"):
             measure(model, IMAGES)

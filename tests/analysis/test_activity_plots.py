@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from spiking_mlp_jax.analysis.activity import maps as activity_maps
 from spiking_mlp_jax.analysis.activity import measure as activity
 from spiking_mlp_jax.analysis.activity import plots as activity_plots
-from spiking_mlp_jax.analysis.activity.rates import rates_of
+from spiking_mlp_jax.analysis.activity.membrane import Membrane
+from spiking_mlp_jax.analysis.activity.rates import dead_and_saturated, rates_of
+from spiking_mlp_jax.analysis.activity.similarity import Similarity
+from spiking_mlp_jax.analysis.activity.trains import Intervals
 
 NAMES = ["stage0.encode.spikes", "stage0.block0.token.height.spikes", "stage0.block0.channel.spikes"]
 
@@ -41,7 +43,7 @@ def some_rates(steps=3, names=NAMES):
 def some_intervals(steps, names=NAMES):
     trains = dict(following=0.25, cv=0.1, cv_trains=3, lv=0.1, lv_pairs=3)
     counts, lengths = np.array([10, *range(steps, 0, -1)]), np.arange(steps - 1, 0, -1)
-    return {name: activity.Intervals(counts=counts, lengths=lengths, **trains) for name in names}
+    return {name: Intervals(counts=counts, lengths=lengths, **trains) for name in names}
 
 
 def some_membrane(steps=2):
@@ -49,7 +51,7 @@ def some_membrane(steps=2):
     counts = np.zeros((steps, 12), int)
     counts[:, 2], counts[:, 9] = 60, 20
     counts[-1, 5] = 7
-    return activity.Membrane(edges, 1.0, 0.0, dict.fromkeys(NAMES, counts), {})
+    return Membrane(edges, 1.0, 0.0, dict.fromkeys(NAMES, counts), {})
 
 
 def some_information(steps=3):
@@ -71,7 +73,7 @@ def test_rates_by_step():
 
 def test_token_maps_share_a_scale():
     rates = some_rates()
-    figure = activity_maps.token_maps(rates)
+    figure = activity_plots.token_maps(rates)
     maps = [axes.images[0] for axes in figure.axes[:3]]
     np.testing.assert_allclose(maps[0].get_array(), 100 * rates.token[NAMES[0]])
     assert {image.get_clim() for image in maps} == {(0, maps[0].get_array().max())}
@@ -81,7 +83,7 @@ def test_token_maps_share_a_scale():
 
 def test_channels_mark_dead_and_saturated_ones():
     rates = some_rates()
-    figure = activity_plots.channel_rates(rates, activity.dead_and_saturated(rates))
+    figure = activity_plots.channel_rates(rates, dead_and_saturated(rates))
     left, right = figure.axes
     marks = {line.get_label(): line.get_xydata().tolist() for line in left.lines if len(line.get_xydata())}
     assert marks["channel without a spike"] == [[0, 0], *[[0, 2]] * 4]
@@ -90,7 +92,7 @@ def test_channels_mark_dead_and_saturated_ones():
     assert texts(right)[0] == "25.0 + 25.0"
     assert texts(right)[2] == "100"
     assert max(right.get_xticks()) == 100
-    loose = activity_plots.channel_rates(rates, activity.dead_and_saturated(rates, dead=0.3))
+    loose = activity_plots.channel_rates(rates, dead_and_saturated(rates, dead=0.3))
     assert "rate <= 0.3" in [line.get_label() for line in loose.axes[0].lines]
     assert pixels(figure).std() > 0
 
@@ -126,7 +128,7 @@ def test_accuracy_per_step():
 
 def test_membrane_histograms():
     membrane = some_membrane()
-    figure = activity_maps.membrane_histograms(membrane)
+    figure = activity_plots.membrane_histograms(membrane)
     axes = figure.axes[0]
     assert axes.get_title() == f"stage0.encode\n{100 * (20 / 80 + 20 / 87) / 2:.1f} % fire"
     assert axes.lines[0].get_xdata() == [1.0, 1.0]
@@ -138,7 +140,7 @@ def test_membrane_histograms():
 
 def test_similarity_matrices():
     rsa, cka = np.array([[1, 0.25], [0.25, 1]]), np.array([[1, np.nan], [np.nan, 1]])
-    figure = activity_maps.similarity_matrices({"stage0.encode.spikes": activity.Similarity(rsa, cka, 0.0)})
+    figure = activity_plots.similarity_matrices({"stage0.encode.spikes": Similarity(rsa, cka, 0.0)})
     axes = figure.axes[0]
     assert texts(axes) == ["1", "x", ".25", "1"]
     assert rows(axes) == ["1", "2"]
@@ -153,11 +155,11 @@ def test_one_step_and_many_layers(steps, layers):
         activity_plots.rates_by_step(rates),
         activity_plots.spike_trains(some_intervals(steps, names)),
         activity_plots.accuracy_per_step(some_information(steps)),
-        activity_maps.membrane_histograms(some_membrane(steps)),
+        activity_plots.membrane_histograms(some_membrane(steps)),
     ]
     for figure in figures:
         assert pixels(figure).std() > 0
     assert len(rows(figures[0].axes[0])) == layers
-    maps = activity_maps.token_maps(rates)
+    maps = activity_plots.token_maps(rates)
     assert len(maps.axes) == min(layers, 24) + 1
     assert len(activity_plots.step_colours(steps)) == len(set(activity_plots.step_colours(steps))) == steps

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spiking_mlp_jax.analysis.fields.receptive_field import Gabor, fit_gabor, render, shuffled_pixels
+from spiking_mlp_jax.analysis.fields.controls import shuffled_pixels
+from spiking_mlp_jax.analysis.fields.gabor import Gabor, fit_gabor, render
 from spiking_mlp_jax.errors import InputError
 
 SHAPE = (20, 22)

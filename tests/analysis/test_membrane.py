@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spiking_mlp_jax.analysis.activity import measure as activity
 from spiking_mlp_jax.analysis.activity import membrane
+from spiking_mlp_jax.analysis.activity import rates as activity_rates
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.nn.dynamics import Constants
 from tests.support.random_model import random_model, variables
@@ -26,9 +26,9 @@ NETWORKS = [
 @pytest.mark.parametrize("network", NETWORKS, ids=lambda network: "-".join(map(str, network.values())))
 def test_potentials_reproduce_the_spikes(network):
     model = random_model(time_steps=3, **network)
-    found = activity.membrane(model, IMAGES, batch_size=2)
+    found = membrane.membrane(model, IMAGES, batch_size=2)
     assert found.mismatches == dict.fromkeys(found.counts, 0)
-    rates = activity.firing_rates(model, jnp.asarray(IMAGES))
+    rates = activity_rates.rates(model, IMAGES).layer
     assert list(found.counts) == list(rates)
     for name, rate in rates.items():
         assert found.above(name).mean() == pytest.approx(rate, abs=1e-6)
@@ -41,7 +41,7 @@ def test_potentials_of_a_few_images_are_the_equations():
     """A network of PLIF neurons with soft reset: two blocks with time constants of their own, read by NumPy."""
     model = random_model(time_steps=3, depths=(2,), neuron="plif", v_reset=None)
     _, seen = jax.jit(lambda images: model(images, observe=lambda name, x: x))(IMAGES)
-    found = activity.membrane_potentials(model, jnp.asarray(IMAGES))
+    found = membrane.membrane_potentials(model, jnp.asarray(IMAGES))
     paths = {
         "encode": "stages.0.neuron.w",
         "token.height": "stages.0.blocks.token.height.neuron.w",
@@ -75,14 +75,14 @@ def test_other_dynamics_would_be_noticed(monkeypatch):
         return mode, Constants(k.tau * 1.5, k.v_threshold, k.v_reset)
 
     monkeypatch.setattr(membrane, "equations", leakier)
-    assert sum(activity.membrane(model, IMAGES).mismatches.values()) > 0
+    assert sum(membrane.membrane(model, IMAGES).mismatches.values()) > 0
 
 
 def test_bins():
     model = random_model(time_steps=1, depths=(1,), v_threshold=2.0, v_reset=1.0)
     part = membrane.Potentials(model, width=0.25, below=1, above=0.5)
     # An IF neuron's potentials at rest plus its input: 1 + x.
-    mode, k = activity.equations(model, "stage0.encode.spikes")
+    mode, k = membrane.equations(model, "stage0.encode.spikes")
     x = np.array([-9, 0, 0.9, 1.0, 1.1, 9], np.float32).reshape(1, 1, 1, 1, 6)
     of = (mode.__class__(False, False, True, True, mode.surrogate), k)
     sums = part._sums(jnp.asarray(x), jnp.asarray(x >= 1), jnp.ones(1, bool), of)
@@ -96,10 +96,10 @@ def test_bins():
 @pytest.mark.parametrize("change", [dict(width=0.0), dict(width=1e-9), dict(below=-1.0), dict(above=float("nan"))])
 def test_impossible_bins(change):
     with pytest.raises(InputError, match="make no histogram") as error:
-        activity.membrane(random_model(depths=(1,)), IMAGES, **change)
+        membrane.membrane(random_model(depths=(1,)), IMAGES, **change)
     assert "\n" not in str(error.value)
 
 
 def test_unknown_layer():
     with pytest.raises(InputError, match=r"stage0\.encode\.spikes"):
-        activity.equations(random_model(depths=(1,)), "stage0.encod.spikes")
+        membrane.equations(random_model(depths=(1,)), "stage0.encod.spikes")

@@ -3,7 +3,7 @@ import pytest
 
 from spiking_mlp_jax.analysis import network_plots, samples
 from spiking_mlp_jax.analysis.activity import agreement as ag
-from spiking_mlp_jax.analysis.activity.measure import spikes_of_first
+from spiking_mlp_jax.analysis.activity.stream import spikes_of_first
 from spiking_mlp_jax.deploy.fold import fold
 from spiking_mlp_jax.deploy.quantize import quantize
 from spiking_mlp_jax.deploy.reads import observe
@@ -131,15 +131,3 @@ def test_samples_are_what_the_network_gets(tmp_path):
     assert len(samples.take(model.config, data, 99, data_dir=str(folder)).labels) == 12
     with pytest.raises(InputError, match="at least one"):
         samples.take(model.config, data, 0, data_dir=str(folder))
-
-
-def test_mixing_matrices_are_the_weights(model):
-    panels = network_plots.mixing_matrices(model).axes
-    assert [axes.get_title().partition("\n")[0] for axes in panels[:3]] == [
-        "stage0.block0.height",
-        "stage0.block1.height",
-        "stage1.block0.height",
-    ]
-    kernel = np.asarray(model.stages[0].blocks.token.width.kernel[...][1])
-    np.testing.assert_array_equal(panels[4].images[0].get_array(), kernel)
-    assert len(network_plots.mixing_matrices(random_model(depths=(9,))).axes) == 2 * 8

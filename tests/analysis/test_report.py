@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spiking_mlp_jax.analysis.activity.measure import SPIKES
+from spiking_mlp_jax.analysis.activity.stream import SPIKES
 from spiking_mlp_jax.analysis.report import figures, measure, viewer
 from spiking_mlp_jax.analysis.report.page import classes, environment, render, write_report
 from spiking_mlp_jax.analysis.report.run import open_run

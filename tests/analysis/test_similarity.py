@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from scipy.spatial.distance import pdist
 from scipy.stats import ortho_group, spearmanr
 
-from spiking_mlp_jax.analysis.activity.intervals import Trains, intervals_of
-from spiking_mlp_jax.analysis.activity.measure import between_steps, linear_cka, rdm, rsa
+from spiking_mlp_jax.analysis.activity.similarity import between_steps, linear_cka, rdm, rsa
+from spiking_mlp_jax.analysis.activity.trains import Trains, intervals_of
 from spiking_mlp_jax.errors import InputError
 
 RNG = np.random.default_rng(0)

@@ -4,15 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spiking_mlp_jax.analysis.fields.receptive_field import (
-    Gabor,
-    Moments,
-    average,
-    covariance,
-    linear_fields,
-    render,
-    significance,
-)
+from spiking_mlp_jax.analysis.fields.gabor import Gabor, render
+from spiking_mlp_jax.analysis.fields.spike_triggered import Moments, average, covariance, linear_fields, significance
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.nn import neuron
 

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spiking_mlp_jax.analysis.activity.measure import firing_rates, in_network_order, spikes_of_first
+from spiking_mlp_jax.analysis.activity.rates import rates
+from spiking_mlp_jax.analysis.activity.stream import in_network_order, spikes_of_first
 from spiking_mlp_jax.models.topology import intermediate_names
 from spiking_mlp_jax.train.evaluate import silent_and_saturated
 from tests.support.random_model import random_model, set_value, variables
@@ -23,16 +24,16 @@ def test_rates_spikes_and_silence_agree(model):
     before = {name: np.asarray(variable[...]) for name, variable in variables(model).items()}
     images = jnp.asarray(np.random.default_rng(0).normal(size=(2, 16, 16, 1)), jnp.float32)
     logits, spikes = spikes_of_first(model, images)
-    rates = firing_rates(model, images[:1])
+    layers = rates(model, images[:1]).layer
     names = [name for name in intermediate_names(model.config) if name.endswith(".spikes")]
-    assert list(rates) == list(spikes) == names
+    assert list(layers) == list(spikes) == names
     for name, fired in spikes.items():
         assert fired.dtype == bool
         assert fired.shape[:3] == (2, 4, 4)
-        assert rates[name] == pytest.approx(fired.mean(), abs=1e-6)
+        assert layers[name] == pytest.approx(fired.mean(), abs=1e-6)
     assert spikes["stage0.block0.channel.hidden.spikes"].shape == (2, 4, 4, 12)
     np.testing.assert_allclose(logits, np.asarray(model(images)), rtol=1e-5, atol=1e-5)
-    silent, saturated = silent_and_saturated(rates)
+    silent, saturated = silent_and_saturated(layers)
     assert "stage0.encode.spikes" in silent
     assert "stage0.block0.channel.spikes" in saturated
     for name, variable in variables(model).items():

@@ -9,10 +9,9 @@ from PIL import Image
 from spiking_mlp_jax.analysis.fields import study as field_study
 from spiking_mlp_jax.analysis.fields.gabor import Gabor
 from spiking_mlp_jax.analysis.fields.plots import figures
+from spiking_mlp_jax.analysis.fields.responses import Units
 from spiking_mlp_jax.analysis.fields.study import CONTROLS, FIT_COLUMNS, KINDS, NETWORKS, Settings
-from spiking_mlp_jax.analysis.fields.summary import fit_summary, gabors, higher, summarize
-from spiking_mlp_jax.analysis.fields.tables import table
-from spiking_mlp_jax.analysis.fields.units import Units
+from spiking_mlp_jax.analysis.fields.summary import fit_summary, gabors, higher, summarize, table
 from spiking_mlp_jax.cli.main import main
 from spiking_mlp_jax.models import weights
 from tests.support.random_model import make_workdir, random_model

@@ -8,7 +8,10 @@ import pytest
 
 from spiking_mlp_jax.analysis import plots
 from spiking_mlp_jax.analysis.activity import measure as activity
-from spiking_mlp_jax.analysis.activity import run as activity_run
+from spiking_mlp_jax.analysis.activity import plots as activity_plots
+from spiking_mlp_jax.analysis.activity.rates import rates as activity_rates
+from spiking_mlp_jax.analysis.samples import drawn
+from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.models import weights
 from tests.cli.test_main import no_cache, run
 from tests.support.random_model import CLASSES, make_workdir, random_model
@@ -34,7 +37,7 @@ def test_files_and_table(capsys, workdir, tmp_path):
     model, _ = weights.load(workdir / "weights")
     pixels = [np.asarray(plots.open_source("folder", "test", workdir / "data")[i]["image"]) for i in range(12)]
     images = (np.stack(pixels).astype(np.float32) / 255 - 0.25) / 0.5
-    rates = activity.firing_rates(model, images)
+    rates = activity_rates(model, images).layer
     assert {name: layer["rate"] for name, layer in document["layers"].items()} == pytest.approx(rates, abs=1e-6)
     assert document["network"] == str(workdir)
     assert document["images"] == 12
@@ -60,12 +63,12 @@ def test_images_are_drawn_at_random_and_each_once():
         def __getitem__(self, index):
             return index
 
-    drawn = [activity_run.drawn(Numbers(), 30, seed) for seed in (0, 0, 1)]
-    found = [[chosen[i] for i in range(len(chosen))] for chosen in drawn]
+    draws = [drawn(Numbers(), 30, seed) for seed in (0, 0, 1)]
+    found = [[chosen[i] for i in range(len(chosen))] for chosen in draws]
     assert len(set(found[0])) == 30
     assert found[0] == found[1] != found[2]
     assert max(found[0]) > 50 and found[0] != sorted(found[0])
-    assert len(activity_run.drawn(Numbers(), 1000, 0)) == 100
+    assert len(drawn(Numbers(), 1000, 0)) == 100
 
 
 def test_what_is_stopped_leaves_nothing(capsys, workdir, tmp_path, monkeypatch):
@@ -83,9 +86,9 @@ def test_json_comes_last(tmp_path, monkeypatch):
     def full(figure, path):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(activity_run, "write", full)
-    with pytest.raises(activity_run.InputError, match="No space left"):
-        activity_run.save(tmp_path, {"a": plots.Figure()}, {})
+    monkeypatch.setattr(activity_plots, "write", full)
+    with pytest.raises(InputError, match="No space left"):
+        activity_plots.save(tmp_path, {"a": plots.Figure()}, {})
     assert os.listdir(tmp_path) == []
 
 

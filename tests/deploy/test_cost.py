@@ -12,8 +12,8 @@ import pytest
 from flax import nnx
 from PIL import Image
 
-from spiking_mlp_jax.analysis.activity.measure import firing_rates
-from spiking_mlp_jax.analysis.cost_plot import plot_cost
+from spiking_mlp_jax.analysis.activity.rates import rates as activity_rates
+from spiking_mlp_jax.analysis.network_plots import plot_cost
 from spiking_mlp_jax.cli.main import main
 from spiking_mlp_jax.deploy import artifact
 from spiking_mlp_jax.deploy.cost import cost
@@ -159,7 +159,7 @@ def test_sparsity_and_footprint(encoding):
     images, spikes = spikes_of(model)
     for net in (model, fold(model)):
         found = cost(net, [IMAGES])
-        rates = firing_rates(model, images)
+        rates = activity_rates(model, images).layer
         by_spikes = dict(zip(neuron_counts(model.config), spikes, strict=True))
         assert list(by_spikes) == list(spikes)
         silent = sum(int((x == 0).sum()) for x in spikes.values()) / sum(x.size for x in spikes.values())
@@ -190,7 +190,7 @@ def test_without_zero_weights_spikes_times_fan_out(encoding):
     images = np.random.default_rng(1).integers(0, 256, (4, 16, 16, 1), dtype=np.uint8)
     found = cost(model, [images])
     of, fans = {}, fan_out(model.config)
-    rates = firing_rates(model, images.astype(np.float32) / 255)
+    rates = activity_rates(model, images.astype(np.float32) / 255).layer
     counts = neuron_counts(model.config)
     for name, rate in rates.items():
         of[name] = rate * counts[name] * model.config.time_steps

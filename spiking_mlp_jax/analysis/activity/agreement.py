@@ -13,7 +13,7 @@ from flax import nnx
 from jaxtyping import Bool, UInt8
 from matplotlib.figure import Figure
 
-from spiking_mlp_jax.analysis.activity.measure import SPIKES
+from spiking_mlp_jax.analysis.activity.stream import SPIKES
 from spiking_mlp_jax.analysis.plots import BLUE, GREY
 from spiking_mlp_jax.deploy.network import IntegerNet
 from spiking_mlp_jax.deploy.reads import Geometry, Network, maps

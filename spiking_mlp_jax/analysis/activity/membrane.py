@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from spiking_mlp_jax.analysis.activity import stream
-from spiking_mlp_jax.analysis.activity.spikes import POTENTIAL, SPIKES, observed
+from spiking_mlp_jax.analysis.activity.stream import POTENTIAL, SPIKES, observed
 from spiking_mlp_jax.errors import InputError, nearest
 from spiking_mlp_jax.models.spiking_mlp import SpikingMLP
 from spiking_mlp_jax.nn import dynamics

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from spiking_mlp_jax.analysis.activity import stream
-from spiking_mlp_jax.analysis.activity.spikes import SPIKES
+from spiking_mlp_jax.analysis.activity.stream import SPIKES
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.models.spiking_mlp import SpikingMLP
 from spiking_mlp_jax.train.evaluate import silent_and_saturated

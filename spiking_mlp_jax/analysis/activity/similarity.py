@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float
 
 from spiking_mlp_jax.analysis.activity import stream
-from spiking_mlp_jax.analysis.activity.spikes import SPIKES
+from spiking_mlp_jax.analysis.activity.stream import SPIKES
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.models.spiking_mlp import SpikingMLP
 

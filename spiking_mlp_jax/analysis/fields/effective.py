@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from spiking_mlp_jax.analysis.fields.units import Units, separate_responses
+from spiking_mlp_jax.analysis.fields.responses import Units, separate_responses
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.models.spiking_mlp import SpikingMLP
 

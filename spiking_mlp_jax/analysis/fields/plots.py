@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from spiking_mlp_jax.analysis.fields.controls import main_colour
 from spiking_mlp_jax.analysis.fields.effective import field_size
 from spiking_mlp_jax.analysis.fields.gabor import render
-from spiking_mlp_jax.analysis.fields.mixing_profiles import mean_profile, profiles, separable_fields
+from spiking_mlp_jax.analysis.fields.mixing import mean_profile, profiles, separable_fields
 from spiking_mlp_jax.analysis.fields.study import KINDS, NETWORKS, Arrays
 from spiking_mlp_jax.analysis.fields.summary import LIMIT, NAMES, covariance_rows, gabors
 from spiking_mlp_jax.analysis.plots import BLUE, GREEN, GREY, ORANGE, RED

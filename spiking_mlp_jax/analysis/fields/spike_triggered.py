@@ -1,19 +1,26 @@
-"""Spike-triggered averages and covariances, from sums that grow batch by batch; no stimulus is kept.
+"""Spike-triggered averages and covariances, and linear fields under correlated stimuli.
 
-With stimuli x_n and spike counts c_n, N stimuli in all,
+Everything follows from sums that grow batch by batch; no stimulus is stored. With stimuli x_n and spike counts c_n, of
+N stimuli,
 
-    average      sum_n c_n x_n / sum_n c_n - mean(x)
-    covariance   sum_n c_n (x_n - a)(x_n - a)^T / (sum_n c_n - 1),  a = sum_n c_n x_n / sum_n c_n
+    average      a - mean(x),  a = sum_n c_n x_n / sum_n c_n
+    covariance   sum_n c_n (x_n - a)(x_n - a)^T / (sum_n c_n - 1)
+    linear       w = (C + r m I)^-1 cov(c, x),  C the covariance of x, m the mean of its eigenvalues
 
-For Gaussian white noise the average points along the filter of a linear-nonlinear unit, and directions in which the
-covariance differs from that of all stimuli are those of further, also quadratic, filters. What would come out by
-chance is measured with the same sums for counts that belong to earlier stimuli: c_{n-k} for k = 1 .. shifts. That keeps
-the stimuli and the counts and breaks only what connects them. The stimuli must come in random order for that.
+For Gaussian white noise the average points along the filter of a linear-nonlinear unit; directions in which the
+covariance differs from that of all stimuli are those of further filters, quadratic ones included. Natural images are
+correlated, so their average is the filter blurred by C. Dividing by C undoes that and amplifies noise where the stimuli
+vary little, hence the ridge r, chosen for each unit by how well w predicts the counts of held-out stimuli.
+
+The control uses the same sums with the counts of earlier stimuli, c_{n-k} for k = 1 .. shifts. That preserves stimuli
+and counts and breaks only their relation. It requires stimuli in random order.
 
 References:
     de Boer and Kuyper, "Triggered correlation", IEEE Trans. Biomed. Eng. 1968.
     Chichilnisky, "A simple white noise analysis of neuronal light responses", Network 12, 2001.
     Schwartz, Pillow, Rust, Simoncelli, "Spike-triggered neural characterization", Journal of Vision 6, 2006.
+    Theunissen et al., "Estimating spatio-temporal receptive fields of auditory and visual neurons from their responses
+    to natural stimuli", Network 12, 2001.
 """
 
 from __future__ import annotations
@@ -251,3 +258,67 @@ def _enough(moments, unit, shift, least):
             f"unit {unit} fired {spikes:g} spikes, but {least:g} are needed: show more stimuli, or with more contrast"
         )
     return spikes
+
+
+STRENGTHS = tuple(float(10**power) for power in np.arange(-3.0, 2.01, 0.5))
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearFields:
+    """Linear fields of some units.
+
+    Attributes (index 0 of K + 1 is the true pairing, the others the shifted counts):
+        fields: w [K + 1, U, D], spikes per unit of the stimulus.
+        strengths: the r of each [K + 1, U].
+        explained: share of the held-out counts' variance that w predicts [K + 1, U]; negative where it predicts worse
+            than the mean count; NaN where the unit's held-out counts do not vary.
+    """
+
+    fields: Float[np.ndarray, "K1 U D"]
+    strengths: Float[np.ndarray, "K1 U"]
+    explained: Float[np.ndarray, "K1 U"]
+
+    def p(self) -> Float[np.ndarray, "U"]:
+        """Share of the pairings, the true one among them, that explain at least as much as the true one."""
+        return np.mean(~(self.explained < self.explained[0]), 0)
+
+
+def linear_fields(fit: Moments, held: Moments, strengths: tuple[float, ...] = STRENGTHS) -> LinearFields:
+    """Estimates the linear fields of all units, and of their shifted counts as a control.
+
+    Args:
+        fit: of the stimuli that are fitted to, with prior.
+        held: of those held out, with prior; likewise shifted.
+        strengths: ridges to choose from.
+
+    Raises:
+        InputError: sums that do not belong together, fewer than 2 stimuli, or stimuli that do not vary.
+    """
+    if fit.cx.shape != held.cx.shape:
+        raise InputError(f"sums to fit to and held-out ones differ in shape: {fit.cx.shape}, {held.cx.shape}")
+    if not strengths or min(strengths) <= 0:
+        raise InputError(f"ridge strengths must be positive, but they are {strengths}")
+    values, vectors = np.linalg.eigh(fit.covariance())
+    mean = values.mean()
+    if not mean > 0:
+        raise InputError("the stimuli are all the same: show some that differ")
+    values = np.maximum(values, 0)
+    of_fit = _covaried(fit) @ vectors
+    of_held = _covaried(held) @ vectors
+    held_covariance = vectors.T @ held.covariance() @ vectors
+    variance = held.cc / held.stimuli - (held.c / held.stimuli) ** 2
+    best = np.full(fit.c.shape, -np.inf)
+    chosen, fields = np.zeros(fit.c.shape), np.zeros_like(of_fit)
+    for strength in strengths:
+        w = of_fit / (values + strength * mean)
+        gained = 2 * np.sum(w * of_held, -1) - np.sum((w @ held_covariance) * w, -1)
+        better = gained > best
+        best, chosen = np.where(better, gained, best), np.where(better, strength, chosen)
+        fields = np.where(better[..., None], w, fields)
+    explained = np.divide(best, variance, out=np.full(best.shape, np.nan), where=variance > 0)
+    return LinearFields(fields @ vectors.T, chosen, explained)
+
+
+def _covaried(moments):
+    mean = moments.c[..., None] / moments.stimuli * moments.mean
+    return moments.cx / moments.stimuli - mean

@@ -1,31 +1,102 @@
-"""The whole study of a network's receptive fields, with its controls, in parts that are kept as they are finished.
+"""The study of a network's receptive fields, with its controls; finished parts are stored, so that it can resume.
 
-For the trained network and an untrained one: gradients over images, answers to white noise, answers to images. Then a
-Gabor is fitted to every field found, to the same fields with their pixels shuffled within each token's patch, and to
-what the shifted spikes give. `field_summary` makes tables of the result, `field_plots` figures.
+For the trained network and an untrained one: input gradients, responses to white noise, responses to images. A Gabor is
+then fitted to every field, to the same field with its pixels shuffled within each token's patch, and to the field of
+the shifted spikes. `summary` turns the result into JSON and tables, `plots` into figures.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import hashlib
+import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
+from flax import nnx
 
 from spiking_mlp_jax.analysis.fields.controls import main_colour, shuffled_pixels, untrained_network
 from spiking_mlp_jax.analysis.fields.effective import effective_field
 from spiking_mlp_jax.analysis.fields.gabor import SMALLEST, fit_gabor
-from spiking_mlp_jax.analysis.fields.mixing_profiles import mixing_weights, separable_fields
-from spiking_mlp_jax.analysis.fields.parts import Arrays, Kept, fingerprint
-from spiking_mlp_jax.analysis.fields.ridge import linear_fields
-from spiking_mlp_jax.analysis.fields.spike_triggered import Moments, average, covariance, significance
-from spiking_mlp_jax.analysis.fields.stimuli import natural_images, record_spikes, white_noise, window
-from spiking_mlp_jax.analysis.fields.units import Units, choose_units, default_layers
+from spiking_mlp_jax.analysis.fields.mixing import mixing_weights, separable_fields
+from spiking_mlp_jax.analysis.fields.responses import (
+    Units,
+    choose_units,
+    default_layers,
+    natural_images,
+    record_spikes,
+    white_noise,
+    window,
+)
+from spiking_mlp_jax.analysis.fields.spike_triggered import Moments, average, covariance, linear_fields, significance
 from spiking_mlp_jax.data.sources import Source
-from spiking_mlp_jax.errors import InputError
+from spiking_mlp_jax.errors import InputError, StorageError
 from spiking_mlp_jax.models.spiking_mlp import SpikingMLP
+
+Arrays = dict[str, np.ndarray]
+
+
+class Kept:
+    """Arrays that are computed once and then read from NPZ files.
+
+    Args:
+        folder: of the files; it is made when missing.
+        fingerprint: of everything that the arrays depend on; files with another one are computed anew and replaced, as
+            are damaged ones.
+    """
+
+    def __init__(self, folder: Path, fingerprint: str):
+        self.folder, self.fingerprint = folder, fingerprint
+
+    def __call__(self, name: str, compute: Callable[[], Arrays]) -> Arrays:
+        """The arrays of that name.
+
+        Raises:
+            StorageError: they cannot be written.
+        """
+        file = self.folder / f"{name}.npz"
+        try:
+            # Opened here, because np.load leaves a file open that is no archive.
+            with open(file, "rb") as stream, np.load(stream, allow_pickle=False) as stored:
+                if str(stored["fingerprint"]) == self.fingerprint:
+                    return {key: stored[key] for key in stored.files if key != "fingerprint"}
+        except (OSError, KeyError, ValueError, EOFError, BadZipFile):
+            pass  # missing, damaged or of other settings: measured anew
+        arrays = compute()
+        content: dict[str, Any] = {"fingerprint": np.array(self.fingerprint), **arrays}
+        temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with open(temporary, "wb") as stream:
+                np.savez_compressed(stream, **content)
+            temporary.replace(file)
+        except OSError as error:
+            raise StorageError(f"cannot write {file} ({error.strerror}): give another folder") from error
+        finally:
+            # Below a file there is nothing to take away, and saying so would hide the error.
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+        return arrays
+
+
+def fingerprint(model: SpikingMLP, *others: Any) -> str:
+    """A hash of a network's variables and of whatever else is given, as JSON values or dataclasses."""
+    digest = hashlib.sha256()
+    for path, variable in nnx.to_flat_state(nnx.state(model)):
+        digest.update(".".join(map(str, path)).encode())
+        digest.update(np.asarray(variable[...]).tobytes())
+    values = [
+        dataclasses.asdict(other) if dataclasses.is_dataclass(other) and not isinstance(other, type) else other
+        for other in others
+    ]
+    digest.update(json.dumps([dataclasses.asdict(model.config), *values], sort_keys=True).encode())
+    return digest.hexdigest()
+
 
 NETWORKS = ("trained", "untrained")
 KINDS = ("noise", "images", "gradient")  # spike-triggered average, ridge-whitened one, mean gradient

@@ -12,14 +12,10 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float, Int, UInt8
 
-from spiking_mlp_jax.analysis.activity.measure import Rates, in_network_order
-from spiking_mlp_jax.analysis.activity.rates import Counts, rates_of
-from spiking_mlp_jax.analysis.fields.receptive_field import (
-    EffectiveField,
-    choose_units,
-    default_layers,
-    effective_field,
-)
+from spiking_mlp_jax.analysis.activity.rates import Counts, Rates, rates_of
+from spiking_mlp_jax.analysis.activity.stream import in_network_order
+from spiking_mlp_jax.analysis.fields.effective import EffectiveField, effective_field
+from spiking_mlp_jax.analysis.fields.responses import choose_units, default_layers
 from spiking_mlp_jax.analysis.report.run import Run
 from spiking_mlp_jax.data.damaged import Damaged, next_decodable
 from spiking_mlp_jax.data.pipeline import eval_batches

@@ -23,16 +23,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from spiking_mlp_jax import __version__
-from spiking_mlp_jax.analysis.activity.measure import SPIKES
 from spiking_mlp_jax.analysis.activity.rates import Rates, dead_and_saturated
-from spiking_mlp_jax.analysis.fields.receptive_field import (
-    EffectiveField,
-    Mixing,
-    convolution_share,
-    field_size,
-    mixing_weights,
-    separable_fields,
-)
+from spiking_mlp_jax.analysis.activity.stream import SPIKES
+from spiking_mlp_jax.analysis.fields.effective import EffectiveField, field_size
+from spiking_mlp_jax.analysis.fields.mixing import Mixing, convolution_share, mixing_weights, separable_fields
 from spiking_mlp_jax.analysis.report import figures, measure, viewer
 from spiking_mlp_jax.analysis.report.figures import data_uri, percent, signed_map
 from spiking_mlp_jax.analysis.report.run import Run

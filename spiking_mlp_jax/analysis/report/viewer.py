@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Bool, Float, UInt8
 
-from spiking_mlp_jax.analysis.activity.measure import SPIKES, in_network_order
+from spiking_mlp_jax.analysis.activity.stream import SPIKES, in_network_order
 from spiking_mlp_jax.analysis.report.figures import signed_map
 from spiking_mlp_jax.analysis.report.measure import Mistake, Progress, fitted_image
 from spiking_mlp_jax.analysis.report.run import Run

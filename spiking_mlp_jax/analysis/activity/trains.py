@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from spiking_mlp_jax.analysis.activity import stream
-from spiking_mlp_jax.analysis.activity.spikes import SPIKES
+from spiking_mlp_jax.analysis.activity.stream import SPIKES
 from spiking_mlp_jax.models.spiking_mlp import SpikingMLP
 from spiking_mlp_jax.nn.dynamics import MAX_UNROLLED_STEPS
 
