@@ -265,7 +265,7 @@ def _compile(chosen: argparse.Namespace) -> None:
 
 
 def _audit(chosen: argparse.Namespace) -> int:
-    from spiking_mlp_jax.deploy.audit.audit import audit
+    from spiking_mlp_jax.deploy.audit import audit
 
     if is_compiled(chosen.network):
         if chosen.folded:

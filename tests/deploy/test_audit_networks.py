@@ -8,7 +8,7 @@ from flax import nnx
 from jax import ShapeDtypeStruct as Spec
 
 from spiking_mlp_jax import ModelConfig, SpikingMLP
-from spiking_mlp_jax.deploy.audit.audit import abstract, audit
+from spiking_mlp_jax.deploy.audit import abstract, audit
 from tests.support.random_model import random_model
 
 IMAGES = Spec((2, 16, 16, 1), "float32")

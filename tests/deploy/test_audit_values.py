@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from jax import ShapeDtypeStruct as Spec
 from jax import lax
 
-from spiking_mlp_jax.deploy.audit.audit import abstract, audit
+from spiking_mlp_jax.deploy.audit import abstract, audit
 from spiking_mlp_jax.deploy.audit.values import Power, Value, join, of_array, top
 from tests.support.random_programs import INPUTS, SHAPE, random_inputs, random_program
 

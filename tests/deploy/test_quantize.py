@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spiking_mlp_jax.deploy import ranges, reference
-from spiking_mlp_jax.deploy.audit.audit import audit
+from spiking_mlp_jax.deploy.audit import audit
 from spiking_mlp_jax.deploy.fold import fold
 from spiking_mlp_jax.deploy.quantize import _Inputs, quantize, round_weights, signed_digits
 from spiking_mlp_jax.errors import InputError

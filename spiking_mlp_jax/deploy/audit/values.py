@@ -1,8 +1,8 @@
 """What is known of an array without running the program: bounds, whether its entries are integers, a constant.
 
-A `Value` stands for every array that it describes. Everything here may forget but must not guess: where rounding,
-wrapping, NaN or a device's own ways (values too small that become 0, products of rounded operands) leave a doubt,
-the answer is `top`, which describes any array of the dtype.
+A `Value` describes a set of arrays. Everything here may forget but must not guess: where rounding, wrapping, NaN or a
+device (subnormal numbers flushed to 0, products of rounded operands) leave a doubt, the answer is `top`, which
+describes any array of the dtype.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-# Larger constants are read once, for their bounds, and not kept.
+# Of larger constants only the bounds are kept.
 CONSTANT_SIZE = 1 << 16
 
-# Integers up to 2**bits are floats without a gap. In other floating dtypes nothing is taken to be an integer.
+# Floats represent every integer up to 2**bits. Nothing is assumed of other floating dtypes.
 EXACT_BITS = {"float16": 11, "bfloat16": 8, "float32": 24, "float64": 53}
 
 
 class Power(enum.IntEnum):
-    """Whether all entries come from a constant of powers of two, +-2**k; the smaller says less."""
+    """Whether all entries come from constants that are +-2**k. Ordered: a smaller member says less."""
 
     NO = 0
     OR_ZERO = 1
@@ -36,12 +36,12 @@ class Value:
     """A description of arrays.
 
     Attributes:
-        dtype: theirs; None for what is no array.
-        low, high: between which all entries lie that are not NaN; Python integers where `integer`.
+        dtype: None for what is not an array.
+        low, high: bounds of all entries that are not NaN; Python integers where `integer`.
         integer: whether every entry is an integer, and so neither NaN nor infinite.
         nan: whether an entry may be NaN.
-        power: whether they come from a constant of powers of two.
-        constant: the only array that it can be, at most CONSTANT_SIZE entries; never one with subnormal entries.
+        power: whether the entries come from constant powers of two.
+        constant: the only array that it can be: at most CONSTANT_SIZE entries, none of them subnormal.
     """
 
     dtype: Any
@@ -63,7 +63,7 @@ class Value:
 
 
 def kind_of(dtype) -> str | None:
-    """ "bool", "int" or "float", or None for what nothing is ever known of (complex, keys, tokens, odd floats)."""
+    """ "bool", "int" or "float"; None where nothing is ever known of a dtype (complex, keys, tokens, other floats)."""
     try:
         if jnp.issubdtype(dtype, jnp.bool_):
             return "bool"
@@ -96,23 +96,24 @@ def integers(dtype, low: float, high: float, sums: tuple[float, float] | None = 
     Args:
         dtype: of the result.
         low, high: bounds, Python integers.
-        sums: bounds of everything added up on the way, where that is wider. It matters for floats only: integers
-            that wrap on the way are right in the end.
+        sums: bounds of partial sums, where they are wider. They matter for floats only: integers that wrap on the way
+            are correct in the end.
     """
     kind = kind_of(dtype)
     if kind in ("bool", "int"):
         smallest, largest = limits(dtype)
-        return Value(dtype, low, high, True, False) if smallest <= low and high <= largest else top(dtype)
-    if kind is None or max(map(abs, (low, high, *(sums or ())))) > 2 ** EXACT_BITS[dtype.name]:
-        return top(dtype)
-    return Value(dtype, low, high, True, False)
+        fits = smallest <= low and high <= largest
+    else:
+        fits = kind is not None and max(map(abs, (low, high, *(sums or ())))) <= 2 ** EXACT_BITS[dtype.name]
+    power = Power.YES if low == high and abs(int(low)).bit_count() == 1 else Power.NO
+    return Value(dtype, low, high, True, False, power) if fits else top(dtype)
 
 
 def reals(dtype, low: float, high: float, nan: bool, power: Power = Power.NO) -> Value:
     """Floats between low and high that need not be integers."""
     if kind_of(dtype) != "float" or math.isnan(low) or math.isnan(high):
         return top(dtype)
-    # Devices may take subnormal numbers for 0.
+    # Devices may flush subnormal numbers to 0.
     tiny = float(jnp.finfo(dtype).tiny)
     low = 0.0 if 0 < low < tiny else float(low)
     high = 0.0 if -tiny < high < 0 else float(high)
@@ -120,7 +121,7 @@ def reals(dtype, low: float, high: float, nan: bool, power: Power = Power.NO) ->
 
 
 def like(dtype, low: float, high: float, *parts: Value, power: Power = Power.NO) -> Value:
-    """Bounds of a result whose every entry is an entry of one of the parts, or its negative or absolute value."""
+    """A result whose every entry is an entry of one of the parts, or the negative or absolute value of one."""
     if all(part.integer for part in parts):
         made = integers(dtype, int(low), int(high))
         return dataclasses.replace(made, power=power) if made.low == low and made.high == high else made
@@ -128,11 +129,11 @@ def like(dtype, low: float, high: float, *parts: Value, power: Power = Power.NO)
 
 
 def of_array(array: Any, dtype: Any = None) -> Value:
-    """What is known of a constant: everything, or for large ones what one look at each entry tells.
+    """What is known of a constant: everything, or of large ones bounds, integers and powers.
 
     Args:
-        array: NumPy's, JAX's or a number.
-        dtype: as what JAX has it; its own if None.
+        array: of NumPy or JAX, or a number.
+        dtype: JAX's dtype for it; its own if None.
     """
     dtype = np.asarray(array).dtype if dtype is None and not hasattr(array, "dtype") else dtype or array.dtype
     kind = kind_of(dtype)
@@ -140,13 +141,13 @@ def of_array(array: Any, dtype: Any = None) -> Value:
         return top(dtype)
     try:
         a = np.asarray(array, dtype)
-    except (RuntimeError, TypeError):  # on other processes' devices; itself traced
+    except (RuntimeError, TypeError):  # on another process's devices; a tracer
         return top(dtype)
     if not a.size:
         return top(dtype)
     kept = a if a.size <= CONSTANT_SIZE else None
     if kind in ("bool", "int"):
-        # NumPy has no integers of 2 and 4 bits of its own.
+        # NumPy itself has no integers of 2 and 4 bits.
         a = a if a.dtype.kind in "iu" else a.astype(np.int64)
         low, high = int(a.min()), int(a.max())
         power = _power(a, lambda x: (x & (x - (x != 0))) == 0 if x.dtype.kind == "u" else _magnitude_is_power(x))
@@ -179,7 +180,7 @@ def _power(a: np.ndarray, test: Callable[[np.ndarray], np.ndarray]) -> Power:
 
 
 def _all(test: Callable[[np.ndarray], np.ndarray], a: np.ndarray) -> bool:
-    # Weights fail most tests at their first entry.
+    # Most weights fail at their first entry.
     return bool(test(a.reshape(-1)[:64]).all()) and bool(test(a).all())
 
 
@@ -190,7 +191,7 @@ def same(a: Value, b: Value) -> bool:
 
 
 def join(a: Value, *others: Value) -> Value:
-    """What holds for each of the values, all of one dtype: for an array that is, or is made of entries of, any."""
+    """What holds for each of several values of one dtype, and so for arrays made of their entries."""
     for b in others:
         constant = a.constant if _same_constant(a.constant, b.constant) else None
         a = Value(
@@ -206,7 +207,7 @@ def join(a: Value, *others: Value) -> Value:
 
 
 def widen(old: Value, new: Value) -> Value:
-    """`join`, but a bound that moves goes to its dtype's, so that a loop's values settle after a few turns."""
+    """`join`, but a bound that moves goes to the dtype's, so that a loop's values settle after a few iterations."""
     joined = join(old, new)
     if joined.low >= old.low and joined.high <= old.high:
         return joined

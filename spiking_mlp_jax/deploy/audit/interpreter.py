@@ -1,8 +1,8 @@
-"""Which operations a function takes, and a proof where none of them is a multiplication.
+"""Counts the operations of a function, and proves where none of them is a multiplication.
 
-The function's jaxpr is read and never run. Multiply-like operations are judged by what abstract interpretation
-proves of their operands (`abstract_values.py`, `transfer.py`): a product with spikes, 0 or 1, only adds; one with a
-constant of powers of two only shifts.
+The function's jaxpr is read and never run. Multiply-like operations are judged by what abstract interpretation proves
+of their operands (`values.py`, `rules.py`): a product with spikes, 0 or 1, only adds; one with constant powers of two
+only shifts.
 """
 
 from __future__ import annotations
@@ -14,18 +14,15 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-from jax._src import source_info_util
+from jax.extend import source_info_util
 from jax.extend.core import Literal
 
-from spiking_mlp_jax.deploy.audit.operations import Kind, classify
-from spiking_mlp_jax.deploy.audit.transfer import dtype_of, transfer
+from spiking_mlp_jax.deploy.audit.rules import Kind, classify, dtype_of, transfer
 from spiking_mlp_jax.deploy.audit.values import Value, join, of_array, same, top, widen
 from spiking_mlp_jax.errors import InputError
 
 # Primitives that only call a jaxpr with their operands, and the parameter that holds it.
 CALLS = {
-    "call": "call_jaxpr",
-    "closed_call": "call_jaxpr",
     "custom_jvp_call": "call_jaxpr",
     "custom_vjp_call": "call_jaxpr",
     "custom_vmap_call": "call",
@@ -33,23 +30,23 @@ CALLS = {
     "remat2": "jaxpr",
     "shard_map": "jaxpr",
 }
-# What some of them are called in other versions of JAX.
-OTHER_NAMES = {"pjit": "jit", "checkpoint": "remat2", "core_call": "call"}
+# Their names in other versions of JAX.
+OTHER_NAMES = {"checkpoint": "remat2", "pjit": "jit"}
 
-# A loop's values are joined for so many turns, then their bounds widened, and after as many again given up.
+# The values of a loop are joined for this many iterations, then their bounds widened, and after as many again given up.
 PATIENCE = 3
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """Equal operations of one place.
+    """Equal operations in one place.
 
     Attributes:
         primitive: JAX's name of the operation.
         kind: "accumulate", "shift", "add_or_compare", "multiplication" or "unknown".
-        count: how many scalar operations: M N K of a product of matrices, the trips of a `scan` counted. Of a `cond`
-            every branch counts, of a `while` loop, whose trips nobody knows, one turn.
-        where: its `jax.named_scope`s, joined by dots, or file and line where it has none.
+        count: scalar operations: M N K for a product of matrices, multiplied by the length of a `scan`. Every branch of
+            a `cond` counts, and one iteration of a `while` loop.
+        where: its `jax.named_scope`s, joined by dots, or file and line where there are none.
     """
 
     primitive: str
@@ -60,7 +57,7 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """All operations of a function but data movement, in the order of the program."""
+    """All operations of a function except data movement, in program order."""
 
     rows: list[Row]
 
@@ -74,7 +71,7 @@ class Report:
         return sum(row.count for row in self.rows if row.kind == kind)
 
     def table(self) -> str:
-        """The rows, aligned, a place's together, and the verdict in the last line."""
+        """The rows as text, grouped by place, and the verdict in the last line."""
         lines = [("where", "primitive", "kind", "count")]
         for where in dict.fromkeys(row.where for row in self.rows):
             here = [row for row in self.rows if row.where == where]
@@ -88,9 +85,9 @@ class Report:
         return "\n".join([*texts, self.verdict()])
 
     def verdict(self) -> str:
-        """One sentence: whether the function multiplies, and where."""
+        """One line: whether the function multiplies, and where."""
         if self.ok:
-            return "ok: no multiplication, and no operation that is not known."
+            return "ok: no multiplication, no unknown operation."
         parts = []
         names: dict[Kind, str] = {"multiplication": "multiplications", "unknown": "unknown operations"}
         for kind, plural in names.items():
@@ -107,16 +104,16 @@ def audit(fn: Callable[..., Any], *example_args: Any) -> Report:
     """Classifies every operation of a function.
 
     Args:
-        fn: traceable by JAX. Arrays that it closes over are constants, whose values the audit knows.
-        example_args: arrays, `jax.ShapeDtypeStruct`s or trees of them. They are inputs: only their shapes and
-            dtypes are known, a bool is 0 or 1, a uint8 is 0 to 255, a float is anything.
+        fn: traceable by JAX. Arrays that it closes over are constants with known values.
+        example_args: arrays, `jax.ShapeDtypeStruct`s or trees of them. Only their shapes and dtypes matter: a bool is
+            0 or 1, a uint8 is 0 to 255, a float is anything.
 
     Returns:
-        the report. A product (`mul`, `dot_general`, a convolution) is "accumulate" where an operand is 0 or 1 in
-        every entry, for any input, "shift" where an operand is a constant of which every entry is 0 or +-2**k, and
-        else a "multiplication". So is a division, but a "shift" where its divisor is a constant +-2**k and its
-        dividend floating or never negative. What the tables of `operations.py` do not name is "unknown": kernels,
-        callbacks, foreign calls, random bits.
+        the report. A product (`mul`, `dot_general`, a convolution) is "accumulate" where every entry of an operand is 0
+        or 1 for any input, "shift" where an operand is a constant of entries 0 or +-2**k, and a "multiplication"
+        otherwise. So is a division, but a "shift" where the divisor is a constant +-2**k and the dividend is floating
+        or never negative. Primitives that `rules.py` does not list are "unknown": kernels, callbacks, foreign calls,
+        random bits, and any that neither networks nor tests use.
 
     Raises:
         InputError: the function cannot be traced for these arguments.
@@ -129,16 +126,16 @@ def audit(fn: Callable[..., Any], *example_args: Any) -> Report:
         8
     """
     try:
-        # A lambda, because a module is callable but is no function.
+        # A lambda, because a module is callable but not a function.
         closed = jax.make_jaxpr(lambda *args: fn(*args))(*example_args)
     except InputError:
         raise
     except Exception as error:
-        # The function is the user's: whatever it raises while it is traced is about its arguments or itself.
+        # The function is the user's, and so is whatever it raises.
         reason = (str(error).strip() or "no reason given").splitlines()[0].rstrip(".")
         raise InputError(
-            f"{_name(fn)} cannot be traced for arguments of these shapes and dtypes, so give it others or make it "
-            f"depend on no input's value while it is traced ({type(error).__name__}: {reason})"
+            f"{_name(fn)} cannot be traced for arguments of these shapes and dtypes: {type(error).__name__}: {reason}; "
+            "change the arguments, or what depends on their values in Python"
         ) from error
     walk = _Walk()
     walk.closed(closed, [top(dtype_of(variable)) for variable in closed.jaxpr.invars], _Place(frame=_name(fn)))
@@ -159,7 +156,7 @@ class _Place:
         scopes: names of the scopes around it.
         frame: file and line of the call.
         note: what to add to every place in it.
-        times: how often it runs; None while a loop's values are still sought and nothing counts.
+        times: how often it runs; None while a loop's values are being sought and nothing counts.
     """
 
     scopes: tuple[str, ...] = ()
@@ -170,13 +167,13 @@ class _Place:
     def of(self, equation) -> _Place:
         """The place of an equation."""
         stack = getattr(equation.source_info.name_stack, "stack", ())
-        # Beside scopes there are transformations (vmap, jvp), which are no places.
+        # The stack also holds transformations (vmap, jvp).
         scopes = tuple(part.name for part in stack if type(part).__name__ == "Scope")
         found = None if self.scopes or scopes else _frame(equation.source_info)
         return dataclasses.replace(self, scopes=self.scopes + scopes, frame=found or self.frame)
 
     def repeated(self, times: int) -> _Place:
-        """The same for what an equation does so many times."""
+        """The same for what runs this many times in it."""
         return self if self.times is None else dataclasses.replace(self, times=self.times * times)
 
     def silent(self) -> _Place:
@@ -194,27 +191,26 @@ def _name(fn) -> str:
 def _frame(source_info) -> str | None:
     summary = source_info_util.summarize(source_info)
     match = re.match(r"(?:.*[/\\])?([^/\\]+?:\d+)", summary)
-    # The lambda in `audit` is no place of the user's.
+    # The lambda in `audit` is not the user's.
     return match[1] if match and not summary.startswith(f"{__file__}:") else None
 
 
 class _Walk:
-    """Interprets jaxprs on what is known of their values, and counts operations on the way."""
+    """Interprets jaxprs with abstract values, and counts their operations."""
 
     def __init__(self):
         self.counts: dict[tuple[str, Kind, str], int] = {}
         self.constants: dict[int, tuple[Any, Value]] = {}
 
     def closed(self, closed: Any, values: Sequence[Value], place: _Place, consts: Sequence[Any] = ()) -> list[Value]:
-        """What is known of the results of a jaxpr, which brings its constants with it unless they are given."""
+        """What is known of the results of a jaxpr with its constants, or with `consts`."""
         constants = [self.constant(array) for array in (*getattr(closed, "consts", ()), *consts)]
         return self.run(getattr(closed, "jaxpr", closed), constants, values, place)
 
     def constant(self, array: Any) -> Value:
         """`of_array`, once for each array."""
         if id(array) not in self.constants:
-            # The array is kept, so that no other gets its id.
-            # What is behind a reference may change.
+            # Mutable references have no known value. The array is stored so that no other gets its id.
             value = top(None) if hasattr(jax.typeof(array), "inner_aval") else of_array(array)
             self.constants[id(array)] = array, value
         return self.constants[id(array)][1]
@@ -226,7 +222,7 @@ class _Walk:
             return of_array(atom.val, dtype_of(atom)) if isinstance(atom, Literal) else known[atom]
 
         def write(variable, value: Value) -> None:
-            # A loop's turn or a device sees a part of an array.
+            # An iteration of a scan, or a device, sees a part of an array.
             if value.constant is not None and value.constant.shape != getattr(variable.aval, "shape", None):
                 value = value.forget_constant()
             known[variable] = value
@@ -262,12 +258,12 @@ class _Walk:
         key = primitive, kind, str(place)
         self.counts[key] = self.counts.get(key, 0) + count * place.times
 
-    def fixpoint(self, turn: Callable[[list[Value]], Sequence[Value]], values: Sequence[Value]) -> list[Value]:
-        """What holds before every turn of a loop, given what does before the first."""
+    def fixpoint(self, body: Callable[[list[Value]], Sequence[Value]], values: Sequence[Value]) -> list[Value]:
+        """What holds before every iteration of a loop, given what holds before the first."""
         values = list(values)
-        # In the end each turn gives up one of the values at least.
+        # In the end each iteration gives up at least one of the values.
         for i in range(2 * PATIENCE + len(values) + 1):
-            after = [join(a, b) for a, b in zip(values, turn(values), strict=True)]
+            after = [join(a, b) for a, b in zip(values, body(values), strict=True)]
             changed = [not same(a, b) for a, b in zip(values, after, strict=True)]
             if not any(changed):
                 return values
@@ -284,11 +280,11 @@ class _Walk:
         carry = operands[p["num_consts"] :][: p["num_carry"]]
         inputs = [value.forget_constant() for value in operands[p["num_consts"] + p["num_carry"] :]]
 
-        def turn(carry, place):
+        def body(carry, place):
             return self.closed(p["jaxpr"], [*constants, *carry, *inputs], place)
 
-        before = self.fixpoint(lambda carry: turn(carry, place.silent())[: len(carry)], carry)
-        results = turn(before, place.repeated(p["length"]))
+        before = self.fixpoint(lambda carry: body(carry, place.silent())[: len(carry)], carry)
+        results = body(before, place.repeated(p["length"]))
         if p["length"] == 0:
             results[: len(carry)] = carry
         return [*results[: len(carry)], *(value.forget_constant() for value in results[len(carry) :])]
@@ -296,14 +292,14 @@ class _Walk:
     def while_loop(self, equation: Any, operands: list[Value], place: _Place) -> list[Value]:
         p = equation.params
         first, second = p["cond_nconsts"], p["cond_nconsts"] + p["body_nconsts"]
-        place = dataclasses.replace(place, note=f"{place.note} (one turn of a while loop)")
+        place = dataclasses.replace(place, note=f"{place.note} (one iteration of a while loop)")
 
-        def turn(carry, place):
+        def body(carry, place):
             return self.closed(p["body_jaxpr"], [*operands[first:second], *carry], place)
 
-        before = self.fixpoint(lambda carry: turn(carry, place.silent()), operands[second:])
+        before = self.fixpoint(lambda carry: body(carry, place.silent()), operands[second:])
         self.closed(p["cond_jaxpr"], [*operands[:first], *before], place)
-        turn(before, place)
+        body(before, place)
         return before
 
     def cond(self, equation: Any, operands: list[Value], place: _Place) -> list[Value]:
@@ -311,7 +307,7 @@ class _Walk:
         return [join(*values) for values in zip(*results, strict=True)]
 
     def reduce(self, equation: Any, operands: list[Value], place: _Place) -> list[Value]:
-        """A reduction by a function of two entries, each of which is an operand's or was made by the function."""
+        """A reduction by a function of two entries, each an operand's or an earlier result."""
         p = equation.params
         half = len(operands) // 2
         shape = equation.invars[0].aval.shape
@@ -322,7 +318,7 @@ class _Walk:
         return self.combine(p["jaxpr"], p.get("consts", ()), entries, place.repeated(count))
 
     def scatter(self, equation: Any, operands: list[Value], place: _Place) -> list[Value]:
-        """Replaces entries by a function of them and the updates; by the updates alone where there is none."""
+        """Replaces entries by a function of them and the updates, or by the updates."""
         p = equation.params
         operand, _, updates = operands
         entry = join(operand, updates).forget_constant()
@@ -333,15 +329,15 @@ class _Walk:
         return [result]
 
     def combine(self, jaxpr: Any, consts: Sequence[Any], entries: Sequence[Value], place: _Place) -> list[Value]:
-        def turn(entries, place):
+        def body(entries, place):
             return self.closed(jaxpr, [*entries, *entries], place, consts)
 
-        settled = self.fixpoint(lambda entries: turn(entries, place.silent()), entries)
-        turn(settled, place)
+        settled = self.fixpoint(lambda entries: body(entries, place.silent()), entries)
+        body(settled, place)
         return settled
 
 
-# Primitives that hold jaxprs to be read in a way of their own.
+# Primitives whose jaxprs are read in their own way.
 NESTED: dict[str, Callable[[_Walk, Any, list[Value], _Place], list[Value]]] = {
     "cond": _Walk.cond,
     "reduce": _Walk.reduce,
@@ -353,7 +349,7 @@ NESTED: dict[str, Callable[[_Walk, Any, list[Value], _Place], list[Value]]] = {
 
 
 def _devices(params) -> int:
-    """On how many devices the body of a `shard_map` runs."""
+    """The number of devices that run the body of a `shard_map`."""
     shape = dict(params["mesh"].shape)
     axes = params.get("newly_manual_axes", params.get("manual_axes", shape))
     return math.prod(shape[axis] for axis in axes)
