@@ -32,7 +32,7 @@ from spiking_mlp_jax.analysis.plots import BLUE, GREY, ORANGE, write
 from spiking_mlp_jax.data.sources import open_source
 from spiking_mlp_jax.data.transforms import fit_image
 from spiking_mlp_jax.deploy.compile import compile_weights
-from spiking_mlp_jax.deploy.engine.engine import Engine
+from spiking_mlp_jax.deploy.engine import Engine
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.models import weights
 from spiking_mlp_jax.models.config import ModelConfig

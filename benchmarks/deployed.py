@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.worker import cores
-from spiking_mlp_jax.deploy.engine.engine import Engine
+from spiking_mlp_jax.deploy.engine import Engine
 
 NETWORK = "net.smlp"
 

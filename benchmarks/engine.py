@@ -114,7 +114,7 @@ def prepare(name: str, folder: Path, progress: compare.Progress) -> dict[str, An
     some_images = images[:64]
     floating = np.asarray(jax.jit(lambda f, x: f(x))(folded, normalize(some_images, mean, std))).mean(0)
     integer = reference.run(net, some_images).sum(0)
-    from spiking_mlp_jax.deploy.engine.engine import Engine
+    from spiking_mlp_jax.deploy.engine import Engine
 
     if not np.array_equal(Engine(net).predict(some_images), integer):
         raise compare.BenchmarkError("the engine's scores are not the reference's: nothing was timed")

@@ -100,7 +100,7 @@ def _runner(what: Any, threads: int) -> Callable[[np.ndarray], np.ndarray]:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         session = onnxruntime.InferenceSession(what, options, providers=["CPUExecutionProvider"])
         return lambda images: np.asarray(session.run(["logits"], {"images": images})[0]).argmax(1)
-    from spiking_mlp_jax.deploy.engine.engine import Engine
+    from spiking_mlp_jax.deploy.engine import Engine
 
     engine = Engine(what, threads=threads)
     return lambda images: engine.predict(images).argmax(1)

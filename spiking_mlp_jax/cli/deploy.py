@@ -17,7 +17,7 @@ import numpy as np
 from spiking_mlp_jax.errors import InputError
 
 if TYPE_CHECKING:
-    from spiking_mlp_jax.deploy.engine.engine import Engine
+    from spiking_mlp_jax.deploy.engine import Engine
     from spiking_mlp_jax.deploy.network import IntegerNet
 
 WHERE = "a training run's workdir, a weights folder, a shipped network's name, or OWNER/NAME on the Hugging Face Hub"
@@ -147,7 +147,7 @@ def open_engine(where: str) -> Engine:
     Raises:
         InputError: no such file, a damaged one, or one without "data".
     """
-    from spiking_mlp_jax.deploy.engine.engine import Engine
+    from spiking_mlp_jax.deploy.engine import Engine
 
     engine = Engine(where)
     if not engine.description.data:
@@ -278,9 +278,10 @@ def _audit(chosen: argparse.Namespace) -> int:
         print(report)
         if not chosen.compiled:
             return 0 if report.ok else 1
-        from spiking_mlp_jax.deploy.engine.engine import Engine
+        from spiking_mlp_jax.deploy.engine import Engine
+        from spiking_mlp_jax.deploy.engine.machine_code import check
 
-        compiled = Engine(net).audit()
+        compiled = check(Engine(net))
         print(compiled)
         return 0 if report.ok and compiled.ok else 1
     if chosen.compiled:

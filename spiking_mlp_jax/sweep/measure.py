@@ -29,7 +29,7 @@ from spiking_mlp_jax.data.sources import open_source
 from spiking_mlp_jax.deploy import artifact
 from spiking_mlp_jax.deploy.compile import compile_weights
 from spiking_mlp_jax.deploy.cost import cost
-from spiking_mlp_jax.deploy.engine.engine import Engine
+from spiking_mlp_jax.deploy.engine import Engine
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.models import weights
 from spiking_mlp_jax.models.pixels import normalize

@@ -12,10 +12,9 @@ import numpy as np
 import pytest
 
 from spiking_mlp_jax.deploy import reference
-from spiking_mlp_jax.deploy.engine import kernels
+from spiking_mlp_jax.deploy.engine import Engine, kernels
 from spiking_mlp_jax.deploy.engine.compiled import COMPILED
-from spiking_mlp_jax.deploy.engine.engine import Engine
-from spiking_mlp_jax.deploy.engine.machine_code import check_kernels
+from spiking_mlp_jax.deploy.engine.machine_code import check, check_kernels
 from spiking_mlp_jax.errors import InputError
 from tests.support.random_integer import random_images, random_integer_net
 
@@ -159,7 +158,7 @@ def test_numbers_of_numpy():
 FORKED = """
 import os, pickle, sys, warnings
 import numpy as np
-from spiking_mlp_jax.deploy.engine.engine import Engine
+from spiking_mlp_jax.deploy.engine import Engine
 
 warnings.simplefilter("ignore", DeprecationWarning)  # newer Pythons warn of forks beside threads
 net, images = pickle.load(sys.stdin.buffer)
@@ -208,7 +207,7 @@ class Blocker:
             raise ImportError(f"{name} is blocked")
 
 sys.meta_path.insert(0, Blocker())
-from spiking_mlp_jax.deploy.engine.engine import Engine
+from spiking_mlp_jax.deploy.engine import Engine
 net, images = pickle.load(sys.stdin.buffer)
 sys.stdout.buffer.write(pickle.dumps(Engine(net, 2).logits(images)))
 """
@@ -243,7 +242,7 @@ def test_an_older_cpu_gives_the_same(tmp_path):
 
 
 def test_the_machine_code_does_not_multiply():
-    report = Engine(random_integer_net(0), 1).audit()
+    report = check(Engine(random_integer_net(0), 1))
     assert report.ok, str(report)
     assert {row[0] for row in report.read} >= {"layer", "mix", "fire", "stem", "head"}
     # That it read the loops, and not some stub.

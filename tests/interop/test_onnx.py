@@ -13,7 +13,7 @@ from spiking_mlp_jax.cli.main import main
 from spiking_mlp_jax.data.sources import open_source
 from spiking_mlp_jax.data.transforms import fit_image
 from spiking_mlp_jax.deploy import artifact, ranges, reference
-from spiking_mlp_jax.deploy.engine.engine import Engine
+from spiking_mlp_jax.deploy.engine import Engine
 from spiking_mlp_jax.deploy.fold import fold
 from spiking_mlp_jax.deploy.network import IntegerNet
 from spiking_mlp_jax.deploy.quantize import quantize

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from spiking_mlp_jax.deploy import artifact, reference
-from spiking_mlp_jax.deploy.engine.engine import Engine
+from spiking_mlp_jax.deploy.engine import Engine
 from spiking_mlp_jax.models import weights
 from spiking_mlp_jax.models.pixels import normalize
 from spiking_mlp_jax.train.average import with_average

@@ -1,48 +1,42 @@
-"""The kernels as numba's functions, compiled when they are first called and then read from numba's cache on disk."""
+"""The kernels compiled by numba at their first call, and cached on disk."""
 
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 from typing import Any
 
 import numba
 
-from spiking_mlp_jax.deploy.engine import ends as kernels_ends
-from spiking_mlp_jax.deploy.engine import kernels, simd
-from spiking_mlp_jax.deploy.engine import mixing as kernels_mix
-from spiking_mlp_jax.deploy.engine import types as kernel_types
-from spiking_mlp_jax.deploy.engine.kernels import OPTIONS
+from spiking_mlp_jax.deploy.engine.ends import head, stem
+from spiking_mlp_jax.deploy.engine.kernels import OPTIONS, fire, identity, layer, mix
+
+SOURCES = ("compiled", "ends", "kernels", "operands", "simd")
 
 
-def _stamp() -> str:
-    """Of all files that make up a kernel."""
-    together = hashlib.sha256()
-    for module in (simd, kernel_types, kernels, kernels_mix, kernels_ends):
-        together.update(Path(str(module.__file__)).read_bytes())
-    return together.hexdigest()
+def _cache_folder() -> str:
+    """A folder for these very sources: numba itself would notice changes in a kernel's own file alone."""
+    sources = b"".join(Path(__file__).with_name(f"{name}.py").read_bytes() for name in SOURCES)
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    base = numba.config.CACHE_DIR or os.path.join(cache, "spiking_mlp_jax", "numba")  # pyright: ignore
+    return os.path.join(base, hashlib.sha256(sources).hexdigest()[:16])
 
 
-def _compiled(function, stamp) -> Any:
+def _compiled(function: Any) -> Any:
     try:
-        compiled: Any = numba.njit(cache=True, **OPTIONS)(function)
-        # numba itself looks at the function's own file alone, and would run an old neuron in it.
-        compiled._cache._cache_file._source_stamp = stamp
-    except (RuntimeError, AttributeError, OSError):
-        # No place for the cache can be written to, or another numba's insides: compiled in every process then.
+        return numba.njit(cache=True, **OPTIONS)(function)
+    except RuntimeError:  # the folder cannot be written to: every process compiles
         return numba.njit(**OPTIONS)(function)
-    return compiled
 
 
-_STAMP = _stamp()
-COMPILED: dict[str, Any] = {
-    function.__name__: _compiled(function, _STAMP)
-    for function in (
-        kernels.layer,
-        kernels.fire,
-        kernels.identity,
-        kernels_mix.mix,
-        kernels_ends.stem,
-        kernels_ends.head,
-    )
-}
+def _all_compiled() -> dict[str, Any]:
+    config: Any = numba.config
+    before, config.CACHE_DIR = config.CACHE_DIR, _cache_folder()
+    try:
+        return {function.__name__: _compiled(function) for function in (layer, fire, identity, mix, stem, head)}
+    finally:
+        config.CACHE_DIR = before
+
+
+COMPILED = _all_compiled()

@@ -1,4 +1,4 @@
-"""From pixels to the first potentials, and from the last spikes to logits, compiled; see `kernels`."""
+"""The kernels from pixels to the first potentials and from the last spikes to logits; see `kernels`."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from spiking_mlp_jax.deploy.engine.simd import (
 
 
 def stem(active, first, last, steps, images, image_size, corners, pixels, table, synapses, result, found, ends, patch):
-    """Bit planes of the bytes: from the highest bit on, the sum is doubled and the rows of the set bits are added.
+    """The first layer, by bit planes from the highest: the sum is doubled, then the rows of set bits are added.
 
     Args:
         images: uint8 [slots * image_size].
         corners: int64 [tokens], a patch's first byte; pixels: int64 [fan_in], its bytes from there.
-        table: uint32 [whole words of 32], where a byte's row of the kernel starts.
+        table: uint32 [whole words of 32], where the kernel's row of a byte starts.
         found: uint32, room for 8 bits of each byte and 16 more; ends: int64 [8]; patch: uint8 [table.size], zeros.
     """
     like = lanes64(synapses.bias)
@@ -67,7 +67,7 @@ def stem(active, first, last, steps, images, image_size, corners, pixels, table,
 
 
 def head(active, first, last, steps, source, tokens, synapses, kernel_start, shift_start, result, found):
-    """Rows for all spikes of an image; `first` and `last` are channels, multiples of 128 but for the end.
+    """The sum of the rows of all spikes of an image; `first` and `last` are channels, multiples of 128 except the end.
 
     Args:
         found: uint32, room for all spikes of a step and 16 more.

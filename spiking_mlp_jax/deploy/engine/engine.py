@@ -1,4 +1,4 @@
-"""The engine: an integer network on an ordinary CPU, event by event. Needs numpy and numba alone.
+"""Runs integer networks on a CPU, event by event, with numpy and numba alone.
 
 engine = Engine("net.smlp")
 scores = engine.predict(images)
@@ -12,24 +12,20 @@ import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from spiking_mlp_jax.deploy import ranges
+from spiking_mlp_jax.deploy import artifact, ranges
 from spiking_mlp_jax.deploy.engine.compiled import COMPILED
-from spiking_mlp_jax.deploy.engine.constants import Constants
+from spiking_mlp_jax.deploy.engine.operands import Constants
 from spiking_mlp_jax.deploy.engine.program import Program
 from spiking_mlp_jax.deploy.network import Description, IntegerNet, check_images, is_whole
 from spiking_mlp_jax.errors import InputError
 
-if TYPE_CHECKING:
-    from spiking_mlp_jax.deploy.engine.machine_code import Report
-
-# Many images in flight spread the cost of a call from Python, a few their buffers stay in the cache. Measured on the
-# Fashion-MNIST net, in microseconds per image: 152 at 2^18, 128, 119, 113, 109 at 2^22.
+# Many images in flight amortise a call from Python; the buffers of a few stay in the cache. Measured on the
+# Fashion-MNIST network, in microseconds per image: 152 at 2^18, 128, 119, 113, 109 at 2^22.
 IN_FLIGHT_BYTES = 1 << 21
-# Below so many possible additions per time step, a second thread costs more than it brings.
+# With fewer possible additions per time step, a second thread costs more than it gains.
 WORTH_A_TEAM = 20_000_000
 
 
@@ -38,16 +34,17 @@ class Engine:
 
     Args:
         net: an `IntegerNet`, or the path of an artifact.
-        threads: how many; None for one for each core that this process may use.
+        threads: number of threads; None for one per core that this process may use.
 
     Attributes:
-        net, description: the network, and what it is.
-        threads: how many there are.
-        score_scale: a float; a score or logit times it is in the trained network's units. A score is a sum over the
-            steps that were run, so `scores * score_scale / steps` are the mean logits.
+        net, description: the network and its description.
+        threads: number of threads.
+        score_scale: float; logits and scores multiplied by it are in the trained network's units. A score is a sum over
+            steps, so `scores * score_scale / steps` are the mean logits.
 
     Raises:
-        InputError: no such artifact or a damaged one; a network whose words are not proven; a bad number of threads.
+        InputError: the artifact is missing or damaged, a sum is not proven to fit its word, or threads is not a
+            positive integer.
 
     Examples:
         >>> from spiking_mlp_jax import weights
@@ -61,13 +58,11 @@ class Engine:
 
     def __init__(self, net: IntegerNet | str | os.PathLike, threads: int | None = None):
         if not isinstance(net, IntegerNet):
-            from spiking_mlp_jax.deploy.artifact import load  # pyright: ignore[reportMissingImports]
-
-            net = load(net)
+            net = artifact.load(net)
         if threads is None:
             threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         if not is_whole(threads) or threads < 1:
-            raise InputError(f"threads must be a whole number from 1 on, but it is {threads!r}")
+            raise InputError(f"threads must be a positive integer, got {threads!r}")
         ranges.check(net)
         self.net: IntegerNet = net
         self.description: Description = net.description
@@ -79,7 +74,7 @@ class Engine:
         self._team = threads > 1 and _additions(net) >= WORTH_A_TEAM
 
     def _begin(self):
-        """What belongs to this process: a forked one has no threads, and a lock may have been held."""
+        """State of this process: after a fork there are no threads, and a lock may have been held."""
         self._process = os.getpid()
         self._pool = ThreadPoolExecutor(self.threads) if self.threads > 1 else None
         self._idle: dict[tuple[int, int, bool], list[Program]] = {}
@@ -90,13 +85,13 @@ class Engine:
 
         Args:
             images: uint8 [B, H, W, C].
-            steps: time steps to run, 1 to T; None for all.
+            steps: time steps to run, 1 to T; None for T.
 
         Returns:
-            int32 [steps, B, K], the same integers as `reference.run`'s.
+            int32 [steps, B, K], bit for bit those of `reference.run`.
 
         Raises:
-            InputError: images of another shape or type than the network's; steps out of range.
+            InputError: images of the wrong shape or dtype; steps out of range.
         """
         images = check_images(self.description, images)
         steps = self._steps(steps)
@@ -118,20 +113,19 @@ class Engine:
 
         Args:
             images: uint8 [B, H, W, C].
-            steps: time steps to run at most, 1 to T; None for all.
-            margin: None, or classify an image as soon as its best class leads by so much, see `predict_early`.
+            steps: maximum number of time steps, 1 to T; None for T.
+            margin: None, or the lead at which an image is classified early, see `predict_early`.
 
         Returns:
-            int32 [B, K]; the sum of the logits over the steps that were run. An argmax is the class. With a margin
-            images may have run for different numbers of steps, which `predict_early` tells, and their scores are
-            to be compared only after division by those.
+            int32 [B, K], the sum of the logits over the steps that ran; the argmax is the class. With a margin, images
+            may run for different numbers of steps (`predict_early` returns them): divide by these to compare scores.
 
         Raises:
-            InputError: as `logits`; a bad margin.
+            InputError: as `logits`; a margin that is negative or not a number.
         """
         if margin is not None:
             return self.predict_early(images, margin, steps=steps)[0]
-        # Proven not to overflow is a logit, not the sum: T of them fit, unless T is absurd, but are checked.
+        # Each logit is proven to fit; their sum over T steps is checked.
         return _int32(self.logits(images, steps).sum(0, dtype=np.int64))
 
     def predict_early(
@@ -140,28 +134,28 @@ class Engine:
         """Class scores with an early exit.
 
         An image is classified after the first step, from `min_steps` on, at which the mean logit of its best class
-        is ahead of the second best's by `margin` or more. Compared are integers, without division: the lead of the
-        summed logits with margin * 2^fraction * step, rounded up.
+        exceeds the second best's by at least `margin`. The comparison is of integers, without division: the lead of the
+        summed logits against margin * 2^fraction * step, rounded up.
 
         Args:
             images: uint8 [B, H, W, C].
-            margin: lead in units of the trained network's logits, at least 0; infinity for never.
-            min_steps: steps that every image runs at least, 1 to `steps`.
-            steps: and at most; None for T.
+            margin: lead in units of the trained network's logits, at least 0; infinity for no early exit.
+            min_steps: minimum number of steps, 1 to `steps`.
+            steps: maximum number of steps; None for T.
 
         Returns:
-            (scores int32 [B, K], steps int32 [B]): the sum of the logits over the steps that the image ran, and how
-            many these were.
+            (scores int32 [B, K], steps int32 [B]): the sum of the logits over the steps that the image ran, and their
+            number.
 
         Raises:
-            InputError: as `logits`; a margin that is negative or no number; min_steps out of range.
+            InputError: as `logits`; a margin that is negative or not a number; min_steps out of range.
         """
         images = check_images(self.description, images)
         steps = self._steps(steps)
         if not isinstance(margin, numbers.Real) or isinstance(margin, bool) or not margin >= 0:
-            raise InputError(f"margin must be a number from 0 on, but it is {margin!r}")
+            raise InputError(f"margin must be a number of at least 0, got {margin!r}")
         if not is_whole(min_steps) or not 1 <= min_steps <= steps:
-            raise InputError(f"min_steps must be a whole number from 1 to {steps}, but it is {min_steps!r}")
+            raise InputError(f"min_steps must be an integer between 1 and {steps}, got {min_steps!r}")
         needed = [_threshold(float(margin), self.description.formats["head"].fraction, t) for t in range(1, steps + 1)]
         classes = self.description.num_classes
         scores = np.zeros((len(images), classes), np.int64)
@@ -186,27 +180,16 @@ class Engine:
         self._over_images(run, len(images), self._slots)
         return _int32(scores), ran
 
-    def audit(self) -> Report:
-        """What multiplications are left in the machine code of the kernels that this process has compiled; see there.
-
-        Classifies a black picture first, so that all that this network needs is among them. Takes seconds.
-        """
-        from spiking_mlp_jax.deploy.engine.machine_code import check_kernels
-
-        c = self.description
-        self.predict(np.zeros((1, c.image_size, c.image_size, c.in_channels), np.uint8))
-        return check_kernels(COMPILED)
-
     def _steps(self, steps) -> int:
         most = self.description.time_steps
         if steps is None:
             return most
         if not is_whole(steps) or not 1 <= steps <= most:
-            raise InputError(f"steps must be a whole number from 1 to {most}, but it is {steps!r}")
+            raise InputError(f"steps must be an integer between 1 and {most}, got {steps!r}")
         return int(steps)
 
     def _over_images(self, run, count: int, most: int):
-        """Calls run(start, stop, team) for parts of a batch: a thread each, or all threads for one part."""
+        """Calls run(start, stop, team) for parts of a batch: one thread per part, or all threads for one part."""
         if self._process != os.getpid():
             self._begin()
         if self._pool is None or (count < self.threads and not self._team):
@@ -222,7 +205,7 @@ class Engine:
             list(self._pool.map(lambda part: run(*part, False), parts))
 
     def _take(self, slots: int, steps: int, keep: bool) -> Program:
-        # Buffers for as many as fit into the cache, so that an incomplete last part uses the same.
+        # Always buffers for `_slots` images, so that an incomplete last part reuses them.
         key = max(slots, self._slots), steps, keep
         with self._lock:
             idle = self._idle.setdefault(key, [])
@@ -255,18 +238,18 @@ class Engine:
 
 
 def _cut(extent: int, unit: int, parts: int | None = None) -> list[tuple[int, int]]:
-    """0 to extent in pieces of `unit`, or in so many parts whose sizes are multiples of it."""
+    """0 to extent in pieces of `unit`, or in `parts` pieces whose sizes are multiples of it."""
     size = unit if parts is None else -(-extent // (unit * parts)) * unit
     return [(start, min(start + size, extent)) for start in range(0, extent, size)]
 
 
 def _bytes_in_flight(c: Description) -> int:
-    """About the potentials of an image's largest stage."""
+    """Roughly the potentials of an image's largest stage."""
     return max(4 * c.time_steps * c.stage_side(i) ** 2 * c.stage_dim(i) for i in range(c.stages))
 
 
 def _additions(net: IntegerNet) -> int:
-    """Of one time step, if every neuron fired."""
+    """Additions in one time step if every neuron fired."""
     c, total = net.description, 0
     for i, depth in enumerate(c.depths):
         total += depth * c.stage_side(i) ** 2 * c.stage_dim(i) ** 2 * (3 + 2 * c.expansion)
@@ -274,14 +257,14 @@ def _additions(net: IntegerNet) -> int:
 
 
 def _threshold(margin: float, fraction: int, step: int) -> int | None:
-    """The smallest integer that is at least margin * 2^fraction * step, exactly; None where there is none."""
+    """margin * 2^fraction * step, rounded up exactly; None for infinity."""
     if math.isinf(margin):
         return None
     return math.ceil(Fraction(margin) * (1 << fraction) * step)
 
 
 def _lead(sums: np.ndarray) -> np.ndarray:
-    """How far the best class is ahead of the second best; of a single class, endlessly."""
+    """The lead of the best class over the second best; the largest integer if there is only one."""
     if sums.shape[1] == 1:
         return np.full(len(sums), np.iinfo(np.int64).max)
     best = np.partition(sums, -2, -1)
@@ -290,5 +273,5 @@ def _lead(sums: np.ndarray) -> np.ndarray:
 
 def _int32(scores: np.ndarray) -> np.ndarray:
     if scores.size and max(int(scores.max()), -int(scores.min()) - 1) >= 1 << 31:
-        raise InputError("the sum of the logits leaves 32 bits: take logits() and sum them in 64")
+        raise InputError("the sum of the logits exceeds 32 bits; sum logits() in 64 bits instead")
     return scores.astype(np.int32)

@@ -1,10 +1,9 @@
 """The engine's compiled loops. Additions, shifts, comparisons and selections: no multiplication, not even of addresses.
 
-Arrays are flat; every position is advanced by addition. Spikes are bits, 32 channels to a uint32 word, and a place's
-channels are padded to whole words ("lanes"). An image in flight is a slot; a kernel runs over the active slots, over
-the tokens from `first` to `last` and over `steps` time steps. All that one token needs for all its steps happens
-together: the rows of weights that its spikes select are summed in registers, 128 channels at a time, and the neuron
-follows in the same registers.
+Arrays are flat; every position advances by addition. Spikes are bits, 32 channels to a uint32 word, and channels are
+padded to whole words ("lanes"). An image in flight is a slot; a kernel runs over the active slots, the tokens from
+`first` to `last` and `steps` time steps. All steps of one token run together: the rows of weights that its spikes
+select are summed in registers, 128 channels at a time, and the neuron follows in the same registers.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ from spiking_mlp_jax.deploy.engine.simd import (
     subtract,
 )
 
-# Sums of so many int8 weights fit into 16 bits, whatever they are.
+# Sums of this many int8 weights always fit into 16 bits.
 ROWS = 256
 
 OPTIONS: dict[str, Any] = dict(nogil=True, boundscheck=False, error_model="numpy")
@@ -82,7 +81,7 @@ def sum_rows(like, kernel, base, found, i, end):
 
 @part
 def scaled(like, total, synapses, at):
-    """A map's result from its sum: shifted, halves rounded up, plus the bias."""
+    """A layer's result from its sum: shifted, halves rounded up, plus the bias."""
     x = left_shift(total, load(like, synapses.left, at))
     x = right_shift(add(x, load(like, synapses.half, at)), load(like, synapses.right, at))
     return add(x, load(like, synapses.bias, at))
@@ -106,7 +105,7 @@ def lanes_of_layer(
     like, lane, word, steps, found, ends, synapses, kernel_at, shift_at, norm, norm_at, offset_at, silent,
     neuron, neuron_at, addend, addend_at, also, also_at, result, result_at, out, out_at, state, state_at,
 ):  # fmt: skip
-    """One token's steps of some channels, from `lane` on."""
+    """All steps of one token, for the channels from `lane` on."""
     level, reset = neuron.level[neuron_at], neuron.reset[neuron_at]
     below = neuron.below[neuron_at] != 0
     v = fill(like, reset)
@@ -153,14 +152,14 @@ def layer(
     active, first, last, steps, source, synapses, kernel_start, shift_start, norm, offset_start,
     neuron, addend, also, result, out, state, found, ends,
 ):  # fmt: skip
-    """A map of spikes, the token's norm, what is added to it, and the neuron.
+    """A linear layer, the token's norm, additions, and the neuron.
 
     Args:
         active: uint8 [slots].
         first, last, steps: see the module.
-        kernel_start, shift_start, offset_start: where the first of these steps' constants are.
-        addend, also, result: what is added, and where the sum goes.
-        found: uint32 scratch for all steps' spikes and 16 more; ends: int64 [steps].
+        kernel_start, shift_start, offset_start: where the constants of the first step are.
+        addend, also, result: what is added, and where the sum is stored.
+        found: uint32 scratch for the spikes of all steps and 16 more; ends: int64 [steps].
     """
     source_slot, addend_slot, also_slot = 0, addend.at, also.at
     result_slot, out_slot, state_slot = result.at, out.at, 0
@@ -232,7 +231,7 @@ def layer(
 
 
 def fire(active, first, last, steps, potential, lanes, zero, neuron, out, state):
-    """Neurons on potentials in memory, `lanes` of them; zero: an array of the dtype to compute in."""
+    """Neurons on `lanes` potentials in memory; zero: an array of the dtype to compute in."""
     like = lanes32(zero)
     level, reset = neuron.level[0], neuron.reset[0]
     potential_slot, out_slot, state_slot = potential.at, out.at, 0
@@ -266,7 +265,7 @@ def fire(active, first, last, steps, potential, lanes, zero, neuron, out, state)
 
 
 def identity(active, first, last, steps, lanes, low, high, start, constant_step, neuron, out, state):
-    """Neurons whose potential is `low` without and `high` with a spike, in place: [S, lanes], from `start` on."""
+    """Neurons that replace spikes in place: input `high` for a spike, else `low`, [S, lanes] from `start` on."""
     like = lanes32(low)
     level, reset = neuron.level[0], neuron.reset[0]
     out_slot, state_slot = out.at, 0
@@ -294,4 +293,88 @@ def identity(active, first, last, steps, lanes, low, high, start, constant_step,
                 out_token += out.token
                 state_token += state.token
         out_slot += out.slot
+        state_slot += state.slot
+
+
+@part
+def mixed(total, mixture, at):
+    """Potentials of 32 channels from their sums, as `scaled`, with one output's constants for all lanes."""
+    x = left_shift(total, mixture.left[at])
+    return add(right_shift(add(x, mixture.half[at]), mixture.right[at]), mixture.bias[at])
+
+
+def mix(active, first, last, steps, words, axis, mixture, kernel_start, shift_start, neuron, valid, state):
+    """Row and column mixing: a lane for each of 32 channels, masked by its spike.
+
+    An axis has few outputs, but all channels share the weights. So lanes are channels here, and spikes mask the
+    addition of a weight. `first` and `last` are positions of the other axis.
+    """
+    level, reset = neuron.level[0], neuron.reset[0]
+    like = lanes32(mixture.bias)
+    slot_at, state_slot = 0, 0
+    for slot in range(active.size):
+        if active[slot]:
+            other_at, state_at = slot_at, state_slot
+            for other in range(last):
+                if other < first:
+                    state_at += state.token
+                else:
+                    for group in range(axis.groups):
+                        block_start, shift_block, r = kernel_start, shift_start, 0
+                        out_block = other_at + axis.to + group
+                        while r < axis.side:
+                            v0 = v1 = v2 = v3 = fill(like, reset)
+                            if not state.begin:
+                                v0 = load(like, state.values, state_at)
+                                v1 = load(like, state.values, state_at + 32)
+                                v2 = load(like, state.values, state_at + 64)
+                                v3 = load(like, state.values, state_at + 96)
+                            step_at, kernel_at, shift_at = other_at + group, block_start, shift_block
+                            out_at = out_block
+                            for _ in range(steps):
+                                a0 = a1 = a2 = a3 = like
+                                i, k = step_at, kernel_at
+                                for _ in range(axis.side):
+                                    fires = load_mask(like, words, i)
+                                    a0 = choose(fires, add(a0, element(mixture.kernel, k)), a0)
+                                    a1 = choose(fires, add(a1, element(mixture.kernel, k + 1)), a1)
+                                    a2 = choose(fires, add(a2, element(mixture.kernel, k + 2)), a2)
+                                    a3 = choose(fires, add(a3, element(mixture.kernel, k + 3)), a3)
+                                    i = onward(i, axis.along)
+                                    k += 4
+                                at = out_at
+                                x = mixed(a0, mixture, shift_at)
+                                fired, v0 = charge_and_fire(like, v0, x, neuron, level, reset, False)
+                                store_mask(words, at, fired, valid, group)
+                                at = onward(at, axis.along)
+                                x = mixed(a1, mixture, shift_at + 1)
+                                fired, v1 = charge_and_fire(like, v1, x, neuron, level, reset, False)
+                                if r + 1 < axis.side:
+                                    store_mask(words, at, fired, valid, group)
+                                at = onward(at, axis.along)
+                                x = mixed(a2, mixture, shift_at + 2)
+                                fired, v2 = charge_and_fire(like, v2, x, neuron, level, reset, False)
+                                if r + 2 < axis.side:
+                                    store_mask(words, at, fired, valid, group)
+                                at = onward(at, axis.along)
+                                x = mixed(a3, mixture, shift_at + 3)
+                                fired, v3 = charge_and_fire(like, v3, x, neuron, level, reset, False)
+                                if r + 3 < axis.side:
+                                    store_mask(words, at, fired, valid, group)
+                                step_at = onward(step_at, axis.step)
+                                out_at = onward(out_at, axis.step)
+                                kernel_at = onward(kernel_at, mixture.kernel_step)
+                                shift_at = onward(shift_at, mixture.step)
+                            if state.keep:
+                                store(state.values, state_at, v0)
+                                store(state.values, state_at + 32, v1)
+                                store(state.values, state_at + 64, v2)
+                                store(state.values, state_at + 96, v3)
+                            state_at += 128
+                            out_block += axis.along << 2
+                            block_start += mixture.block
+                            shift_block += 4
+                            r += 4
+                other_at += axis.other
+        slot_at += axis.slot
         state_slot += state.slot

@@ -1,47 +1,47 @@
-"""Reads what the engine's kernels were compiled to, and lists every multiplication in it.
+"""Lists every multiplication in the machine code of the engine's kernels.
 
-Read are the optimised LLVM code and the assembly of this machine's CPU, for the types that the kernels were called
-with. What calls a kernel from Python (numba's wrappers, which unpack its arguments once) is left out. Scaled
-addressing, such as [base + 4 * index], is a shift by the hardware's own encoding and counts as none.
+Reads the optimised LLVM code and this CPU's assembly, for the types with which the kernels were called. numba's
+wrappers, which unpack a kernel's arguments once per call, are not read. Scaled addressing such as [base + 4 * index] is
+a shift in hardware and does not count.
 
-    python -m spiking_mlp_jax.deploy.engine.machine_code NET.smlp
-
-On x86-64 none is left where the CPU has AVX2 or AVX-512. Without them LLVM shifts lanes by different counts with a
-multiplication (pmullw), which the report then lists.
+On x86-64 with AVX2 or AVX-512 there is no multiplication. Without them LLVM shifts lanes by different counts with one
+(pmullw), which the report lists.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import re
-import sys
 from collections.abc import Mapping
 from typing import Any
 
 import numba
+import numpy as np
 
-from spiking_mlp_jax.deploy.engine import kernels
+from spiking_mlp_jax.deploy.engine.compiled import COMPILED
+from spiking_mlp_jax.deploy.engine.engine import Engine
+from spiking_mlp_jax.deploy.engine.kernels import OPTIONS
 
-# What multiplies or divides: instructions of LLVM, and mnemonics of x86-64 and AArch64.
+# What multiplies or divides: LLVM instructions, and mnemonics of x86-64 and AArch64.
 LLVM = re.compile(r"^(?:%\S+ = )?(?:tail |musttail |notail )?(f?mul|[us]div|fdiv|[us]rem|frem)\b")
 CALL = re.compile(r"\bcall\b[^@\n]*@(?:\"([^\"]+)\"|([\w.$]+))\(")
-# The only ones that may be called: whatever is not known here is not passed.
+# The only functions that may be called; any other is reported.
 HARMLESS = re.compile(
     r"^llvm\.(experimental\.vector\.compress|ctpop|cttz|ctlz|[su]min|[su]max|abs|memset|memcpy|memmove|assume|bswap"
     r"|lifetime|experimental\.noalias|vector\.reduce\.(add|or|and|[su]min|[su]max)|[su](add|sub)\.(sat|with\.overflow)|fsh[lr]|bitreverse)\b"
 )
-# How LLVM writes a scaled address or a difference before it picks the instruction: a shift, a negation.
+# LLVM's form of a scaled address or a negation before it picks the instruction.
 SHIFT = re.compile(r"mul (?:n[us]w )*i64 %\S+, (-?\d+)$")
 ASSEMBLY = re.compile(r"^\w*(mul|madd|msub|div|mla|mls|pdp|dot|sqrt|rcp|scalef|^fma|vfm|vfnm)\w*$")
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """An instruction that multiplies, or a call to something that was not read.
+    """An instruction that multiplies, or a call of a function that was not read.
 
     Attributes:
-        kernel: its function; code: "llvm" or "assembly"; instruction: its text.
-        in_loop: whether the instruction lies in a loop; None in assembly, where that is not looked for.
+        kernel: name of the kernel; code: "llvm" or "assembly"; instruction: its text.
+        in_loop: whether the instruction is in a loop; None in assembly, where that is not checked.
     """
 
     kernel: str
@@ -52,11 +52,11 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What was found.
+    """The multiplications found, and what was read.
 
     Attributes:
-        rows: everything that speaks against it.
-        read: for each kernel and signature: (kernel, types, LLVM instructions, of them in loops, assembly lines).
+        rows: every multiplication and unread call.
+        read: per kernel and signature (kernel, types, LLVM instructions, those in loops, assembly lines).
     """
 
     rows: list[Row]
@@ -64,7 +64,7 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Whether something was read and nothing in it multiplies."""
+        """Whether there was code to read and nothing in it multiplies."""
         return bool(self.read) and not self.rows
 
     def __str__(self) -> str:
@@ -76,26 +76,31 @@ class Report:
         return "\n".join([*lines, "no multiplication" if self.ok else "NOT free of multiplications"])
 
 
-def check_kernels(compiled: Mapping | None = None) -> Report:
-    """Compiles every kernel again for all types it has been compiled for, and reads the result.
+def check(engine: Engine) -> Report:
+    """The multiplications in the machine code of all kernels that this process has compiled. Takes seconds.
+
+    The engine classifies a black image first, so that the kernels that it needs are among them.
+    """
+    c = engine.description
+    engine.predict(np.zeros((1, c.image_size, c.image_size, c.in_channels), np.uint8))
+    return check_kernels(COMPILED)
+
+
+def check_kernels(compiled: Mapping[str, Any]) -> Report:
+    """Compiles functions of numba again for all types with which they were called, and reads the result.
 
     Args:
-        compiled: numba's functions by name; None for the engine's. None of them may have been called yet: then
-            there is nothing to read, and the report is not ok.
+        compiled: functions by name. If none has been called there is nothing to read, and the report is not ok.
     """
-    if compiled is None:
-        from spiking_mlp_jax.deploy.engine.compiled import COMPILED
-
-        compiled = COMPILED
     rows, read = [], []
     for name, function in compiled.items():
         for signature in function.signatures:
-            # What comes from numba's cache on disk has no text of its own.
-            fresh: Any = numba.njit(**kernels.OPTIONS)(function.py_func)
+            # Functions from numba's cache on disk have no text.
+            fresh: Any = numba.njit(**OPTIONS)(function.py_func)
             fresh.compile(signature)
             own = fresh.overloads[signature].fndesc.llvm_func_name
             functions = _functions(fresh.inspect_llvm(signature))
-            # Whatever the kernel calls is either inlined or a function of the same module, which is read too.
+            # What the kernel calls is inlined, or in the same module and read too.
             instructions = looped = 0
             waiting, seen = [own], {own}
             while waiting:
@@ -127,7 +132,7 @@ def _is_shift(line: str) -> bool:
 
 
 def _functions(module: str) -> dict[str, dict[str, list[str]]]:
-    """Each function's instructions by block."""
+    """The instructions of each function by block."""
     found: dict[str, dict[str, list[str]]] = {}
     blocks: dict[str, list[str]] | None = None
     lines: list[str] = []
@@ -178,19 +183,3 @@ def _assembly(text: str, symbol: str) -> list[str]:
         elif inside and line.startswith("\t") and not line.strip().startswith((".", "#", "//")):
             lines.append(line.strip())
     return lines
-
-
-def main(arguments: list[str]) -> int:
-    """Prints the report of the kernels that an artifact needs; exit status 0 if it is ok."""
-    from spiking_mlp_jax.deploy.engine.engine import Engine
-
-    if len(arguments) != 1:
-        print("usage: python -m spiking_mlp_jax.deploy.engine.machine_code NET.smlp")
-        return 2
-    report = Engine(arguments[0]).audit()
-    print(report)
-    return 0 if report.ok else 1
-
-
-if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1:]))

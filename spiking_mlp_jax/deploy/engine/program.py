@@ -7,8 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from spiking_mlp_jax.deploy.engine.constants import Constants, flat, padded, valid
-from spiking_mlp_jax.deploy.engine.types import Axis, Place, Source, Spikes, State
+from spiking_mlp_jax.deploy.engine.operands import Axis, Constants, Place, Source, Spikes, State, flat, padded, valid
 from spiking_mlp_jax.deploy.network import Format
 
 

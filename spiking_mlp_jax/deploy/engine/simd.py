@@ -1,11 +1,10 @@
-"""Vectors of 16- or 32-bit integers for numba's compiled functions, and the few operations the engine needs on them.
+"""Vectors of 16- or 32-bit integers for numba, and the few operations that the engine needs on them.
 
-numba vectorises a loop when it can prove that it may, which it often cannot; here each operation is an instruction of
-LLVM on a whole vector, which stays in registers, and there is none that multiplies. LLVM splits a vector that is wider
-than the machine's, so one source serves every CPU. Arrays are flat and contiguous, positions count elements, and
-nothing checks them: the callers in `kernels` do not leave their arrays.
+numba often cannot prove that it may vectorise a loop. Here each operation is one LLVM instruction on a vector in
+registers, and none of them multiplies. LLVM splits vectors that are wider than the machine's, so one source serves
+every CPU. Arrays are flat and contiguous, positions count elements, and bounds are not checked.
 
-A function's types are not hints: `like`, a vector, carries its lanes and bits through the generic kernels.
+`like`, a vector, carries its lanes and bits through the generic kernels.
 """
 
 from __future__ import annotations
@@ -21,12 +20,12 @@ POSITION = types.int64
 
 
 def instruction(function) -> Any:
-    """numba's `intrinsic`, whose first parameter no caller sees."""
+    """numba's `intrinsic`, typed for callers, who do not pass its first parameter."""
     return intrinsic(function)
 
 
 class Vector(types.Type):
-    """So many lanes of integers; of single bits where a comparison made it."""
+    """A vector of integers, or of single bits from a comparison."""
 
     def __init__(self, bits: int, lanes: int):
         self.bits, self.lanes = bits, lanes
@@ -45,7 +44,7 @@ def _pointer(context, builder, kind, array, position, element):
 
 
 def _resized(builder, vector, bits, unsigned=False):
-    """A vector with elements of so many bits."""
+    """The vector with elements of `bits` bits."""
     now, wanted = vector.type.element.width, ir.VectorType(ir.IntType(bits), vector.type.count)
     if now == bits:
         return vector
@@ -55,7 +54,7 @@ def _resized(builder, vector, bits, unsigned=False):
 
 
 def _filled(builder, kind, scalar):
-    """The scalar, cut to the vector's bits, in every lane."""
+    """The scalar, truncated or extended to the vector's bits, in every lane."""
     element, place = ir.IntType(kind.bits), ir.IntType(32)
     if scalar.type.width > kind.bits:
         scalar = builder.trunc(scalar, element)
@@ -102,7 +101,7 @@ def fill(typing, like, scalar):
 def _binary(operation):
     @instruction
     def apply(typing, a, b):
-        # The second operand may be a scalar, which then stands in every lane, or a vector of fewer bits.
+        # The second operand may be a scalar, which is broadcast, or a vector of fewer bits.
         def generate(context, builder, signature, arguments):
             left, right = arguments
             right = _resized(builder, right, a.bits) if isinstance(b, Vector) else _filled(builder, a, right)
@@ -180,7 +179,7 @@ def load_mask(typing, like, words, position):
 
 @instruction
 def store_mask(typing, words, position, mask, valid, place):
-    """Writes a bit for each lane, where the words of `valid` from `place` on have one too."""
+    """Writes a bit for each lane, masked by the words of `valid` from `place` on."""
 
     def generate(context, builder, signature, arguments):
         data, start, value, seen, second = arguments
@@ -213,7 +212,7 @@ def element(typing, array, position):
 
 @instruction
 def plane(typing, array, position, bit):
-    """A word of one bit, given as its value, of each of 32 bytes."""
+    """A word of one bit of each of 32 bytes; the bit is given as its value."""
 
     def generate(context, builder, signature, arguments):
         data, start, value = arguments
@@ -228,7 +227,7 @@ def plane(typing, array, position, bit):
 
 @instruction
 def onward(typing, position, by):
-    """position + by, which LLVM does not see through: where it unrolls a loop it would take a multiple of `by`."""
+    """position + by, opaque to LLVM, which would multiply `by` when it unrolls a loop."""
 
     def generate(context, builder, signature, arguments):
         i64 = ir.IntType(64)
@@ -241,7 +240,7 @@ def onward(typing, position, by):
 def list_spikes(typing, found, count, word, table, position):
     """Appends table[position + lane] for every spike of a word of 32 lanes, from the lowest.
 
-    Writes up to 16 elements of rubbish past the last.
+    Up to 16 elements past the last are overwritten.
 
     Returns:
         the new count.
