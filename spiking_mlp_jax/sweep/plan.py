@@ -18,7 +18,6 @@ import difflib
 import os
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from absl import flags
@@ -267,8 +266,3 @@ def _text(title) -> str:
     if not isinstance(title, str):
         raise InputError(f"title must be text, but it is {title!r}")
     return title
-
-
-def output_folder(workdir: Path, file: str) -> Path:
-    """Where a sweep's tables and figures go: several sweeps may share a workdir, and with it the runs they share."""
-    return workdir / "tables" / os.path.splitext(os.path.basename(file))[0]

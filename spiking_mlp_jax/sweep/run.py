@@ -1,56 +1,106 @@
-"""Runs of a sweep as processes: so many at a time, each in its own session, stopped and continued together.
+"""Trains, measures and times the runs of a sweep: limited in number, stopped and resumed together.
 
-A crash of one does not take the others. Ctrl-C reaches this process alone, which asks each child once to save and end.
+A crash of one run does not take the others. Ctrl-C reaches this process alone, which asks each job once to save and
+end.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import json
 import os
 import re
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from spiking_mlp_jax.errors import EXIT_INTERRUPTED, EXIT_NONFINITE, EXIT_STORAGE
-from spiking_mlp_jax.sweep.plan import Run
-from spiking_mlp_jax.sweep.results import run_folder
+from spiking_mlp_jax.sweep.jobs import LOG, OUTPUT, Job, Process, Slurm
+from spiking_mlp_jax.sweep.plan import Run, Sweep
+from spiking_mlp_jax.sweep.results import read_json, run_folder, write_result
 from spiking_mlp_jax.train.config import to_dict
 from spiking_mlp_jax.utils.interrupt import StopRequest
 
-LOG = "sweep.log"
-CHILD = "spiking_mlp_jax.sweep.child"
+Start = Callable[[str, dict[str, Any]], Job]
 _POLL_SECONDS = 0.2
 _TAIL_BYTES = 4096
-_AT_STEP = re.compile(rb"step (\d+)/(\d+)")
+_SHOWN = 90  # characters of a run's last line
+_AT_STEP = re.compile(r"step (\d+)/(\d+)")
 
 
-class Watcher(Protocol):
-    """Is told what happens; see `sweep.progress`."""
+def run_sweep(
+    sweep: Sweep,
+    runs: Sequence[Run],
+    workdir: Path,
+    found: Mapping[str, Mapping[str, Any]],
+    workers: int | None = None,
+    slurm: Sequence[str] | None = None,
+    retime: bool = False,
+) -> bool:
+    """Trains the runs that have no result and then times those without latency, one at a time.
 
-    def started(self, key: str) -> None:
-        """A run was started."""
+    Args:
+        sweep: the sweep.
+        runs: those of this machine.
+        workdir: of the sweep; each result is written there when its run ends.
+        found: {Run.key: result}, from `results.gather`.
+        workers: trainings at a time; None: 1, or with Slurm all.
+        slurm: None for processes on this machine; else options of sbatch, see `jobs.Slurm`.
+        retime: measure the latency of all finished runs here again.
 
-    def at(self, key: str, share: float, line: str) -> None:
-        """A run has got so far, a share from 0 to 1, and its log's last line is this."""
+    Returns:
+        False if a signal stopped it; the same call resumes.
+    """
+    results = dict(found)
+    start = Process if slurm is None else Slurm(workdir / "slurm", slurm).start
 
-    def ended(self, key: str, error: str | None) -> None:
-        """A run has ended, with an error if it failed."""
+    def done(run):
+        return results.get(run.key, {}).get("status") == "done"
+
+    def ended(task, run, error):
+        document: dict[str, Any] = {"status": "failed", "error": error} if error else {"status": "done"}
+        if task == "time":
+            # A failed timing does not discard what was measured before.
+            document |= {"status": "done", "measured": results[run.key]["measured"]}
+        if error is None:
+            part = "measured" if task == "train" else "latency"
+            document[part] = read_json(run_folder(workdir, run) / OUTPUT[task])
+        results[run.key] = document
+        write_result(workdir, run, document)
+
+    with StopRequest() as stop:
+        for task in OUTPUT:
+            if task == "train":
+                todo = [run for run in runs if not done(run)]
+                work, limit = {run.key: run.config.epochs * run.config.time_steps for run in todo}, workers
+            else:
+                here = [run for run in runs if done(run) and run_folder(workdir, run).is_dir()]
+                todo = [run for run in here if retime or "latency" not in results[run.key]]
+                work, limit = dict.fromkeys((run.key for run in todo), 1), 1
+            if not todo:
+                continue
+            what = {"train": "training", "time": "timing"}[task]
+            print(f"{what} {len(todo)} of {len(runs)} runs in {workdir}", file=sys.stderr)
+            limit = limit or (1 if slurm is None else len(todo))
+            with SweepProgress(what, work) as progress:
+                report = lambda run, error, task=task: ended(task, run, error)  # noqa: E731
+                if not run_all(task, todo, workdir, sweep.test_time_steps, limit, stop, progress, report, start):
+                    return False
+    return True
 
 
 @dataclasses.dataclass
-class _Child:
+class _Running:
     run: Run
-    process: subprocess.Popen[bytes]
+    job: Job
     slot: int
-    log_file: Path
-    start: int  # of this process's part of the log
+    log: Path
+    start: int  # of this job's part of the log
 
 
 def run_all(
@@ -60,134 +110,167 @@ def run_all(
     test_time_steps: Sequence[int],
     workers: int,
     stop: StopRequest,
-    watcher: Watcher,
-    ended: Callable[[Run, str | None], str | None],
+    progress: SweepProgress,
+    ended: Callable[[Run, str | None], None],
+    start: Start = Process,
 ) -> bool:
     """Runs a task of each run, at most `workers` at a time, until all have ended or a stop is requested.
 
-    The cores this process may use are shared out: each worker keeps to its own, so that the threads of one do not get
-    in the others' way.
+    Processes of this machine share its cores: each worker keeps to its own, so that their threads do not compete.
 
     Args:
-        task: "train" or "time", see `sweep.child`.
+        task: "train" or "time", see `sweep.jobs`.
         runs: in the order in which they are started.
         workdir: of the sweep.
         test_time_steps: for the measurement after the training.
         workers: from 1 on.
-        stop: set by a signal; the second signal raises KeyboardInterrupt, at which all children are killed.
-        watcher: shown to the user.
-        ended: called with each run that has ended by itself, and its error, None if all went well; returns the error
-            that is shown.
+        stop: set by a signal; the second signal raises KeyboardInterrupt, at which all jobs are killed.
+        progress: where to show it.
+        ended: called with each run that has ended by itself, and its error, None for success.
+        start: starts a job from a task and a message.
 
     Returns:
         whether all ended by themselves.
     """
-    waiting, children = list(runs), list[_Child]()
-    free, groups, told = list(range(workers)), _core_groups(workers), False
+    waiting, running = list(runs), list[_Running]()
+    groups = _core_groups(workers) if start is Process else [None] * workers
+    free, asked = list(range(workers)), False
     try:
-        while children or (waiting and not stop.requested):
+        while running or (waiting and not stop.requested):
             while waiting and free and not stop.requested:
-                slot = free.pop(0)
-                run = waiting.pop(0)
-                watcher.started(run.key)
-                children.append(_start(task, run, workdir, test_time_steps, groups[slot], slot))
-            if stop.requested and not told:
-                told = True
-                for child in children:
-                    child.process.send_signal(signal.SIGTERM)
+                run, slot = waiting.pop(0), free.pop(0)
+                folder = run_folder(workdir, run).absolute()
+                folder.mkdir(parents=True, exist_ok=True)
+                message = {"workdir": str(folder), "config": to_dict(run.config), "cores": groups[slot]}
+                message["test_time_steps"] = list(test_time_steps)
+                size = os.path.getsize(folder / LOG) if (folder / LOG).exists() else 0
+                progress.started(run.key)
+                running.append(_Running(run, start(task, message), slot, folder / LOG, size))
+            if stop.requested and not asked:
+                asked = True
+                for one in running:
+                    one.job.terminate()
             time.sleep(_POLL_SECONDS)
-            for child in list(children):
-                status = child.process.poll()
-                _look(child, watcher)
+            for one in list(running):
+                status, lines = one.job.poll(), _tail(one)
+                _look(one, lines, progress)
                 if status is None:
                     continue
-                children.remove(child)
-                _close(child)
-                free.append(child.slot)
-                # What ends after a stop is continued by the next command, whatever its status.
-                if child.process.returncode == 0 or not stop.requested:
-                    watcher.ended(child.run.key, ended(child.run, _error(child)))
+                running.remove(one)
+                free.append(one.slot)
+                # A run that ends after a stop is resumed by the next command, whatever its status.
+                if status == 0 or not stop.requested:
+                    error = _error(status, lines)
+                    ended(one.run, error)
+                    progress.ended(one.run.key, error)
     finally:
-        for child in children:
-            child.process.kill()
-            child.process.wait()
-            _close(child)
+        for one in running:
+            one.job.kill()
+            one.job.wait()
+            one.job.poll()
     return not waiting and not stop.requested
 
 
-def _start(task, run, workdir, test_time_steps, cores, slot) -> _Child:
-    folder = run_folder(workdir, run)
-    folder.mkdir(parents=True, exist_ok=True)
-    log_file = folder / LOG
-    message = {"workdir": str(folder), "config": to_dict(run.config), "cores": cores}
-    message["test_time_steps"] = list(test_time_steps)
-    with open(log_file, "ab") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", CHILD, task],
-            stdin=subprocess.PIPE,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        child = _Child(run, process, slot, log_file, log.tell())
-    assert process.stdin is not None
-    # A child that has died at once says why by its status and its log.
-    with contextlib.suppress(BrokenPipeError):
-        # The pipe stays open: the child ends when it closes.
-        process.stdin.write(json.dumps(message).encode() + b"\n")
-        process.stdin.flush()
-    return child
+def _tail(one: _Running) -> list[str]:
+    """The last lines that a job has logged."""
+    if not one.log.exists():
+        return []
+    with open(one.log, "rb") as file:
+        file.seek(max(one.start, one.log.stat().st_size - _TAIL_BYTES))
+        lines = file.read().decode(errors="replace").splitlines()
+    return [line.strip() for line in lines if line.strip()]
 
 
-def _close(child: _Child) -> None:
-    if child.process.stdin is not None:
-        with contextlib.suppress(BrokenPipeError):
-            child.process.stdin.close()
-
-
-def _look(child: _Child, watcher: Watcher) -> None:
-    tail = _tail(child)
-    steps = _AT_STEP.findall(tail)
+def _look(one: _Running, lines: list[str], progress: SweepProgress) -> None:
+    steps = _AT_STEP.findall("\n".join(lines))
     share = int(steps[-1][0]) / max(int(steps[-1][1]), 1) if steps else 0.0
-    watcher.at(child.run.key, share, _last_line(tail))
+    progress.at(one.run.key, share, lines[-1] if lines else "")
 
 
-def _tail(child: _Child) -> bytes:
-    size = os.path.getsize(child.log_file)
-    with open(child.log_file, "rb") as file:
-        file.seek(max(child.start, size - _TAIL_BYTES))
-        return file.read()
-
-
-def _last_line(tail: bytes) -> str:
-    lines = [line.strip() for line in tail.decode(errors="replace").splitlines() if line.strip()]
-    return lines[-1] if lines else ""
-
-
-def _error(child: _Child) -> str | None:
-    """Why a child failed, in a line; None if it did not."""
-    status = child.process.returncode
+def _error(status: int | str, lines: list[str]) -> str | None:
+    """Why a job failed, in one line; None if it did not."""
     if status == 0:
         return None
-    tail = _tail(child)
-    # What libraries say while the process ends comes after the error.
-    said = [line for line in tail.decode(errors="replace").splitlines() if line.startswith("error: ")]
-    last = said[-1].strip() if said else _last_line(tail)
-    if status < 0:
-        name = signal.Signals(-status).name
-        hint = ", perhaps for want of memory" if name == "SIGKILL" else ""
-        return f"killed by {name}{hint}" + (f"; it last said: {_last_line(tail)}" if tail.strip() else "")
+    last = lines[-1] if lines else ""
+    if isinstance(status, str) or status < 0:
+        why = status if isinstance(status, str) else f"killed by {signal.Signals(-status).name}"
+        why += " (out of memory?)" if status == -signal.SIGKILL else ""
+        return why + (f"; its last line: {last}" if last else "")
     if status == EXIT_INTERRUPTED:
-        return "interrupted by a signal from outside; the same command continues it"
+        return "interrupted by a signal from outside; rerun the same command to resume"
+    # Libraries may log after the error, while the process ends.
+    errors = [line for line in lines if line.startswith("error: ")]
     what = {EXIT_NONFINITE: "loss not finite: ", EXIT_STORAGE: "could not write: "}.get(status, "")
-    return f"{what}{last.removeprefix('error: ')}" if last else f"exit status {status}"
+    message = (errors[-1] if errors else last).removeprefix("error: ")
+    return what + message if message else f"exit status {status}"
 
 
 def _core_groups(workers: int) -> list[list[int] | None]:
-    """The cores of each worker; None where all may use all, as where this system cannot tell."""
+    """The cores of each worker; None for all, also where the system does not report them."""
     if workers == 1 or not hasattr(os, "sched_getaffinity"):
         return [None] * workers
     cores = sorted(os.sched_getaffinity(0))
     if workers >= len(cores):
         return [[cores[slot % len(cores)]] for slot in range(workers)]
     return [cores[slot * len(cores) // workers : (slot + 1) * len(cores) // workers] for slot in range(workers)]
+
+
+class SweepProgress:
+    """A bar for the sweep and one for each run on a terminal, a line for each finished run elsewhere.
+
+    Args:
+        what: title of the sweep's bar, e.g. "training".
+        work: {key: cost of the run, in any unit}; the time left is estimated from it.
+        console: where to show it; None for stderr.
+    """
+
+    def __init__(self, what: str, work: Mapping[str, float], console: Console | None = None):
+        self._console = console or Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+        self._work, self._total = dict(work), sum(work.values()) or 1.0
+        self._shares: dict[str, float] = {}
+        self._done = self._failed = 0
+        self._started = time.monotonic()
+        columns = (TextColumn("{task.description}"), BarColumn(30), TextColumn("{task.fields[status]}"))
+        self._bar = Progress(*columns, console=self._console, disable=not self._console.is_terminal)
+        self._all = self._bar.add_task(what, total=1.0, status="")
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> SweepProgress:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._bar.stop()
+
+    def started(self, key: str) -> None:
+        """A run has started."""
+        self._tasks[key] = self._bar.add_task(f"  {key}", total=1.0, status="starting")
+        self.at(key, 0.0, "starting")
+
+    def at(self, key: str, share: float, line: str) -> None:
+        """A run has done a share of its steps, 0 to 1, and this is the last line of its log."""
+        self._shares[key] = share
+        self._bar.update(self._tasks[key], completed=share, status=line[:_SHOWN])
+        self._update()
+
+    def ended(self, key: str, error: str | None) -> None:
+        """A run has ended, with an error or without."""
+        self._shares[key] = 1.0
+        self._done += 1
+        self._failed += error is not None
+        self._bar.remove_task(self._tasks.pop(key))
+        status = self._update()
+        self._console.print(f"{key}: " + ("done" if error is None else f"FAILED: {error}") + f"  ({status})")
+
+    def _update(self) -> str:
+        share = sum(self._work[key] * share for key, share in self._shares.items()) / self._total
+        status = f"{self._done} of {len(self._work)} runs"
+        status += f", {self._failed} failed" if self._failed else ""
+        hours = (time.monotonic() - self._started) / 3600
+        if self._done and hours > 0:
+            status += f", {self._done / hours:.1f} runs/h"
+        if 0 < share < 1 and hours > 0:
+            minutes, seconds = divmod(round(3600 * hours * (1 - share) / share), 60)
+            status += f", {minutes // 60}:{minutes % 60:02}:{seconds:02} left"
+        self._bar.update(self._all, completed=share, status=status)
+        return status

@@ -1,4 +1,4 @@
-"""Stands for `spiking_mlp_jax.sweep.child`: does what `init_weights` of its configuration says, and notes when."""
+"""Stands for `spiking_mlp_jax.sweep.jobs`: does what `init_weights` of its configuration says, and notes when."""
 
 import json
 import os

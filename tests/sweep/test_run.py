@@ -1,8 +1,9 @@
-"""Processes of a sweep: limited, recorded when they fail, stopped together, and resumed after a kill of the parent."""
+"""Jobs of a sweep: limited, recorded when they fail, stopped together, and resumed after a kill of the parent."""
 
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,11 +16,13 @@ from PIL import Image
 from rich.console import Console
 
 from spiking_mlp_jax.cli.main import main
+from spiking_mlp_jax.errors import InputError
+from spiking_mlp_jax.sweep import jobs
 from spiking_mlp_jax.sweep import run as run_module
 from spiking_mlp_jax.sweep.plan import load_sweep
-from spiking_mlp_jax.sweep.progress import SweepProgress
-from spiking_mlp_jax.sweep.run import run_all
+from spiking_mlp_jax.sweep.run import SweepProgress, run_all
 from spiking_mlp_jax.utils.interrupt import StopRequest
+from tests.support import fake_slurm
 from tests.sweep.test_plan import write_sweep
 
 ROOT = Path(__file__).parents[2]
@@ -41,15 +44,14 @@ class Watcher:
 
 def run_fakes(monkeypatch, tmp_path, whats, workers, stop=None):
     """Runs fake children; what was told of them, whether all ended, and the watcher."""
-    monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests"))
-    monkeypatch.setattr(run_module, "CHILD", "fake_child")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setattr(jobs, "MODULE", "tests.support.fake_child")
     runs = {f"r{i}": {"init_weights": what, "tau": 2.0 + i} for i, what in enumerate(whats)}
     sweep = load_sweep(write_sweep(tmp_path, runs=runs, seeds=(0,)))
     watcher, told = Watcher(), {}
 
     def ended(run, error):
         told[run.name] = error
-        return error
 
     stop = stop or StopRequest()
     whole = run_all("train", sweep.runs, tmp_path, (1,), workers, stop, watcher, ended)
@@ -60,7 +62,7 @@ def test_failures_are_recorded_and_others_go_on(monkeypatch, tmp_path):
     told, whole, watcher = run_fakes(monkeypatch, tmp_path, ["fails", "", "dies", ""], 1)
     assert whole
     assert told["r0"] == "no weights there" and told["r1"] is None and told["r3"] is None
-    assert told["r2"] is not None and told["r2"].startswith("killed by SIGKILL, perhaps for want of memory")
+    assert told["r2"] is not None and told["r2"].startswith("killed by SIGKILL (out of memory?)")
     assert watcher.errors == {f"{name}/seed0": error for name, error in told.items()}
     assert max(watcher.shares["r1/seed0"]) == 0.75
     # One at a time: each starts when the one before has ended.
@@ -110,14 +112,14 @@ def test_a_stop_asks_every_child_once(monkeypatch, tmp_path):
 
 
 def test_an_exception_kills_the_children(monkeypatch, tmp_path):
-    def looking(child, watcher):
-        looking.child = child
+    def looking(one, lines, progress):
+        looking.job = one.job
         raise KeyboardInterrupt
 
     monkeypatch.setattr(run_module, "_look", looking)
     with pytest.raises(KeyboardInterrupt):
         run_fakes(monkeypatch, tmp_path, ["waits"], 1)
-    assert looking.child.process.returncode in (-signal.SIGKILL, -signal.SIGTERM)
+    assert looking.job.returncode in (-signal.SIGKILL, -signal.SIGTERM)
 
 
 def test_progress_tells_rate_and_time_left(monkeypatch):
@@ -171,6 +173,20 @@ def get_config():
     return write_sweep(folder, base=str(folder / "base.py"), runs=runs, seeds=(0,), test_time_steps=(1, 2))
 
 
+def start_command(arguments):
+    return subprocess.Popen(
+        [sys.executable, "-c", f"import sys; from spiking_mlp_jax.cli.main import main; sys.exit(main({arguments!r}))"],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+
+
+def wait_for(condition, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
 def test_killed_and_resumed(tmp_path, monkeypatch, capsys):
     """Two runs and one that fails; the parent is killed while the first trains, and the command given again."""
     # One device and fast compilation in the children.
@@ -179,10 +195,7 @@ def test_killed_and_resumed(tmp_path, monkeypatch, capsys):
     file, out = write_files(tmp_path), tmp_path / "out"
     arguments = ["sweep", file, "--workdir", str(out)]
     first = out / "runs" / "t1" / "seed0"
-    parent = subprocess.Popen(
-        [sys.executable, "-c", f"from spiking_mlp_jax.cli.main import main; main({arguments!r})"],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+    parent = start_command(arguments)
     while not list((first / "checkpoints").glob("[0-9]*")) and parent.poll() is None:
         time.sleep(0.02)
     parent.kill()
@@ -226,3 +239,92 @@ def test_killed_and_resumed(tmp_path, monkeypatch, capsys):
     ]
     assert main([*arguments, "--config.learning_rate=0.1"]) == 2
     assert "t1/seed0 (learning_rate: 0.05 there, 0.1 now)" in capsys.readouterr().err
+
+
+# --- the same as Slurm jobs
+
+
+@pytest.fixture
+def slurm(tmp_path, monkeypatch):
+    """A Slurm of this machine: its folder, with NUMBER.pid, NUMBER.state and NUMBER.requeue of each job."""
+    pytest.importorskip("submitit")
+    folder = fake_slurm.install(tmp_path / "slurm")
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("FAKE_SLURM", str(folder))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    return folder
+
+
+def test_slurm_jobs_stop_requeue_and_outlive_the_command(tmp_path, monkeypatch, slurm, capsys):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")
+    write_files(tmp_path)
+    runs = {"t1": {"time_steps": 1}, "broken": {"init_weights": "nowhere"}}
+    file = write_sweep(tmp_path, base=str(tmp_path / "base.py"), runs=runs, seeds=(0,), test_time_steps=(1, 2))
+    out = tmp_path / "out"
+    arguments = ["sweep", file, "--workdir", str(out), "--config.epochs=48", "--slurm", "time=10", "partition=x"]
+    folder = out / "runs" / "t1" / "seed0"
+
+    def checkpoints():
+        return len(list((folder / "checkpoints").glob("[0-9]*")))
+
+    def log():
+        return (folder / "log.txt").read_text() if (folder / "log.txt").exists() else ""
+
+    # Ctrl-C cancels the jobs, which save.
+    command = start_command(arguments)
+    wait_for(checkpoints)
+    command.send_signal(signal.SIGINT)
+    assert command.wait(20) == 75
+    wait_for(lambda: "interrupted: the same command continues at step" in log())
+    assert not (out / "results/t1").exists() and not (folder / "slurm_job.json").exists()
+    assert "--partition=x" in (slurm / "1.sh").read_text() and "--time=10" in (slurm / "1.sh").read_text()
+
+    # The command is killed; its job goes on, reaches its time limit, saves, is requeued and resumes.
+    command = start_command(arguments)
+    wait_for(lambda: log().count("resuming at step") == 1)
+    before = checkpoints()
+    wait_for(lambda: checkpoints() > before or "finished" in log())
+    command.kill()
+    command.wait()
+    note = json.loads((folder / "slurm_job.json").read_text())
+    os.kill(int((slurm / f"{note['job']}.pid").read_text()), signal.SIGUSR2)
+    wait_for(lambda: log().count("resuming at step") == 2)
+
+    # The next command attaches to it.
+    submitted = len(list(slurm.glob("*.sh")))
+    assert main(arguments) == 1
+    shown, err = capsys.readouterr()
+    assert "t1/seed0: done" in err and "broken/seed0: FAILED" in err and "nowhere" in err
+    assert log().count("finished at step 144 of 144") == 1
+    result = json.loads((out / "results/t1/seed0.json").read_text())
+    assert result["measured"]["step"] == 144 and result["latency"]["float_ms"] > 0
+    # One job of each training that was not running, and one of the timing.
+    assert len(list(slurm.glob("*.sh"))) - submitted <= 2
+    assert not list(out.rglob("slurm_job.json"))
+    assert "| t1 | 1 |" in shown
+
+
+def test_slurm_s_own_failures_are_recorded(tmp_path, slurm):
+    start = jobs.Slurm(tmp_path / "submitit", ["time=10", "--cpus-per-task=2", "exclusive"]).start
+    message = {"workdir": str(tmp_path), "config": {}, "cores": None, "test_time_steps": [1]}
+    (slurm / "fails").write_text("OUT_OF_MEMORY")
+    job = start("train", message)
+    script = (slurm / "1.sh").read_text()
+    assert "#SBATCH --cpus-per-task=2" in script and "#SBATCH --exclusive\n" in script
+    wait_for(lambda: job.poll() is not None)
+    assert job.poll() == "Slurm reports OUT_OF_MEMORY" and not (tmp_path / "slurm_job.json").exists()
+    assert run_module._error(job.poll(), ["step 3"]) == "Slurm reports OUT_OF_MEMORY; its last line: step 3"
+    (slurm / "rejects").write_text("sbatch: error: invalid partition specified")
+    with pytest.raises(InputError, match=r"sbatch rejected the job: .*invalid partition"):
+        start("train", message)
+
+
+def test_slurm_options_are_checked(tmp_path, monkeypatch, slurm):
+    with pytest.raises(InputError, match="needs a time limit"):
+        jobs.Slurm(tmp_path, ["partition=x"])
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(InputError, match="needs Slurm's srun"):
+        jobs.Slurm(tmp_path, ["time=1"])
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    with pytest.raises(InputError, match=re.escape("pip install 'spiking-mlp-jax[slurm]'")):
+        jobs.Slurm(tmp_path, ["time=1"])
