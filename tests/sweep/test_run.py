@@ -255,6 +255,7 @@ def slurm(tmp_path, monkeypatch):
     return folder
 
 
+@pytest.mark.slow
 def test_slurm_jobs_stop_requeue_and_outlive_the_command(tmp_path, monkeypatch, slurm, capsys):
     monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")
     write_files(tmp_path)
