@@ -357,7 +357,7 @@ def _export_c(chosen: argparse.Namespace) -> None:
     if not is_compiled(chosen.network):
         raise InputError(f"{chosen.network} is not {NETWORK}: compile it first")
     from spiking_mlp_jax.deploy import artifact
-    from spiking_mlp_jax.deploy.c.export import export_c
+    from spiking_mlp_jax.deploy.c import export_c
 
     output = Path(chosen.output) if chosen.output else Path(chosen.network).with_suffix(".c")
     if output.exists() and output.samefile(chosen.network):

@@ -1,4 +1,4 @@
-"""What the parts of an exported C file share: the network, its constants, loops, and lines that are not too long."""
+"""What all parts of an exported C file need: the network, its constants, loops, and wrapping of long lines."""
 
 from __future__ import annotations
 
@@ -11,20 +11,19 @@ from spiking_mlp_jax.deploy.artifact_layout import pack
 from spiking_mlp_jax.deploy.network import Description, Format, IntegerNet
 
 LINE = 120
-# Variables that follow the time steps: name, start, step.
+# Variables that advance with the time step: name, start, step.
 Counters = list[tuple[str, str, int]]
 
 
 class Layer(NamedTuple):
-    """A map of spikes in the C file: its arrays' names, and what one of its steps and one of its rows take."""
+    """A linear layer in the C file: its name, and the sizes of its rows and time steps."""
 
     name: str
     rows: int
     out: int
     width: int
-    # Bytes and numbers from one time step's constants to the next's; 0 where all share them.
-    kernel_step: int
-    out_step: int
+    kernel_step: int  # bytes from one time step's kernel to the next's; 0 if all share one
+    out_step: int  # likewise numbers of shifts and biases
 
     def kernel(self, row: int = 0) -> str:
         """Where a row of the kernel begins."""
@@ -37,18 +36,18 @@ class Layer(NamedTuple):
         return f"{self.name}_shift{at}, {self.name}_bias{at}"
 
     def counters(self) -> Counters:
-        """What moves on from step to step, where each step has weights of its own."""
+        """The offsets that advance with the time step if each has its own weights."""
         return [(f"{self.name}_{key}", "0", n) for key, n in (("k", self.kernel_step), ("o", self.out_step)) if n]
 
 
 @dataclasses.dataclass
 class Source:
-    """A C file in the making: a part that needs constants adds them when it is written.
+    """A network and the constants that the parts written so far need.
 
     Attributes:
         net: the network.
         constants: the C text of each constant array.
-        constant_bytes: of all of them.
+        constant_bytes: their total size.
     """
 
     net: IntegerNet
@@ -67,12 +66,12 @@ class Source:
 
     @property
     def nodes(self) -> bool:
-        """Whether stages begin with three nodes, which look at windows of 3 x 3 tokens."""
+        """Whether stages begin with the three nodes of spiking patch encoding."""
         return self.c.encoding == "spe" and self.c.stages > 1
 
     @property
     def potential(self) -> str:
-        """The C type of the potentials that are held between layers."""
+        """The C type of the potentials that are stored between layers."""
         return f"int{max(self.c.formats[f'stage{i}'].word for i in range(self.c.stages))}_t"
 
     def grid(self, stage: int) -> int:
@@ -80,7 +79,7 @@ class Source:
         return self.c.stage_side(stage) ** 2 * self.c.stage_dim(stage)
 
     def held_step(self, stage: int) -> int:
-        """Numbers from one time step's held potentials to the next's; 0 where all share them."""
+        """Numbers from one time step's stored potentials to the next's; 0 if all share them."""
         shared = stage == 0 and len(self.arrays["stage0.encode.kernel"]) == 1
         return 0 if shared else self.grid(stage)
 
@@ -129,19 +128,19 @@ def itemsize(ctype: str) -> int:
 
 
 def loop(variable: str, start: str, end: str, counters: Counters) -> str:
-    """The head of a loop with more variables that grow beside its own."""
+    """The head of a loop that also advances the counters."""
     begin = ", ".join([f"{variable} = {start}", *(f"{name} = {first}" for name, first, _ in counters)])
     grow = ", ".join([f"{variable}++", *(f"{name} += {step}" for name, _, step in counters)])
     return f"for ({begin}; {variable} < {end}; {grow})"
 
 
 def declared(counters: Counters, *more: str) -> str:
-    """These variables, to follow others in a declaration."""
+    """The counters, appended to a declaration."""
     return "".join(f", {name}" for name in (*filter(None, more), *(name for name, _, _ in counters)))
 
 
 def wrapped(code: str) -> str:
-    """Code whose long lines go on in further ones, deeper by four; comments stay."""
+    """Code with long lines wrapped and indented by four; comments are left alone."""
     found = []
     for line in code.split("\n"):
         deep = len(line) - len(line.lstrip()) + 4

@@ -1,12 +1,12 @@
-"""The operations of the exported C, which its layers call: arrays, spikes a bit each, neurons, mixing."""
+"""The operations that the layers of the exported C call: arrays, spikes of one bit, neurons, mixing."""
 
 from __future__ import annotations
 
 from spiking_mlp_jax.deploy.c.source import Source
 
 
-def helpers(source: Source) -> str:
-    """The operations; those that the network does not need are left out."""
+def operations(source: Source) -> str:
+    """The operations that the network needs."""
     c = source.c
     v, x = "(uint32_t)v[i]", "(uint32_t)input[i]"
     if c.neuron == "if":
