@@ -26,7 +26,7 @@ import numpy as np
 from spiking_mlp_jax.data.sources import open_source
 from spiking_mlp_jax.data.transforms import fit_image
 from spiking_mlp_jax.deploy.fold import FoldedNet, fold
-from spiking_mlp_jax.deploy.folded import _Forward
+from spiking_mlp_jax.deploy.forward import Folded
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.interop.nir.export import to_nir
 from spiking_mlp_jax.interop.nir.network import from_nir
@@ -38,27 +38,25 @@ TOOLS = ("snntorch", "spikingjelly")
 Simulator = Callable[[np.ndarray], tuple[np.ndarray, dict[str, np.ndarray]]]
 
 
-class _Recorder(_Forward):
+class _Recorder(Folded):
     """Keeps every layer's spikes [B, T, C * tokens] under its node's name."""
 
     def __init__(self, net: FoldedNet):
-        super().__init__(net, None)
+        super().__init__(net.arrays, net.config)
         self.seen: dict[str, Any] = {}
 
-    def fire(self, name, x, threshold=None, reset=None, below=None):
+    def fire(self, neurons, potential):
         """Spikes of a layer, as in the folded network."""
-        spikes = super().fire(name, x, threshold, reset, below)
+        spikes = super().fire(neurons, potential)
         first = jnp.moveaxis(spikes, -1, 2)
-        self.seen[name.replace(".", "_")] = first.reshape(*first.shape[:2], -1)
+        self.seen[neurons.short.replace(".", "_")] = first.reshape(*first.shape[:2], -1)
         return spikes
 
 
 def folded_spikes(net: FoldedNet, images) -> dict[str, Any]:
     """Each layer's spikes [B, T, neurons] of normalised images [B, H, W, C], in the order of the graph's arrays."""
     run = _Recorder(net)
-    x = images[:, None]
-    for i in range(net.config.stages):
-        x = run.stage(i, x)
+    run.logits(images)
     return run.seen
 
 

@@ -20,24 +20,24 @@ training of neural networks for efficient integer-arithmetic-only inference", CV
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from spiking_mlp_jax.deploy.forward import Folded, Observe
+from spiking_mlp_jax.deploy.network import as_array
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.models.config import ModelConfig
 from spiking_mlp_jax.models.pixels import Pixels, check_statistics
 from spiking_mlp_jax.models.spiking_mlp import SpikingMLP
-from spiking_mlp_jax.nn.norm import EPSILON, BatchNorm
+from spiking_mlp_jax.models.topology import Layer, layers
+from spiking_mlp_jax.nn.norm import EPSILON
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
-
-Observe = Callable[[str, Any], None]
 
 
 @jax.tree_util.register_dataclass
@@ -69,9 +69,16 @@ class FoldedNet:
         Raises:
             InputError: images of another shape or type than the network's.
         """
-        from spiking_mlp_jax.deploy.folded import logits
-
-        return logits(self, images, observe)
+        c = self.config
+        expected = (c.image_size, c.image_size, c.in_channels)
+        if not isinstance(images, jax.Array):
+            images = jnp.asarray(as_array(images, "images"))
+        if images.ndim != 4 or images.shape[1:] != expected or not images.shape[0]:
+            raise InputError(f"images must be [batch, {', '.join(map(str, expected))}], but they are {images.shape}")
+        if not jnp.issubdtype(images.dtype, jnp.floating):
+            raise InputError(f"images must be normalised floating pixels, but they are {images.dtype}")
+        dtype = jnp.promote_types(images.dtype, self.arrays["head"]["kernel"].dtype)
+        return Folded(self.arrays, c, observe).logits(images.astype(dtype))
 
 
 def fold(model: SpikingMLP, mean: tuple[float, ...] | None = None, std: tuple[float, ...] | None = None) -> FoldedNet:
@@ -112,23 +119,20 @@ def fold(model: SpikingMLP, mean: tuple[float, ...] | None = None, std: tuple[fl
             'a network with norm="layer" cannot be folded: LayerNorm divides by a deviation that each image and step '
             'has of its own, which no constant weights can hold; train with norm="batch", "tdbn" or "tebn"'
         )
+    dtype = jnp.promote_types(model.head.kernel.dtype, jnp.float32)
+    # On the host: slices of device arrays would each be compiled.
+    state = jax.device_get(nnx.state(model, nnx.Any(nnx.Param, nnx.BatchStat)))
+    values = {path: np.asarray(variable[...], np.float64) for path, variable in nnx.to_flat_state(state)}
     arrays: dict[str, dict[str, np.ndarray]] = {}
-    for i, stage in enumerate(model.stages):
-        _fold_encoding(arrays, f"stage{i}.encode", stage.encode, c)
-        _fold_tau(arrays, f"stage{i}.encode", stage.neuron)
-        # On the host first: slices of device arrays would each be compiled.
-        graphdef, variables = jax.device_get(nnx.split(stage.blocks))
-        for j in range(c.depths[i]):
-            block = nnx.merge(graphdef, jax.tree.map(lambda x, j=j: x[j], variables))
-            _fold_block(arrays, f"stage{i}.block{j}", block, c)
+    for layer in layers(c):
+        own = {path: x for path, x in values.items() if path[:-1] in layer.paths}
+        own = own if layer.block is None else {path: x[layer.block] for path, x in own.items()}
+        arrays[layer.name] = _fold_layer(layer, own, dtype, c)
+        if layer.neurons and c.neuron == "plif":
+            arrays[f"{layer.neurons.short}.neurons"] = {"tau": 1 + np.exp(-own[*layer.neurons.path, "w"])}
     pixels = model.pixels or Pixels((0.0,) * c.in_channels, (1.0,) * c.in_channels)
     mean, std = pixels.mean if mean is None else tuple(mean), pixels.std if std is None else tuple(std)
     check_statistics(mean, std, c.in_channels)
-    kernel, bias = _array(model.head.kernel), _array(model.head.bias)
-    factor, offset = _affine(model.norm)
-    tokens = c.stage_side(c.stages - 1) ** 2
-    arrays["head"] = {"kernel": factor[:, :, None] * kernel / tokens, "bias": offset @ kernel + bias}
-    dtype = jnp.promote_types(model.head.kernel.dtype, jnp.float32)
     return FoldedNet(
         {
             layer: {name: jnp.asarray(x, None if x.dtype == bool else dtype) for name, x in entries.items()}
@@ -140,103 +144,69 @@ def fold(model: SpikingMLP, mean: tuple[float, ...] | None = None, std: tuple[fl
     )
 
 
-def _fold_encoding(arrays, name, encode, config):
-    if hasattr(encode, "cells"):
-        cells = [
-            _fold_map(_flat(cell.kernel), norm) for cell, norm in zip(encode.cells, encode.cell_norms, strict=True)
-        ]
-        # The three nodes read the same input: one map.
-        arrays[f"{name}.cells"] = {key: np.concatenate([cell[key] for cell in cells], -1) for key in cells[0]}
-        for i, (edge, norm) in enumerate(zip(encode.edges, encode.edge_norms, strict=True), 1):
-            arrays[f"{name}.edge{i}"] = _fold_map(_flat(edge.kernel), norm)
-            _fold_tau(arrays, f"{name}.node{i}", encode.neurons[i - 1])
-        return
-    arrays[name] = _fold_map(_flat(encode.conv.kernel), encode.norm)
+@dataclasses.dataclass
+class _Norm:
+    """A norm in evaluation, y = scale x + offset; `steps` [S] are TEBN's factors of both at each step."""
+
+    scale: np.ndarray
+    offset: np.ndarray
+    steps: np.ndarray
 
 
-def _fold_block(arrays, name, block, config):
-    token, channel = block.token, block.channel
-    if token.identity_norm is not None:
-        factor, offset = _affine(token.identity_norm)
-        arrays[f"{name}.identity"] = {"low": offset, "high": factor + offset}
-        _fold_tau(arrays, f"{name}.identity", token.identity_neuron)
-    for axis in ("height", "width"):
-        mixing = getattr(token, axis)
-        arrays[f"{name}.{axis}"] = _fold_map(_array(mixing.kernel).T, mixing.norm, _array(mixing.bias))
-        _fold_tau(arrays, f"{name}.{axis}", mixing.neuron)
-    arrays[f"{name}.fuse"] = _fold_map(_array(token.fuse.kernel), token.norm)
-    _fold_tau(arrays, f"{name}.token", block.token_neuron)
-    expand = _array(channel.expand.kernel), _array(channel.expand.bias)
-    project = _array(channel.project.kernel), _array(channel.project.bias)
-    if config.norm_features == "channel":
-        arrays[f"{name}.expand"] = _fold_map(expand[0], channel.hidden_norm, expand[1])
-        arrays[f"{name}.project"] = _fold_map(project[0], channel.norm, project[1])
-    else:
-        arrays[f"{name}.expand"] = _fold_into_thresholds(*expand, channel.hidden_norm, config)
-        scale, offset, steps = _per_token(channel.norm)
-        arrays[f"{name}.project"] = {**_each_step(*project, steps), "scale": scale, "offset": steps[:, None] * offset}
-    _fold_tau(arrays, f"{name}.hidden", channel.neuron)
-    _fold_tau(arrays, f"{name}.channel", block.channel_neuron)
+def _norm(path, values, c: ModelConfig) -> _Norm:
+    # tdBN's norms have the threshold for a constant gain.
+    gain = c.v_threshold if c.norm == "tdbn" else 1.0
+    scale = values[*path, "scale"] / np.sqrt(values[*path, "var"] + EPSILON) * gain
+    offset = values[*path, "bias"] * gain - values[*path, "mean"] * scale
+    return _Norm(scale, offset, values.get((*path, "step_scale"), np.ones(1)))
 
 
-def _fold_map(kernel, norm, bias: np.ndarray | float = 0.0):
-    """A map [fan_in, out] and the norm of its outputs."""
-    factor, offset = _affine(norm)
-    return {"kernel": factor[:, None, :] * kernel, "bias": factor * bias + offset}
+def _fold_layer(layer: Layer, values, dtype, c: ModelConfig) -> dict[str, np.ndarray]:
+    """The arrays of a layer; `values` are its block's."""
+    norms = [_norm(path, values, c) for path in layer.norms]
+    if layer.kind == "identity":
+        (n,) = norms
+        return {"low": n.steps[:, None] * n.offset, "high": n.steps[:, None] * (n.scale + n.offset)}
+    parts = [_fold_kernel(layer, path, norm, values, dtype, c) for path, norm in zip(layer.kernels, norms, strict=True)]
+    # The three nodes of the patch encoding read the same input: one kernel.
+    return parts[0] if len(parts) == 1 else {key: np.concatenate([part[key] for part in parts], -1) for key in parts[0]}
 
 
-def _fold_into_thresholds(kernel, bias, norm, config):
-    """A map [fan_in, out] and the neurons that see a z + c, with a and c of each token.
+def _fold_kernel(layer: Layer, path, norm: _Norm, values, dtype, c: ModelConfig) -> dict[str, np.ndarray]:
+    kernel, bias = values[*path, "kernel"], values.get((*path, "bias"), 0.0)
+    kernel = kernel.T if layer.axis < -1 else kernel.reshape(-1, kernel.shape[-1])
+    steps = norm.steps[:, None]
+    factor, offset = steps * norm.scale, steps * norm.offset
+    if layer.norm == "outputs":
+        return {"kernel": factor[:, None, :] * kernel, "bias": factor * bias + offset}
+    if layer.norm == "inputs":
+        tokens = c.stage_side(c.stages - 1) ** 2
+        return {"kernel": factor[:, :, None] * kernel / tokens, "bias": offset @ kernel + bias}
+    each_step = {"kernel": steps[:, :, None] * kernel, "bias": steps * bias}
+    if layer.neurons and layer.neurons.per_token:
+        return each_step | _thresholds(norm, dtype, c)
+    return each_step | {"scale": norm.scale, "offset": offset}
 
-    Divided by a, the neuron sees z + c / a and compares with threshold / a. TEBN's scale s multiplies both terms; it
-    goes into z and c, because the potential carried from step to step must keep one unit.
+
+def _thresholds(norm: _Norm, dtype, c: ModelConfig) -> dict[str, np.ndarray]:
+    """Constants of neurons that see a z + o, with a and o of each token.
+
+    Divided by a, the neuron sees z + o / a and compares with threshold / a. TEBN's scale s multiplies both terms; it
+    goes into z and o, because the potential carried from step to step must keep one unit.
     """
-    scale, offset, steps = _per_token(norm)
+    scale, offset = norm.scale, norm.offset
     with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
-        constants = [offset / scale, config.v_threshold / scale, (config.v_reset or 0.0) / scale]
+        constants = [offset / scale, c.v_threshold / scale, (c.v_reset or 0.0) / scale]
         # As they will be stored: what float64 holds may be too large for float32.
-        stored = np.asarray(constants, np.promote_types(norm.scale[...].dtype, np.float32))
-    # What a token with a = 0, or one so small that dividing overflows, adds to its neurons' input is nothing.
+        stored = np.asarray(constants, dtype)
+    # A token with a = 0, or with an a so small that dividing overflows, adds nothing to its neurons' input.
     constant = ~np.isfinite(stored).all(0)
-    plain = [offset, np.full_like(scale, config.v_threshold), np.full_like(scale, config.v_reset or 0.0)]
-    constants = np.where(constant, plain, constants)
+    plain = [offset, np.full_like(scale, c.v_threshold), np.full_like(scale, c.v_reset or 0.0)]
+    offset, threshold, reset = np.where(constant, plain, constants)
     return {
-        **_each_step(kernel, bias, steps),
-        "offset": steps[:, None] * constants[0],
-        "threshold": constants[1],
-        "reset": constants[2],
+        "offset": norm.steps[:, None] * offset,
+        "threshold": threshold,
+        "reset": reset,
         "below": (scale < 0) & ~constant,
         "constant": constant,
     }
-
-
-def _each_step(kernel, bias, steps):
-    return {"kernel": steps[:, None, None] * kernel, "bias": steps[:, None] * bias}
-
-
-def _affine(norm: BatchNorm):
-    """Factor and offset [S, features] of a norm in evaluation."""
-    scale, offset, steps = _per_token(norm)
-    return steps[:, None] * scale, steps[:, None] * offset
-
-
-def _per_token(norm: BatchNorm):
-    """Factor and offset [features], and the factor of each step [S]."""
-    factor = _array(norm.scale) / np.sqrt(_array(norm.var) + EPSILON) * norm.gain
-    offset = _array(norm.bias) * norm.gain - _array(norm.mean) * factor
-    return factor, offset, np.ones(1) if norm.step_scale is None else _array(norm.step_scale)
-
-
-def _fold_tau(arrays, name, neuron):
-    if neuron.w is not None:
-        arrays[f"{name}.neurons"] = {"tau": 1 + np.exp(-_array(neuron.w))}
-
-
-def _flat(kernel):
-    """A convolution's kernel [k, k, in, out] as a matrix [k * k * in, out]."""
-    kernel = _array(kernel)
-    return kernel.reshape(-1, kernel.shape[-1])
-
-
-def _array(variable) -> np.ndarray:
-    return np.asarray(variable[...], np.float64)

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from spiking_mlp_jax.errors import InputError
-from spiking_mlp_jax.models.topology import Geometry
+from spiking_mlp_jax.models.topology import Geometry, layers
 
 Observe = Callable[[str, Any], None]
 
@@ -129,9 +129,13 @@ class IntegerNet:
         Returns:
             int32 [T, B, K], in units of 2^-formats["head"].fraction. A class's score is their sum over T.
         """
-        from spiking_mlp_jax.deploy.integer import logits
+        import jax.numpy as jnp
 
-        return logits(self, images, observe)
+        from spiking_mlp_jax.deploy.forward import Integer
+
+        images = jnp.asarray(images)
+        check_pixels(self.description, images.shape, images.dtype)
+        return Integer(self.arrays, self.description, observe).logits(images)
 
     def layer(self, name: str) -> dict[str, np.ndarray]:
         """A layer's arrays by entry."""
@@ -183,62 +187,28 @@ def check_pixels(c: Description, shape: tuple[int, ...], dtype) -> None:
         raise InputError(f"images must be raw pixels of dtype uint8, but they are {dtype}")
 
 
-def array_shapes(c: Description, digits: int = 1) -> dict[str, tuple[str, tuple[int | str, ...]]]:
-    """Every array that a description needs: its dtype and shape, with "S" for 1 or T and "k" for any count.
-
-    One place for what the network consists of; artifacts are checked against it.
-    """
+def array_shapes(c: Description) -> dict[str, tuple[str, tuple[int | str, ...]]]:
+    """Every array that a description needs: its dtype and shape, with "S" for 1 or T and "k" for any count."""
     found: dict[str, tuple[str, tuple[int | str, ...]]] = {}
-
-    def synapses(name, fan_in, out):
-        found[f"{name}.kernel"] = ("int8", ("S", fan_in, out))
-        found[f"{name}.shift"] = ("int8", ("S", out))
-        found[f"{name}.bias"] = ("int32", ("S", out))
-
-    for i, depth in enumerate(c.depths):
-        channels, side = c.stage_dim(i), c.stage_side(i)
-        tokens = side * side
-        if i == 0:
-            synapses("stage0.encode", c.patch_size * c.patch_size * c.in_channels, channels)
-        elif c.encoding == "plain":
-            synapses(f"stage{i}.encode", 4 * c.stage_dim(i - 1), channels)
-        else:
-            node = channels // 3
-            synapses(f"stage{i}.encode.cells", 9 * c.stage_dim(i - 1), channels)
-            for edge in ("edge1", "edge2"):
-                synapses(f"stage{i}.encode.{edge}", 9 * node, node)
-        for j in range(depth):
-            name = f"stage{i}.block{j}"
-            if c.encoding == "plain":
-                for entry in ("low", "high"):
-                    found[f"{name}.identity.{entry}"] = ("int32", ("S", channels))
-            synapses(f"{name}.height", side, side)
-            synapses(f"{name}.width", side, side)
-            synapses(f"{name}.fuse", 3 * channels, channels)
-            synapses(f"{name}.expand", channels, c.expansion * channels)
-            synapses(f"{name}.project", c.expansion * channels, channels)
-            if c.per_token:
-                found[f"{name}.expand.offset"] = ("int32", ("S", tokens))
-                for entry, dtype in (
-                    ("threshold", "int32"),
-                    ("reset", "int32"),
-                    ("below", "bool"),
-                    ("constant", "bool"),
-                ):
-                    found[f"{name}.expand.{entry}"] = (dtype, (tokens,))
-                for entry in ("exponents", "signs"):
-                    found[f"{name}.project.{entry}"] = ("int8", (tokens, "k"))
-                found[f"{name}.project.offset"] = ("int32", ("S", tokens))
-    synapses("head", c.stage_dim(c.stages - 1), c.num_classes)
+    for layer in layers(c):
+        name, n = layer.name, layer.positions
+        if layer.kind == "identity":
+            found |= {f"{name}.{entry}": ("int32", ("S", layer.out)) for entry in ("low", "high")}
+            continue
+        found[f"{name}.kernel"] = ("int8", ("S", layer.fan_in, layer.out))
+        found[f"{name}.shift"] = ("int8", ("S", layer.out))
+        found[f"{name}.bias"] = ("int32", ("S", layer.out))
+        if name.endswith(".project") and c.per_token:
+            # In files, the arrays of both of a block's norms per token come last.
+            expand = name.replace("project", "expand")
+            found[f"{expand}.offset"] = ("int32", ("S", n))
+            found |= {f"{expand}.{entry}": ("int32", (n,)) for entry in ("threshold", "reset")}
+            found |= {f"{expand}.{entry}": ("bool", (n,)) for entry in ("below", "constant")}
+            found |= {f"{name}.{entry}": ("int8", (n, "k")) for entry in ("exponents", "signs")}
+            found[f"{name}.offset"] = ("int32", ("S", n))
     return found
 
 
 def format_names(c: Description) -> list[str]:
     """The places that have a format, in the order of the network."""
-    names = []
-    for i, depth in enumerate(c.depths):
-        names.append(f"stage{i}")
-        for j in range(depth):
-            parts = ["identity"] * (c.encoding == "plain") + ["height", "width", "hidden"] + ["project"] * c.per_token
-            names += [f"stage{i}.block{j}.{part}" for part in parts]
-    return [*names, "head"]
+    return list(dict.fromkeys(layer.place for layer in layers(c)))

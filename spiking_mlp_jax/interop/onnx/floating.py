@@ -1,4 +1,4 @@
-"""The folded network in floating point as an ONNX model: the equations of `deploy/folded.py`, one for one."""
+"""The folded network in floating point as an ONNX model: the equations of `deploy/forward.py`, one for one."""
 
 from __future__ import annotations
 
