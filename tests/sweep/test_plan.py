@@ -169,7 +169,7 @@ def test_the_command_line(capsys, tmp_path):
         main(["evaluate", "nothing", "--config.epochs=2"])
     assert "unrecognized arguments: --config.epochs=2" in capsys.readouterr().err
     assert main([*common, "--collect", str(tmp_path)]) == 2
-    assert "holds no folder results" in capsys.readouterr().err
+    assert "has no folder results" in capsys.readouterr().err
 
 
 # --- results of another configuration
