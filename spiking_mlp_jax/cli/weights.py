@@ -64,7 +64,7 @@ def add_commands(commands, command, positive) -> None:
         "spiking-mlp hub fashion_mnist -o shared/fashion_mnist --license mit\n"
         "  spiking-mlp hub runs/pets -o pets --evaluate --trained-on 'the Oxford-IIIT Pet photos' --repo me/pets",
         'Upload it with "hf upload OWNER/NAME FOLDER". The accuracy on the card is that of the training run\'s best '
-        "evaluation, or with --evaluate measured now. Needs huggingface_hub: pip install 'spiking-mlp-jax[hub]'.",
+        "evaluation, or with --evaluate measured now.",
     )
     parser.add_argument("weights", metavar="WORKDIR_OR_WEIGHTS", help=WHERE)
     parser.add_argument("-o", "--output", required=True, metavar="FOLDER", help="folder to write")

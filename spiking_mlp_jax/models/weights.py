@@ -226,9 +226,9 @@ def find(where: str | os.PathLike[str], *, revision: str | None = None, download
     for candidate in (folder, folder / "weights"):
         # os.path answers False where pathlib raises, as for a name that is too long.
         if any(os.path.isfile(candidate / name) for name in (TENSORS, OLD_TENSORS)):
-            return candidate
+            return _local(candidate, revision)
     if str(where) in pretrained_names():
-        return pretrained_path(str(where))
+        return _local(pretrained_path(str(where)), revision)
     on_hub = hub.is_repo(str(where)) and not os.path.exists(folder)
     if on_hub and (cached := hub.snapshot(str(where), revision, download)):
         return cached
@@ -242,6 +242,12 @@ def find(where: str | os.PathLike[str], *, revision: str | None = None, download
         at = f" --revision {revision}" if revision else ""
         known += f"; if it is on the Hugging Face Hub, download it first: spiking-mlp download {where}{at}"
     raise InputError(f"there is no folder {folder}{known}")
+
+
+def _local(folder: Path, revision: str | None) -> Path:
+    if revision is not None:
+        raise InputError(f"revision is for networks on the Hub, but {folder} is a local folder: leave it out")
+    return folder
 
 
 def data_dir(folder: Path) -> str | None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from huggingface_hub import ModelCard
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -18,8 +19,7 @@ from PIL import Image
 from spiking_mlp_jax import ModelConfig, SpikingMLP, classify
 from spiking_mlp_jax.cli import main as cli
 from spiking_mlp_jax.errors import InputError
-from spiking_mlp_jax.interop.hub import save_pretrained, write_card
-from spiking_mlp_jax.interop.model_card import model_card
+from spiking_mlp_jax.interop.hub import model_card, save_pretrained, write_card
 from spiking_mlp_jax.models import weights
 from spiking_mlp_jax.utils.checksums import verify
 from tests.support.random_model import random_model
@@ -75,6 +75,9 @@ def test_what_is_in_the_folder(shared, model):
 def test_the_card(shared):
     text = (shared / "README.md").read_text()
     head = head_of(text)
+    # As the Hub reads it.
+    (read,) = ModelCard(text).data.eval_results
+    assert (read.task_type, read.metric_type, read.metric_value) == ("image-classification", "accuracy", 0.75)
     assert head["license"] == "mit" and head["pipeline_tag"] == "image-classification"
     (entry,) = head["model-index"]
     assert entry["name"] == "tiny"
@@ -279,7 +282,7 @@ def test_nothing_of_others_is_written_over(tmp_path, model, capsys):
     folder, source = tmp_path / "run" / "weights", tmp_path / "run"
     (folder / "README.md").write_text("mine")
     status, _, err = run(capsys, "hub", source, "-o", folder)
-    assert status == 2 and "README.md is not as this package wrote it: move it away" in err
+    assert status == 2 and "README.md was edited: move it away" in err
     (folder / "README.md").unlink()
     assert run(capsys, "hub", source, "-o", folder, "--licence", "mit", "--name", "n")[0] == 0
     assert run(capsys, "hub", source, "-o", folder, "--name", "m")[0] == 0
@@ -287,14 +290,14 @@ def test_nothing_of_others_is_written_over(tmp_path, model, capsys):
         file.write("one more word\n")
     subprocess.run(f"sha256sum {' '.join(FILES[2:])} README.md > SHA256SUMS", shell=True, check=True, cwd=folder)
     status, _, err = run(capsys, "hub", source, "-o", folder)
-    assert status == 2 and "is not as this package wrote it" in err
+    assert status == 2 and "README.md was edited" in err
     assert (folder / "README.md").read_text().endswith("one more word\n")
 
 
 @pytest.mark.parametrize(
     "words, sentence",
     [
-        (["hub", "{w}", "-o", "{tmp}/o", "--license", "MIT License"], "no identifier of a licence"),
+        (["hub", "{w}", "-o", "{tmp}/o", "--license", "MIT License"], "is not a licence identifier"),
         (["hub", "{w}", "-o", "{tmp}/o", "--name", "a b"], 'the name "a b" cannot be used'),
         (["hub", "{w}", "-o", "{tmp}/o", "--repo", "tiny"], "give OWNER/NAME"),
         (["hub", "{w}", "-o", "{tmp}/o", "--data-dir", "x"], "need --evaluate"),
