@@ -114,8 +114,7 @@ def export_stablehlo(
             cannot be written; flatbuffers is not installed.
 
     Examples:
-        >>> from spiking_mlp_jax import weights
-        >>> model, meta = weights.load(weights.find("fashion_mnist"))
+        >>> model = SpikingMLP.from_pretrained("fashion_mnist")
         >>> export_stablehlo(model, "net.stablehlo.zip", platforms=("gpu",))
         Traceback (most recent call last):
             ...

@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image, ImageCms
 
 from spiking_mlp_jax import classify, create_model, list_models
-from spiking_mlp_jax.cli.main import main as cli
+from spiking_mlp_jax.cli import main as cli
 from spiking_mlp_jax.data.image import DamagedImageError
 from spiking_mlp_jax.data.transforms import fit_image
 from spiking_mlp_jax.errors import InputError

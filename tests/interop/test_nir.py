@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.nir_agreement import channels_first, compare, folded_spikes, image_batches, ours
 from spiking_mlp_jax import ModelConfig
-from spiking_mlp_jax.cli.main import main as cli
+from spiking_mlp_jax.cli import main as cli
 from spiking_mlp_jax.deploy.fold import FoldedNet, fold
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.interop.nir.export import to_nir, write_nir

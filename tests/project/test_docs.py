@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from spiking_mlp_jax.cli.main import main as cli
+from spiking_mlp_jax.cli import main as cli
 from spiking_mlp_jax.train.arguments import read_arguments
 
 ROOT = Path(__file__).parents[2]

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 import spiking_mlp_jax
-from spiking_mlp_jax.cli.main import main as cli
+from spiking_mlp_jax.cli import main as cli
 from spiking_mlp_jax.models import weights
 
 ROOT = Path(__file__).parents[2]

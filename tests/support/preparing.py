@@ -1,6 +1,6 @@
 """`spiking-mlp prepare` on small archives, and what it wrote."""
 
-from spiking_mlp_jax.cli.main import main as cli
+from spiking_mlp_jax.cli import main as cli
 from spiking_mlp_jax.data.prepare import imagenet
 from spiking_mlp_jax.data.prepare.records import prepare
 from tests.support.archives import tar, train_files, train_tar, val_files

@@ -60,9 +60,9 @@ def to_nir(net: FoldedNet, *, form: str = "rows", dt: float = DT, max_dense: flo
             than `max_dense`, or dt is not a positive number.
 
     Examples:
-        >>> from spiking_mlp_jax import weights
+        >>> from spiking_mlp_jax import SpikingMLP
         >>> from spiking_mlp_jax.deploy.fold import fold
-        >>> graph = to_nir(fold(weights.load(weights.find("fashion_mnist"))[0]))
+        >>> graph = to_nir(fold(SpikingMLP.from_pretrained("fashion_mnist")))
         >>> graph.nodes["stage0_block0_token"].v_threshold.shape
         (384, 1, 8)
     """
