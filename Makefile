@@ -29,9 +29,9 @@ docs: setup
 test: setup lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile --durations 10
 
-# The rest: notebooks, site, wheel, many kills, all processes, large random sweeps, extremes.
+# The rest: notebooks, site, wheel, many kills, all processes, extremes, and random tests with more examples.
 test-slow: setup
-	$(BIN)/python -m pytest -n 2 -m slow --durations 10
+	$(BIN)/python -m pytest -n 2 -m "slow or (hypothesis and not tools)" --hypothesis-profile full --durations 10
 
 # The oldest and the newest versions that pyproject.toml allows, each in an environment of its own.
 test-versions: setup

@@ -20,8 +20,9 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 
 # Fixed examples, so that a failure is there again on the next run; no deadline, because machines differ.
-hypothesis.settings.register_profile("fixed", derandomize=True, deadline=None, max_examples=30)
-hypothesis.settings.load_profile("fixed")
+hypothesis.settings.register_profile("full", derandomize=True, deadline=None, max_examples=30)
+hypothesis.settings.register_profile("few", hypothesis.settings.get_profile("full"), max_examples=6)
+hypothesis.settings.load_profile("few")  # `make test-slow` takes the other one
 
 
 @pytest.fixture

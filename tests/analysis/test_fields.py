@@ -162,6 +162,7 @@ def test_field_of_the_stem_is_its_kernel(model, images):
     np.testing.assert_allclose(found.signed[0, :, :, 0], expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_training_mode_does_not_matter_and_stays(model, images):
     units = choose_units(model.config, "stage0.encode.spikes")
     expected = responses(model, [units])(jnp.asarray(images))[0]
@@ -235,6 +236,7 @@ def test_sizes_of_extreme_maps():
             field_size(bad)
 
 
+@pytest.mark.slow
 def test_untrained_network_knows_the_images_statistics(images):
     config = tiny_config(depths=(1,))
     batches = [images[:2], 3 * images[2:]]

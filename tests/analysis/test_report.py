@@ -67,6 +67,7 @@ def test_numbers_are_those_of_evaluation_json(workdir, page):
         assert float(found[0][2].split()[0]) == pytest.approx(rate, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_the_same_again_is_the_same_page(workdir, page):
     assert page_of(workdir) == page
 

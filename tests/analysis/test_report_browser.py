@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from tests.support.report_run import NAMES, STEPS, make_run, page_of, truth_of
+from tests.support.tiers import rest_slow
 
 PHONE, DESKTOP = {"width": 360, "height": 740}, {"width": 1200, "height": 900}
 LAYER = "stage1.block0.channel.spikes"  # shown large at first: what the last block hands on
@@ -96,7 +97,7 @@ def contrast(page, selector):
 
 
 @pytest.mark.parametrize("viewport", [PHONE, DESKTOP], ids=["phone", "desktop"])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", rest_slow(["light", "dark"]))
 def test_everything_is_shown(opened, viewport, scheme):
     page = opened(viewport, scheme)
     widths = page.evaluate("[...document.images].map((image) => image.complete && image.naturalWidth)")

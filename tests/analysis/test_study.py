@@ -50,6 +50,7 @@ def run(capsys, *arguments):
     return status, out, err
 
 
+@pytest.mark.slow
 def test_the_command_from_weights_to_figures_and_again(workdir, tmp_path, capsys, monkeypatch):
     command = ("probe", "receptive-fields", workdir, "-o", tmp_path, *SMALL)
     status, out, err = run(capsys, *command)
@@ -136,6 +137,7 @@ def test_covariances_beside_strong_and_weak_averages():
     assert found[f"channel {LAYER}"].tolist() == [0, 1]
 
 
+@pytest.mark.slow
 def test_other_images_are_measured_anew(tmp_path):
     # As many images as before, and one too many for a batch: nothing of the first study is taken for the second's.
     model, found = random_model(seed=1, depths=(1,)), []
@@ -164,6 +166,7 @@ class Planted:
         return {"image": self.images[index], "label": 0}
 
 
+@pytest.mark.slow
 def test_a_layer_that_no_pixel_moves(tmp_path, capsys):
     # So steep a surrogate has no slope at nearly any potential; spikes are there all the same.
     model = random_model(depths=(1, 1), surrogate="rectangle", surrogate_alpha=1e5)

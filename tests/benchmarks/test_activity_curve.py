@@ -76,6 +76,7 @@ def test_a_straight_line_is_found():
     assert activity.line(rows[:2]) == []
 
 
+@pytest.mark.slow
 def test_speeds_are_of_each_runs_compiled_network(tmp_path):
     workdir = make_workdir(tmp_path, random_model())
     make_data(workdir / "data", split="train")

@@ -28,6 +28,7 @@ def run(monkeypatch, *arguments):
     return command.main()
 
 
+@pytest.mark.slow
 def test_quick_run_of_this_package_alone(monkeypatch, tmp_path, capsys):
     monkeypatch.delenv("XLA_FLAGS")
     monkeypatch.chdir(tmp_path)

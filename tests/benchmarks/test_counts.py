@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[2]
 RECORD = json.loads((ROOT / "benchmarks" / "counts.json").read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     jax.__version__ != RECORD["jax"],
     reason=f"counts are recorded for JAX {RECORD['jax']}, this is {jax.__version__}: on a commit whose counts are "

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 ROOT = Path(__file__).parents[2]
@@ -15,6 +16,7 @@ def run(*arguments):
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, timeout=300)
 
 
+@pytest.mark.slow
 def test_every_stage_is_printed(tmp_path):
     (tmp_path / "some").mkdir()
     for number in range(3):

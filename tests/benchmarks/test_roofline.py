@@ -132,6 +132,7 @@ def test_shared_out_memory_and_what_it_sends():
     assert messages == 3
 
 
+@pytest.mark.slow
 def test_the_papers_networks_in_one_table(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(
         "sys.argv", ["scaling", "--devices", "256", "--no-compile", "--json", str(tmp_path / "scaling.json")]

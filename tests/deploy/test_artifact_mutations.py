@@ -7,6 +7,7 @@ import struct
 import tracemalloc
 
 import numpy as np
+import pytest
 
 from spiking_mlp_jax.deploy import artifact, reference
 from spiking_mlp_jax.errors import InputError
@@ -136,6 +137,7 @@ def mutate_prefix(rng, data):
     return bytes(changed[:32]) + artifact.digest(bytes(changed[:32]), bytes(changed[64:])) + bytes(changed[64:])
 
 
+@pytest.mark.slow
 def test_ten_thousand_mutations(tmp_path):
     nets = [
         tiny_net(0, encoding="spe", per_token=True, neuron="lif", bits=8, dim=3),

@@ -203,6 +203,7 @@ def test_without_zero_weights_spikes_times_fan_out(encoding):
     assert found.total.Effective_ACs == pytest.approx(expected, rel=1e-6 if encoding == "plain" else 0.08)
 
 
+@pytest.mark.slow
 def test_integer_network_counts_its_own_spikes():
     small = dict(dim=3, patch_size=2, depths=(1, 1))
     for seed, (encoding, per_token) in enumerate([("spe", True), ("plain", False)]):

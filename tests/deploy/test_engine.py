@@ -17,6 +17,7 @@ from spiking_mlp_jax.deploy.engine.compiled import COMPILED
 from spiking_mlp_jax.deploy.engine.machine_code import check, check_kernels
 from spiking_mlp_jax.errors import InputError
 from tests.support.random_integer import random_images, random_integer_net
+from tests.support.tiers import rest_slow
 
 # Three images each: 2100 comparisons. ENGINE_NETS=20000 for more.
 NETS = int(os.environ.get("ENGINE_NETS", "700"))
@@ -24,7 +25,7 @@ PARTS = 7
 TESTS = Path(__file__).parents[1]
 
 
-@pytest.mark.parametrize("part", range(PARTS))
+@pytest.mark.parametrize("part", rest_slow(range(PARTS)))
 def test_random_nets_are_bit_exact(part):
     for seed in range(part, NETS, PARTS):
         net = random_integer_net(seed)
@@ -224,6 +225,7 @@ def test_runs_with_numpy_and_numba_alone():
     assert np.array_equal(pickle.loads(done.stdout), reference.run(net, images))
 
 
+@pytest.mark.slow
 def test_an_older_cpu_gives_the_same(tmp_path):
     # No AVX-512: other instructions, and another way to list spikes. A place for numba's cache that cannot be made.
     net = random_integer_net(2, per_token=False, depths=(1,))

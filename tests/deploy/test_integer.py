@@ -11,9 +11,10 @@ from spiking_mlp_jax.deploy import ranges, reference
 from spiking_mlp_jax.deploy.network import array_shapes, format_names
 from spiking_mlp_jax.errors import InputError
 from tests.support.random_integer import random_images, random_integer_net
+from tests.support.tiers import rest_slow
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", rest_slow(range(6)))
 def test_jax_gives_the_reference_bits(seed):
     # The first seeds cover both encodings, both neurons, token and channel constants, kernels of each step.
     fields = [dict(encoding="spe"), dict(encoding="plain"), dict(step_kernels=True), dict(neuron="if")][seed % 4]

@@ -15,6 +15,7 @@ from spiking_mlp_jax.deploy.quantize import _Inputs, quantize, round_weights, si
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.models.pixels import normalize
 from tests.support.random_model import random_model, set_value, variables
+from tests.support.tiers import rest_slow
 
 MEAN, STD = (0.3,), (0.4,)
 
@@ -39,7 +40,7 @@ def integer_logits(net, pixels):
 CASES = list(itertools.product(("spe", "plain"), ("token", "channel"), ("batch", "tdbn", "tebn")))
 
 
-@pytest.mark.parametrize(("encoding", "features", "norm"), CASES)
+@pytest.mark.parametrize(("encoding", "features", "norm"), rest_slow(CASES, 2))
 def test_near_the_folded_network(encoding, features, norm):
     """Rounding moves some spikes over their threshold, so logits are near and no more."""
     folded, net = quantized(encoding=encoding, norm_features=features, norm=norm)
@@ -51,7 +52,7 @@ def test_near_the_folded_network(encoding, features, norm):
 
 @pytest.mark.parametrize(
     "fields",
-    [dict(neuron="if"), dict(v_reset=None), dict(v_reset=-0.25, tau=4.0), dict(decay_input=False, tau=1.0)],
+    rest_slow([dict(neuron="if"), dict(v_reset=None), dict(v_reset=-0.25, tau=4.0), dict(decay_input=False, tau=1.0)]),
     ids=str,
 )
 def test_every_neuron(fields):
@@ -70,7 +71,7 @@ def test_more_bits_are_nearer():
 
 
 @pytest.mark.parametrize(
-    "fields", [dict(), dict(encoding="plain", norm="tebn"), dict(norm_features="channel")], ids=str
+    "fields", rest_slow([dict(), dict(encoding="plain", norm="tebn"), dict(norm_features="channel")]), ids=str
 )
 def test_bit_exact_in_jax_and_without_multiplication(fields):
     _, net = quantized(**fields)
@@ -193,6 +194,7 @@ def test_numbers_of_numpy_and_wrong_types():
             quantize(wrong, images(2))  # pyright: ignore[reportArgumentType]
 
 
+@pytest.mark.slow
 def test_networks_can_be_compiled_hashed_and_compared():
     folded, net = quantized(4)
     pixels = images(2)

@@ -91,6 +91,7 @@ def _without_this_package():
     return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_a_process_with_jax_alone_computes_the_same_bits(fresh, name):
     _, folded, pixels, counts = CASES[name]
@@ -155,6 +156,7 @@ def test_the_model_is_left_as_it_was_and_its_mode_does_not_matter(tmp_path):
     assert not model.norm.use_running_average
 
 
+@pytest.mark.slow
 def test_float_and_folded_give_the_same_classes_as_the_network_on_real_images(tmp_path):
     folder = weights.find("fashion_mnist")
     model, meta = weights.load(folder)

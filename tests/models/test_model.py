@@ -13,6 +13,7 @@ from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.models.config import VARIANTS
 from spiking_mlp_jax.models.spiking_mlp import block_selector
 from spiking_mlp_jax.models.topology import intermediate_names
+from tests.support.tiers import rest_slow
 from tests.support.tiny import tiny_config, tiny_model
 
 KINDS = [
@@ -60,7 +61,7 @@ def loss_gradient_stats(model, x):
     return value, gradients, stats
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=str)
+@pytest.mark.parametrize("kind", rest_slow(KINDS, 2), ids=str)
 def test_every_kind_computes_and_learns(kind):
     model = tiny_model(**kind)
     x = images(model.config)
@@ -73,7 +74,7 @@ def test_every_kind_computes_and_learns(kind):
     assert model(x).shape == (2, 3, 3)
 
 
-@pytest.mark.parametrize("kind", KINDS[:4], ids=str)
+@pytest.mark.parametrize("kind", rest_slow(KINDS[:4]), ids=str)
 def test_remat_changes_nothing(kind, x64):
     results = []
     for remat in (False, True):
@@ -83,6 +84,7 @@ def test_remat_changes_nothing(kind, x64):
         np.testing.assert_allclose(plain, remat, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_remat_in_bfloat16():
     results = []
     for remat in ("none", "block"):
@@ -125,7 +127,7 @@ def nested_equations(jaxpr):
                     yield from nested_equations(inner)
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=str)
+@pytest.mark.parametrize("kind", rest_slow(KINDS, 2), ids=str)
 def test_intermediates_are_complete_and_spikes_are_binary(kind):
     model = tiny_model(**kind)
     model.eval()

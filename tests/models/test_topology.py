@@ -25,6 +25,7 @@ from spiking_mlp_jax.models.topology import (
 from spiking_mlp_jax.nn.fused import potential_shape
 from spiking_mlp_jax.nn.layers import Conv, Neuron
 from spiking_mlp_jax.train.dry_run import macs_per_step
+from tests.support.tiers import rest_slow
 
 
 def config_of(encoding, depths, patch_size=1, **fields):
@@ -200,7 +201,8 @@ class SingleSpikes:
 
 
 @pytest.mark.parametrize(
-    ("encoding", "depths"), [("spe", (2,)), ("spe", (1, 2)), ("spe", (1, 1, 1)), ("plain", (1,)), ("plain", (2, 1, 1))]
+    ("encoding", "depths"),
+    rest_slow([("plain", (1,)), ("spe", (2,)), ("spe", (1, 2)), ("spe", (1, 1, 1)), ("plain", (2, 1, 1))]),
 )
 def test_spikes_reach_what_is_counted(encoding, depths, monkeypatch):
     config = config_of(encoding, depths)

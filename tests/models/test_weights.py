@@ -252,6 +252,7 @@ def test_any_change_of_the_config_is_understood_or_refused(saved, data):
         assert isinstance(config, ModelConfig)
 
 
+@pytest.mark.slow
 @settings(max_examples=15)
 @given(cut=st.floats(0, 1, exclude_max=True), flip=st.integers(0, 400))
 def test_a_cut_or_flipped_tensor_file_never_loads_as_something_else(saved, cut, flip):

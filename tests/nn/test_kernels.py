@@ -22,6 +22,7 @@ from spiking_mlp_jax.nn.norm import BatchNorm
 from spiking_mlp_jax.nn.surrogate import SURROGATES
 from spiking_mlp_jax.train.sharding import make_mesh
 from tests.nn.test_fused import MODES, constants, normal
+from tests.support.tiers import rest_slow
 from tests.support.tiny import tiny_config
 
 TARGETS = ["gpu", "tpu"]
@@ -152,7 +153,7 @@ def test_norm_and_neuron_with_the_kernel():
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4), kernel, plain)
 
 
-@pytest.mark.parametrize("neuron", ["lif", "plif"])
+@pytest.mark.parametrize("neuron", rest_slow(["lif", "plif"]))
 def test_whole_network_with_the_kernel(neuron):
     results = []
     for backend in ("pallas", "xla"):
@@ -268,7 +269,7 @@ def test_norm_and_neurons_inside_shard_map(backend):
     near(jax.jit(each)(variables, z), (value, scale))
 
 
-@pytest.mark.parametrize("shape", [(9, 140), (9, 20)])
+@pytest.mark.parametrize("shape", [(9, 20), pytest.param((9, 140), marks=pytest.mark.slow)])
 def test_batched_and_differentiated_twice(shape):
     x = normal(0, 3, *shape, scale=2.0).astype(jnp.float32)
     w = jnp.asarray([0.3, -0.2, 0.1], jnp.float32)

@@ -12,6 +12,7 @@ import pytest
 
 from spiking_mlp_jax.cli import main as cli
 from spiking_mlp_jax.train.arguments import read_arguments
+from tests.support.tiers import rest_slow
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "spiking_mlp_jax"
@@ -36,7 +37,7 @@ def test_examples_in_docstrings(path):
     assert (results.failed, results.attempted) == (0, path.read_text().count(">>> "))
 
 
-@pytest.mark.parametrize("path", [path for path in PAGES if blocks(path, "python")], ids=relative)
+@pytest.mark.parametrize("path", rest_slow([path for path in PAGES if blocks(path, "python")]), ids=relative)
 def test_python_blocks_run(path, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for name in ("configs", "tests"):

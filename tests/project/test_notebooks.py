@@ -62,6 +62,7 @@ def test_a_notebook_has_no_logic_of_its_own(path):
         assert not found, cell.source
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=name)
 def test_a_notebook_runs_and_shows_the_same(path):
     committed, now = nbformat.read(path, as_version=4), execute(path)

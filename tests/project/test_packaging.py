@@ -15,6 +15,7 @@ import spiking_mlp_jax
 from spiking_mlp_jax.cli import main as cli
 from spiking_mlp_jax.models import weights
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 VERSION = spiking_mlp_jax.__version__
 

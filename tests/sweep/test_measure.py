@@ -13,6 +13,7 @@ from spiking_mlp_jax.sweep import measure
 from spiking_mlp_jax.sweep.measure import accuracy_by_time_steps, with_time_steps
 from spiking_mlp_jax.train.evaluate import evaluate_model
 from tests.support.random_model import random_model, set_value, variables
+from tests.support.tiers import rest_slow
 from tests.support.tiny import tiny_batches, tiny_config
 
 MEAN, STD = (0.4,), (0.3,)
@@ -39,7 +40,9 @@ def overrides(model):
     return {k: v for k, v in vars(model.config).items() if v != getattr(base, k)}
 
 
-@pytest.mark.parametrize("fields", [{"depths": (1,)}, {"depths": (1,), "norm": "tebn", "time_steps": 3}], ids=str)
+@pytest.mark.parametrize(
+    "fields", rest_slow([{"depths": (1,)}, {"depths": (1,), "norm": "tebn", "time_steps": 3}]), ids=str
+)
 def test_test_time_steps_are_direct_evaluations(fields):
     model: Any = random_model(**fields)
     model.pixels = Pixels(MEAN, STD)

@@ -187,6 +187,7 @@ def wait_for(condition, seconds=120):
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_killed_and_resumed(tmp_path, monkeypatch, capsys):
     """Two runs and one that fails; the parent is killed while the first trains, and the command given again."""
     # One device and fast compilation in the children.

@@ -121,6 +121,7 @@ def test_remat_changes_nothing(x64):
     chex.assert_trees_all_close(*results, rtol=1e-9, atol=1e-13)
 
 
+@pytest.mark.slow
 def test_a_heavy_penalty_lowers_the_rates():
     after = {}
     for weight in (1e-6, 10.0):

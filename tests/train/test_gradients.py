@@ -270,6 +270,7 @@ def test_what_crosses_devices(statistics, fsdp, accumulate, fields):
     assert {kind for arrays in found.values() for kind, _ in arrays} <= {"f32"}
 
 
+@pytest.mark.slow
 def test_bfloat16_on_eight_devices():
     model = tiny_config(depths=(1, 1), dtype="bfloat16")
     batches = [images(BATCH)] * 2
@@ -291,6 +292,7 @@ def test_rules():
     assert specs == {"a": PartitionSpec(None, "fsdp"), "b": PartitionSpec()}
 
 
+@pytest.mark.slow
 def test_checkpoints_move_between_meshes(tmp_path):
     """What four devices shared out is restored whole, and shared out over two."""
     four = experiment(8, 4)

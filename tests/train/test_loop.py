@@ -23,6 +23,7 @@ from spiking_mlp_jax.train.optimizer import make_optimizer
 from spiking_mlp_jax.train.state import abstract_state
 from spiking_mlp_jax.utils.interrupt import StopRequest
 from tests.support.shades import forget_compiled, write_shades
+from tests.support.tiers import rest_slow
 
 LAST = 12  # steps: 2 epochs of 6
 SPEEDS = ("images_per_second", "data_wait_share", "data_wait_seconds")  # what differs between equal runs
@@ -95,6 +96,7 @@ def whole(shared, tmp_path_factory):
     return workdir, watch.seen
 
 
+@pytest.mark.slow
 def test_keeping_memory_changes_no_result(shared, tmp_path):
     """In processes of their own: what is kept is kept for good."""
     code = """
@@ -176,7 +178,7 @@ def test_what_a_run_leaves(shared, whole):
     assert not list(workdir.glob("*.tmp"))
 
 
-@pytest.mark.parametrize("at", [5, 6])
+@pytest.mark.parametrize("at", rest_slow([5, 6]))
 def test_an_interrupted_run_continues_bit_for_bit(shared, whole, watch, tmp_path, capsys, at):
     config = make_config(shared)
     watch.signal_at = at
@@ -199,6 +201,7 @@ def test_an_interrupted_run_continues_bit_for_bit(shared, whole, watch, tmp_path
     assert lines(tmp_path) == lines(workdir)
 
 
+@pytest.mark.slow
 def test_a_penalised_run_from_given_weights_continues_bit_for_bit(shared, whole, watch, monkeypatch, tmp_path, capsys):
     """Both options at once; the weights are gone when the run goes on, because its checkpoint goes before them."""
     shutil.copytree(whole[0] / "weights", tmp_path / "weights")
@@ -243,6 +246,7 @@ def test_a_penalised_run_from_given_weights_continues_bit_for_bit(shared, whole,
     assert lines(tmp_path / "one") == lines(tmp_path / "two")
 
 
+@pytest.mark.slow
 def test_a_window_of_fewer_metrics_is_continued(shared, tmp_path):
     config = make_config(shared, activity_weight=0.5, max_steps=2, log_every=4, epochs=1, checkpoint_every=1)
     loop.train(config, tmp_path)
@@ -256,6 +260,7 @@ def test_a_window_of_fewer_metrics_is_continued(shared, tmp_path):
     assert lines(tmp_path)[-2]["activity"] > 0
 
 
+@pytest.mark.slow
 def test_the_newest_and_the_best_are_kept(shared, tmp_path, monkeypatch):
     accuracies = iter([0.9, 0.5, 0.7])
 
@@ -347,6 +352,7 @@ def test_a_workdir_that_cannot_be_made(shared, tmp_path):
         loop.use_compilation_cache(str(tmp_path / "file" / "cache"))
 
 
+@pytest.mark.slow
 def test_a_run_continues_with_parameters_shared_out_otherwise(shared, tmp_path):
     fields = dict(dim=48, accumulate=2, norm_statistics="device")
     assert loop.train(make_config(shared, fsdp=2, max_steps=2, **fields), tmp_path).step == 2
@@ -379,6 +385,7 @@ def strict(text):
     return json.loads(text, parse_constant=refuse)
 
 
+@pytest.mark.slow
 def test_a_diverged_run_is_saved_but_never_the_best(shared, tmp_path, capsys):
     config = make_config(shared, learning_rate=1e38, optimizer="adam", max_steps=3, log_every=1, on_nonfinite="skip")
     result = loop.train(config, tmp_path)

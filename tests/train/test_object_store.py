@@ -94,6 +94,7 @@ def config(tmp_path):
     forget_compiled()
 
 
+@pytest.mark.slow
 def test_a_run_in_a_bucket_is_that_on_a_disk(bucket, config, tmp_path, monkeypatch, capsys):
     assert loop.train(config, tmp_path / "disk").finished
     # The same in a bucket, interrupted once and damaged once.

@@ -177,6 +177,7 @@ def test_one_two_and_four_processes_are_the_same_run(shared, single, tmp_path, x
     check_same(config, tmp_path / "two_four", whole)
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_stops_all_at_the_same_step(shared, tmp_path, x64):
     config = experiment(shared)
     with Launch(config, tmp_path / "run", 2) as launch:
@@ -191,6 +192,7 @@ def test_a_signal_to_one_stops_all_at_the_same_step(shared, tmp_path, x64):
     chex.assert_trees_all_close(stopped.state, restored(config, tmp_path / "one").state, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_killed_process_takes_the_other_down(shared, tmp_path, victim):
     with Launch(experiment(shared), tmp_path / "run", 2) as launch:
@@ -204,6 +206,7 @@ def test_a_killed_process_takes_the_other_down(shared, tmp_path, victim):
     assert "another process has ended" in message or "another task died" in message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("eval_only", [False, True])
 def test_processes_that_differ_are_told(shared, tmp_path, eval_only):
     with Launch(experiment(shared, eval_only=eval_only), tmp_path / "run", 2, process_1=["--config.seed=1"]) as launch:

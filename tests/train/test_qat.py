@@ -25,6 +25,7 @@ def rounded_model(encoding, features, norm, bits):
     return model, nnx.merge(graphdef, quantize_weights(params, stats, model.config, bits), stats)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [2, 4, 8])
 @pytest.mark.parametrize("case", CASES)
 def test_quantising_the_rounded_network_loses_nothing(case, bits, x64):
@@ -51,6 +52,7 @@ def test_quantising_the_rounded_network_loses_nothing(case, bits, x64):
     assert found > 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_only_kernels_change_and_by_half_a_unit_in_the_mean(case):
     model, rounded = rounded_model(*case, 8)
@@ -76,6 +78,7 @@ def test_gradient_passes_through():
     )
 
 
+@pytest.mark.slow
 def test_the_loop_trains_evaluates_and_saves_rounded_weights(shared, tmp_path):  # noqa: F811
     assert train(make_config(shared, weight_bits=3, epochs=1), tmp_path).finished
     model, _ = weights.load(tmp_path / "weights")
@@ -94,6 +97,7 @@ def test_impossible_bits(shared, fields, words):  # noqa: F811
         validate(make_config(shared, **fields), 1)
 
 
+@pytest.mark.slow
 def test_an_outlier_is_clipped_where_that_loses_less(x64):
     """Two bits are -1, 0 and 1 units: with the unit that holds 1.01, two, the others would all be lost."""
     model = random_model(seed=1, norm="batch", norm_features="channel")

@@ -110,6 +110,7 @@ def test_sigterm_saves_and_exits_with_its_status(data, tmp_path):
     assert find_damage(loop.as_path(tmp_path / "run" / "checkpoints" / str(step))) is None
 
 
+@pytest.mark.slow
 def test_a_signal_ends_an_evaluation_which_is_made_up_for(data, whole, tmp_path, monkeypatch):
     config, put_batch, calls = make_config(data, eval_batch_size=8), loop.put_batch, []
 
@@ -197,6 +198,7 @@ def test_damage_to_any_file_is_named(whole, tmp_path):
     assert find_damage(loop.as_path(folder)) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["cut", "flip"])
 def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(data, whole, tmp_path, capsys, how):
     shutil.copytree(whole, tmp_path / "run")
@@ -243,6 +245,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", str(folder)], check=True)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of Orbax's and TensorStore's threads
 def test_a_full_disk(data, whole, small_disk):
     config, workdir = make_config(data, max_steps=EPOCH), small_disk / "run"
@@ -261,6 +264,7 @@ def test_a_full_disk(data, whole, small_disk):
     assert_same_run(config, workdir, whole)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # as above
 def test_files_that_may_not_grow(data, whole, tmp_path):
     config = make_config(data, max_steps=EPOCH)
@@ -333,6 +337,7 @@ def poisoned(data, monkeypatch):
     return records, states
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_nan_stops_the_run_or_is_skipped(data, poisoned, tmp_path, capsys):
     records, states = poisoned
     config = make_config(data, epochs=1)
@@ -365,6 +370,7 @@ def test_a_loss_that_is_nan_stops_the_run_or_is_skipped(data, poisoned, tmp_path
     chex.assert_trees_all_equal(restored(config, tmp_path / "stop").state, restored(config, tmp_path / "skip").state)
 
 
+@pytest.mark.slow
 def test_skipping_without_end_ends(data, tmp_path, monkeypatch):
     monkeypatch.setattr(nonfinite, "MOST_IN_A_ROW", 3)
     config = make_config(data, learning_rate=1e38, on_nonfinite="skip")
@@ -373,6 +379,7 @@ def test_skipping_without_end_ends(data, tmp_path, monkeypatch):
     assert len((tmp_path / "nonfinite.jsonl").read_text().splitlines()) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fields", [{}, {"mixup": 0.4, "cutmix": 1.0, "accumulate": 2, "ema_decay": 0.9, "batch_size": 16}], ids=str
 )
