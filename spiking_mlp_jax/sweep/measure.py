@@ -1,8 +1,7 @@
-"""What is measured of a trained run: the network after its last epoch.
+"""Measurements of a trained run, of its network after the last epoch.
 
-The trainer keeps the weights of the best epoch, chosen on the test set; over several runs that choice flatters those
-that fluctuate. So the last epoch's state is taken from the checkpoint and saved as `final/`, a weights folder like any
-other, and everything here is about that network.
+The trainer saves the weights of the best epoch, chosen on the test set; over several runs that flatters those that
+fluctuate. The last epoch's weights come from the checkpoint and are saved as `final/`, a weights folder.
 """
 
 from __future__ import annotations
@@ -15,13 +14,14 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from flax import nnx
+from jaxtyping import UInt8
 
 from spiking_mlp_jax.data.damaged import Damaged
 from spiking_mlp_jax.data.pipeline import eval_batches
@@ -41,9 +41,6 @@ from spiking_mlp_jax.train.loss import class_scores
 from spiking_mlp_jax.train.qat import make_quantized
 from spiking_mlp_jax.train.sharding import make_mesh
 
-if TYPE_CHECKING:
-    from jaxtyping import UInt8
-
 FINAL, COMPILED = "final", "final.smlp"
 COST_IMAGES = 1000
 TIMED_IMAGES = 64
@@ -52,22 +49,21 @@ SECONDS, LEAST_CALLS, MOST_CALLS = 1.0, 20, 1000
 
 
 def measure(config: Config, workdir: Path, test_time_steps: Sequence[int]) -> dict[str, Any]:
-    """Everything but time, of a run that is finished. Writes `final/` and, where it compiles, `final.smlp`.
+    """Measures everything but latency of a finished run. Writes `final/` and, if the network compiles, `final.smlp`.
 
     Args:
         config: of the run.
         workdir: of the run.
-        test_time_steps: steps with which the network is tested besides its own.
+        test_time_steps: numbers of time steps to test the network with.
 
     Returns:
         JSON values. step; test_images; accuracy, of the last epoch; best_accuracy and best_step, of the best one;
         parameters; firing_rate, mean over all neurons and steps; synaptic_operations, dense_operations: per image, see
-        `infer.cost`, over the first `cost_images` test images; by_time_steps {steps: accuracy or None}, with
-        not_by_time_steps {steps: why}; integer_accuracy, None where the network cannot be compiled, with not_integer,
-        which says why.
+        `deploy.cost`, over the first `cost_images` test images; by_time_steps {steps: accuracy or None} and
+        not_by_time_steps {steps: why}; integer_accuracy, None if the network cannot be compiled, and not_integer, why.
 
     Raises:
-        InputError: there is no finished training, or its files or data are damaged.
+        InputError: the training is not finished, or its files or data are corrupt.
     """
     folder = save_final(config, workdir)
     model, _ = weights.load(folder)
@@ -97,15 +93,15 @@ def measure(config: Config, workdir: Path, test_time_steps: Sequence[int]) -> di
 
 
 def save_final(config: Config, workdir: Path) -> Path:
-    """Saves the weights of a run's newest checkpoint, as they are evaluated, and returns their folder."""
+    """Saves the weights that a run evaluated last, from its newest checkpoint, and returns their folder."""
     mesh = make_mesh(fsdp=config.fsdp)
     state = newest_state(config, epath.Path(workdir), mesh)
     evaluation = workdir / "evaluation.json"
     if state is None or not evaluation.is_file():
-        raise InputError(f"{workdir} holds no finished training: run the sweep again")
+        raise InputError(f"{workdir} has no finished training; run the sweep again")
     found = json.loads(evaluation.read_text())
     if found["step"] != int(state.step):
-        raise InputError(f"{workdir} holds a checkpoint of step {int(state.step)}, evaluated was {found['step']}")
+        raise InputError(f"{workdir}: the checkpoint is of step {int(state.step)}, the evaluation of {found['step']}")
     shape = model_config(config)
     model = nnx.merge(_graphdef(shape), *jax.device_get(evaluated(state, make_quantized(config, shape))), copy=True)
     meta = {"data": weights.read_config(workdir / "weights")[1]["data"]}
@@ -115,26 +111,24 @@ def save_final(config: Config, workdir: Path) -> Path:
 
 
 def with_time_steps(model: SpikingMLP, steps: int) -> SpikingMLP:
-    """The same weights run for another number of time steps, in evaluation mode.
+    """The same weights with another number of time steps, in evaluation mode.
 
-    Running averages stay those of the steps that were trained. A network is causal: fewer steps are the first of the
-    more.
+    Running averages stay those of the trained steps. A network is causal: fewer steps equal the first of more.
 
     Args:
         model: any network.
         steps: from 1 on.
 
     Raises:
-        InputError: more steps than were trained, with norm="tebn": it has learned a scale for each of these and for
-            no later one.
+        InputError: more steps than were trained, with norm="tebn", which learns a scale for each step.
     """
     config = dataclasses.replace(model.config, time_steps=steps)
     _, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
     if config.norm == "tebn":
         if steps > model.config.time_steps:
             raise InputError(
-                f'norm="tebn" has learned a scale for each of its {model.config.time_steps} time steps and has none '
-                "for later ones"
+                f'norm="tebn" has learned a scale for each of its {model.config.time_steps} time steps, and none for '
+                "later ones"
             )
         flat = nnx.to_flat_state(params)
         params = nnx.from_flat_state(
@@ -151,7 +145,7 @@ def accuracy_by_time_steps(
 ) -> tuple[dict[int, float], dict[int, str]]:
     """Accuracy of a network tested with other numbers of time steps than it was trained with.
 
-    One pass over the images with the largest number gives all: classes are scored by the mean of the logits so far.
+    One pass with the largest number gives all: the score of a class is the mean of its logits so far.
 
     Args:
         model: with `pixels`, as `weights.load` gives it.
@@ -159,7 +153,7 @@ def accuracy_by_time_steps(
         steps: numbers of time steps.
 
     Returns:
-        {steps: accuracy in [0, 1]}, and {steps: why there is none} for the others.
+        {steps: accuracy in [0, 1]}, and {steps: why it is missing} for the others.
     """
     networks, without = {}, {}
     for count in sorted(steps):
@@ -171,25 +165,25 @@ def accuracy_by_time_steps(
         return {}, without
     longest = max(networks)
     run = _jitted(networks[longest], lambda logits: jnp.cumsum(logits, 0))
-    right, images = np.zeros(longest, np.int64), 0
+    correct, images = np.zeros(longest, np.int64), 0
     for batch in batches:
         classes = np.asarray(run(batch["image"])).argmax(-1)  # [T, B]
-        right += np.sum((classes == batch["label"]) & batch["mask"], 1)
+        correct += np.sum((classes == batch["label"]) & batch["mask"], 1)
         images += int(batch["mask"].sum())
-    return {count: int(right[count - 1]) / images for count in networks}, without
+    return {count: int(correct[count - 1]) / images for count in networks}, without
 
 
 def measure_latency(config: Config, workdir: Path) -> dict[str, Any]:
-    """Time per image of the float network and of the compiled one, on this machine, as quiet as it is.
+    """Time per image of the float network and of the compiled one, on this machine under its present load.
 
     Args:
         config: of the run.
         workdir: of a run that `measure` has measured.
 
     Returns:
-        JSON values, in milliseconds an image: float_ms and float_batch_ms, integer_ms and integer_batch_ms (None where
-        nothing is compiled). The first is the median over calls with one image, the second over calls with `batch`
-        images. cores: that could be used; load: mean number of running processes in the minute before; processor.
+        JSON values, in milliseconds per image: float_ms and float_batch_ms, integer_ms and integer_batch_ms (None if
+        the network is not compiled): the median over calls with one image and with `batch` images. cores: usable ones;
+        load: mean number of running processes in the minute before; processor.
     """
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     model, _ = weights.load(workdir / FINAL)
@@ -223,7 +217,7 @@ def _jitted(model: SpikingMLP, of_logits: Callable[[Any], Any]) -> Callable[[np.
 
 
 def _integer_accuracy(config: Config, workdir: Path) -> tuple[float | None, str | None]:
-    """Accuracy of the compiled network, which is saved, on the test images; or why it cannot be compiled."""
+    """Compiles and saves the network; its accuracy on the test images, or why it cannot be compiled."""
     (workdir / COMPILED).unlink(missing_ok=True)
     try:
         net = compile_weights(workdir / FINAL, config.weight_bits or 8, data_dir=config.data_dir)
@@ -231,12 +225,12 @@ def _integer_accuracy(config: Config, workdir: Path) -> tuple[float | None, str 
         return None, str(error)
     artifact.save(net, workdir / COMPILED)
     engine = Engine(net)
-    right = images = 0
+    correct = images = 0
     for batch in _test_batches(config):
         mask = batch["mask"]
-        right += int(np.sum(engine.predict(batch["image"][mask]).argmax(1) == batch["label"][mask]))
+        correct += int(np.sum(engine.predict(batch["image"][mask]).argmax(1) == batch["label"][mask]))
         images += int(mask.sum())
-    return right / images, None
+    return correct / images, None
 
 
 def _test_batches(config: Config) -> Iterable[dict[str, np.ndarray]]:
@@ -253,7 +247,7 @@ def _test_batches(config: Config) -> Iterable[dict[str, np.ndarray]]:
 
 
 def _first(batches: Iterable[np.ndarray], count: int) -> Iterator[np.ndarray]:
-    """Images of batches until there are `count`."""
+    """The first `count` images, in batches."""
     for batch in batches:
         yield batch[:count]
         count -= len(batch)
@@ -262,12 +256,12 @@ def _first(batches: Iterable[np.ndarray], count: int) -> Iterator[np.ndarray]:
 
 
 def _median_ms(run: Callable[[UInt8[np.ndarray, "B H W C"]], Any], images: np.ndarray, size: int) -> float:
-    """Milliseconds an image: the median over calls with `size` images each, which go through all of them in turn."""
+    """Milliseconds per image: the median over calls with `size` images each, which cycle through all images."""
     parts = [images[i : i + size] for i in range(0, len(images) - size + 1, size)]
     for part in parts[:3]:
-        run(part)  # compiles, and fills the caches
+        run(part)  # compiles and warms the caches
     seconds: list[float] = []
-    # An event-driven network takes longer for some images than for others: all of them count.
+    # An event-driven network is slower on some images than on others: time all of them.
     least = max(LEAST_CALLS, len(parts))
     while len(seconds) < least or (sum(seconds) < SECONDS and len(seconds) < MOST_CALLS):
         started = time.perf_counter()
@@ -281,7 +275,7 @@ def _cores() -> int:
 
 
 def _processor() -> str:
-    """What the machine calls its processor."""
+    """The processor's name."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

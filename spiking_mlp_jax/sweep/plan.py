@@ -1,13 +1,13 @@
-"""What a sweep file describes: which networks are trained, with which seeds, and which machine trains which of them.
+"""Sweep files: which networks are trained, with which seeds, and on which machine.
 
 A sweep file is flat Python with a function `get_sweep`, which returns a dict (or a ConfigDict):
 
     base              the experiment that all runs start from, as for train.py: "FILE.py" or "FILE.py:ARGUMENT"
     runs              {name: {field: value, ...}}, the fields in which each run differs; {} is the base itself
-    common            fields that differ from the base in all runs; may be left out, as everything below
-    seeds             (0, 1, 2) unless given
-    test_time_steps   time steps with which each trained network is tested; those of the runs unless given
-    x                 the field along the x axis of the accuracy's figure; the field that varies, if it is one number
+    common            fields that differ from the base in all runs; optional, as everything below
+    seeds             default: (0, 1, 2)
+    test_time_steps   time steps to test each trained network with; default: those of the runs
+    x                 the field on the x axis of the accuracy figure; default: the field that varies, if it is a number
     title             of the tables
 """
 
@@ -28,7 +28,7 @@ from spiking_mlp_jax.train.arguments import call_function, load_config, read_arg
 from spiking_mlp_jax.train.config import check_names, one_line, to_dict, validate
 
 KEYS = ("base", "runs", "common", "seeds", "test_time_steps", "x", "title")
-# Fields that say what is done with an experiment, and not what it is; seeds are a list of their own.
+# Fields that do not describe the experiment, or that the sweep sets itself.
 _RESERVED = {
     "seed": "list the seeds in seeds",
     "dry_run": "leave it out",
@@ -45,7 +45,7 @@ class Run:
     Attributes:
         name: of the run in the sweep.
         seed: of weights and data.
-        config: a ConfigDict, the whole experiment as train.py would have it.
+        config: a ConfigDict, the complete experiment as for train.py.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Run:
 
     @property
     def key(self) -> str:
-        """Where its files are, below `runs` and `results`."""
+        """The path of its files below `runs` and `results`."""
         return f"{self.name}/seed{self.seed}"
 
 
@@ -67,11 +67,10 @@ class Sweep:
         title: of the tables.
         names: of the runs, in the file's order.
         seeds: of each run.
-        runs: every name with every seed; all names of the first seed come first, so that a sweep that is cut short has
-            compared something.
+        runs: every name with every seed, seed by seed, so that a stopped sweep has compared something.
         varied: fields in which the runs differ, in the order in which the file names them.
         values: {name: the run's values of `varied`}.
-        x: the field along the x axis of the accuracy's figure; None: names.
+        x: the field on the x axis of the accuracy figure; None: names.
         test_time_steps: ascending.
     """
 
@@ -91,30 +90,30 @@ class Sweep:
 
 
 def load_sweep(file: str, overrides: Sequence[str] = (), seeds: Sequence[int] | None = None) -> Sweep:
-    """Reads a sweep file and checks every run of it.
+    """Reads a sweep file and checks every run.
 
     Args:
         file: path of the sweep file.
-        overrides: "--config.NAME=VALUE", fields that are set in all runs, after the file's own.
-        seeds: in place of the file's.
+        overrides: "--config.NAME=VALUE", fields set in all runs, after the file's own.
+        seeds: instead of the file's.
 
     Raises:
-        InputError: no such file or one that fails; a field that does not exist or cannot have such a value: the
-            sentence names the file and the run.
+        InputError: the file is missing or raises; a field does not exist or has an invalid value. The message names
+            the file and the run.
     """
     if not os.path.isfile(file):
         folder = os.path.dirname(file) or "."
         there = sorted(x for x in os.listdir(folder) if x.endswith(".py")) if os.path.isdir(folder) else []
         near = difflib.get_close_matches(os.path.basename(file), there, 1, 0.4)
         raise InputError(
-            f'there is no sweep file "{file}": '
+            f'there is no sweep file "{file}"; '
             + (f'did you mean "{os.path.join(folder, near[0])}"?' if near else "configs/sweeps has examples")
         )
     found = call_function(file, "get_sweep", "sweep file")
     if isinstance(found, config_dict.ConfigDict):
         found = found.to_dict()
     if not isinstance(found, Mapping):
-        raise InputError(f'get_sweep of "{file}" must return a dict, but returned {type(found).__name__}')
+        raise InputError(f'get_sweep of "{file}" must return a dict, got {type(found).__name__}')
     try:
         return _sweep(file, found, overrides, seeds)
     except InputError as error:
@@ -124,13 +123,13 @@ def load_sweep(file: str, overrides: Sequence[str] = (), seeds: Sequence[int] | 
 def shard(sweep: Sweep, index: int, count: int) -> list[Run]:
     """The runs that one of several machines trains.
 
-    Together the shards are all runs, each is in one of them, and their sizes differ by one at most. From seed to seed
-    the names move on by one, so that no machine gets all seeds of the largest network.
+    Every run is in exactly one shard, and their sizes differ by at most one. Names rotate from seed to seed, so that no
+    machine gets all seeds of the largest network.
 
     Args:
         sweep: the sweep, with the same seeds on every machine.
-        index: which shard, 1 to `count`.
-        count: how many there are.
+        index: of the shard, 1 to `count`.
+        count: number of shards.
     """
     size = len(sweep.names)
 
@@ -144,11 +143,14 @@ def shard(sweep: Sweep, index: int, count: int) -> list[Run]:
 def _sweep(file, found, overrides, seeds) -> Sweep:
     for key in found:
         if key not in KEYS:
-            raise InputError(f'get_sweep gives "{key}", which means nothing: {nearest(key, KEYS)}')
+            raise InputError(f'get_sweep returns an unknown key "{key}"; {nearest(key, KEYS)}')
     for key, kind in (("base", str), ("runs", Mapping)):
         if not isinstance(found.get(key), kind) or not found[key]:
-            wanted = 'a config such as "configs/fashion_mnist.py:demo"' if kind is str else "{name: {field: value}}"
-            raise InputError(f"get_sweep must give {key}, {wanted}")
+            wanted = 'a config, e.g. "configs/fashion_mnist.py:demo"' if kind is str else "{name: {field: value}}"
+            raise InputError(f"get_sweep must return {key}, {wanted}")
+    title = found.get("title", os.path.splitext(os.path.basename(file))[0])
+    if not isinstance(title, str):
+        raise InputError(f"title must be a string, got {title!r}")
     common, runs = found.get("common", {}), found["runs"]
     seeds = _numbers("seeds", found.get("seeds", (0, 1, 2)) if seeds is None else seeds, 0, 2**31 - 1)
     base = _with_fields(load_config(found["base"]), common, "common")
@@ -159,24 +161,22 @@ def _sweep(file, found, overrides, seeds) -> Sweep:
             instead = (
                 "it varies that field itself" if name in varied else _RESERVED[name].replace("in seeds", "with --seeds")
             )
-            raise InputError(f"--config.{name} cannot be given for this sweep: {instead}")
+            raise InputError(f"--config.{name} does not go with this sweep: {instead}")
     base = _with_fields(base, given, "the command line")
     lower = [str(name).lower() for name in runs]
     configs = {}
     for name, fields in runs.items():
         if not isinstance(name, str) or not _NAME.fullmatch(name):
-            raise InputError(
-                f'a run cannot be called "{name}": take at most 100 letters, digits and . _ + -, as for a folder'
-            )
+            raise InputError(f'invalid run name "{name}"; use at most 100 letters, digits and . _ + -, as for a folder')
         if lower.count(name.lower()) > 1:
-            raise InputError(f'two runs are called "{name}" but for capitals, which not every disk tells apart')
+            raise InputError(f'two run names differ from "{name}" only in case, which some file systems ignore')
         configs[name] = _with_fields(base, fields, f'run "{name}"')
         _refuse_twin(name, configs)
     varied = [name for name in varied if len({repr(config[name]) for config in configs.values()}) > 1]
     steps = found.get("test_time_steps", sorted({config.time_steps for config in configs.values()}))
     return Sweep(
         file=file,
-        title=_text(found.get("title", os.path.splitext(os.path.basename(file))[0])),
+        title=title,
         names=tuple(configs),
         seeds=seeds,
         runs=tuple(Run(name, seed, _seeded(config, seed)) for seed in seeds for name, config in configs.items()),
@@ -188,24 +188,24 @@ def _sweep(file, found, overrides, seeds) -> Sweep:
 
 
 def _with_fields(config, fields, where):
-    """A copy of an experiment with other values, checked as the trainer would check it."""
+    """A copy of an experiment with other values, validated as by the trainer."""
     if not isinstance(fields, Mapping):
-        raise InputError(f"{where} must be {{field: value}}, but it is {fields!r}")
+        raise InputError(f"{where} must be {{field: value}}, got {fields!r}")
     config = config.copy_and_resolve_references()
     try:
         check_names(fields, config.keys())
         for name, value in fields.items():
             if name in _RESERVED:
-                raise InputError(f"{name} is no field for a run of a sweep: {_RESERVED[name]}")
+                raise InputError(f"{name} cannot be set in a sweep; {_RESERVED[name]}")
             kind = config.get_type(name)
             try:
                 if isinstance(value, bool) and kind in (int, float):
-                    raise TypeError("a ConfigDict would take it for 0 or 1")
+                    raise TypeError("ConfigDict would convert it to 0 or 1")
                 config[name] = value
             except (TypeError, ValueError) as error:
-                wanted = {int: "a whole number", float: "a number", bool: "True or False", str: "a word"}
-                raise InputError(f"{name} must be {wanted.get(kind, kind.__name__)}, but it is {value!r}") from error
-        # A machine with several devices checks batch sizes against their number when it trains.
+                wanted = {int: "a whole number", float: "a number", bool: "True or False", str: "a string"}
+                raise InputError(f"{name} must be {wanted.get(kind, kind.__name__)}, got {value!r}") from error
+        # The trainer checks batch sizes against the number of devices.
         validate(config, 1)
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
@@ -231,7 +231,7 @@ def _refuse_twin(name, configs):
     new = to_dict(configs[name])
     for other, config in configs.items():
         if other != name and to_dict(config) == new:
-            raise InputError(f'runs "{other}" and "{name}" are the same experiment: leave one of them out')
+            raise InputError(f'runs "{other}" and "{name}" are the same experiment; remove one')
 
 
 def _seeded(config, seed):
@@ -249,20 +249,14 @@ def _x_field(given, varied, configs):
         return varied[0] if len(varied) == 1 and is_number(varied[0]) else None
     if given not in varied or not is_number(given):
         numbers = ", ".join(filter(is_number, varied)) or "none"
-        raise InputError(f'x must be a field of numbers in which runs differ ({numbers} here), but it is "{given}"')
+        raise InputError(f'x must be a numeric field that varies ({numbers} here), got "{given}"')
     return given
 
 
 def _numbers(what, values, least, most) -> tuple[int, ...]:
-    sound = isinstance(values, list | tuple) and values
-    if not sound or not all(isinstance(x, int) and not isinstance(x, bool) and least <= x <= most for x in values):
-        raise InputError(f"{what} must list whole numbers from {least} to {most}, but it is {values!r}")
+    listed = isinstance(values, list | tuple) and values
+    if not listed or not all(isinstance(x, int) and not isinstance(x, bool) and least <= x <= most for x in values):
+        raise InputError(f"{what} must list whole numbers from {least} to {most}, got {values!r}")
     if len(set(values)) < len(values):
         raise InputError(f"{what} lists a number twice: {values!r}")
     return tuple(values)
-
-
-def _text(title) -> str:
-    if not isinstance(title, str):
-        raise InputError(f"title must be text, but it is {title!r}")
-    return title

@@ -1,5 +1,7 @@
-"""Figures of a sweep: accuracy against what varies, against synaptic operations and against latency, and the matrix of
-time steps in training and in test. Every seed is a point, a bar spans them, and a larger mark is their mean."""
+"""Figures of a sweep: accuracy against the varied field, operations, latency, and time steps in test.
+
+Every seed is a point, a bar spans the seeds, and a larger mark is their mean.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +19,13 @@ from spiking_mlp_jax.analysis.plots import BLUE, GREEN, GREY, ORANGE, RED, write
 from spiking_mlp_jax.sweep.plan import Sweep
 from spiking_mlp_jax.sweep.table import MEASURES, Row, Spread
 
-# Okabe and Ito's remaining colours, and shapes, so that no two runs look alike in grey print.
+# Okabe and Ito's colours, and shapes, so that runs differ in greyscale too.
 COLOURS = (BLUE, RED, GREEN, ORANGE, "#CC79A7", "#56B4E9", GREY, "#000000")
 MARKERS = "osD^vPX*"
 
 
 def plot_sweep(sweep: Sweep, table: Sequence[Row], folder: Path) -> list[Path]:
-    """Draws the figures for which there are results into PNG files and returns their paths."""
+    """Draws the figures that have results as PNG files and returns their paths."""
     figures = {"accuracy": accuracy_figure(sweep, table)}
     figures["accuracy_operations"] = operations_figure(sweep, table)
     figures["accuracy_latency"] = latency_figure(sweep, table)
@@ -33,7 +35,7 @@ def plot_sweep(sweep: Sweep, table: Sequence[Row], folder: Path) -> list[Path]:
 
 
 def accuracy_figure(sweep: Sweep, table: Sequence[Row]) -> Figure | None:
-    """Accuracy against the sweep's x field, a line for each setting of the other fields; without one, run by run.
+    """Accuracy against the sweep's x field, a line for each setting of the other fields; without x, by run.
 
     Args:
         sweep: the sweep.
@@ -61,7 +63,7 @@ def accuracy_figure(sweep: Sweep, table: Sequence[Row]) -> Figure | None:
         for index, group in enumerate(groups.values()):
             group = sorted(group, key=lambda row: row.values[at])
             colour, marker = _look(index)
-            # Beside each other where several stand at one place.
+            # Side by side where several have the same x.
             aside = 2.5 * width * (index - (len(groups) - 1) / 2)
             xs = [row.values[at] + aside for row in group]
             axes.plot(xs, [100 * row.measures["accuracy"].mean for row in group], color=colour, linewidth=1.2, zorder=1)
@@ -92,7 +94,7 @@ def operations_figure(sweep: Sweep, table: Sequence[Row]) -> Figure | None:
 
 
 def latency_figure(sweep: Sweep, table: Sequence[Row]) -> Figure | None:
-    """Accuracy against time per image, one image at a time and in batches; filled marks: float, hollow ones: integers.
+    """Accuracy against time per image, one image at a time and in batches; filled marks: float, hollow ones: int8.
 
     None where nothing was timed.
     """
@@ -111,7 +113,7 @@ def latency_figure(sweep: Sweep, table: Sequence[Row]) -> Figure | None:
         _scatter(axes, sweep, compiled, integer, "integer_accuracy", hollow=True, every=table)
         axes.set_xscale("log")
         low, high = axes.get_xlim()
-        # Within a decade 1, 2 and 5 may be a single tick, with which nobody can read a scale.
+        # Within a decade, 1, 2 and 5 may leave a single tick.
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high > 10 * low else MaxNLocator(5))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
@@ -137,7 +139,7 @@ def latency_figure(sweep: Sweep, table: Sequence[Row]) -> Figure | None:
 
 
 def steps_figure(sweep: Sweep, table: Sequence[Row]) -> Figure | None:
-    """Accuracy of every run against the time steps it is tested with, which `matrix_figure` has as numbers.
+    """Accuracy of every run against the time steps it is tested with; `matrix_figure` has the numbers.
 
     Args:
         sweep: the sweep.
@@ -206,7 +208,7 @@ def matrix_figure(sweep: Sweep, table: Sequence[Row]) -> Figure | None:
 
 
 def label(sweep: Sweep, row: Row, without: str | None = None) -> str:
-    """What a run differs in, short: its values of the varied fields."""
+    """A run's values of the varied fields."""
     pairs = [(field, value) for field, value in zip(sweep.varied, row.values, strict=True) if field != without]
     if not pairs:
         return row.name
@@ -243,13 +245,12 @@ def _scatter(axes: Axes, sweep: Sweep, table, across: str, up: str, hollow: bool
 
 
 def _look(index: int) -> tuple[str, str]:
-    """Colour and marker of the run or group of this number; the first 64 look different."""
-    turn = index // len(COLOURS)
-    return COLOURS[index % len(COLOURS)], MARKERS[(index + turn) % len(MARKERS)]
+    """Colour and marker of a run or group; the first 64 differ."""
+    return COLOURS[index % len(COLOURS)], MARKERS[(index + index // len(COLOURS)) % len(MARKERS)]
 
 
 def _draw(axes: Axes, x: float, spread: Spread, colour: str, marker: str, name: str | None, width: float) -> None:
-    """Seeds, their span and their mean at one place of the x axis; the seeds stand up to `width` beside it."""
+    """Draws seeds, their span and their mean at one x; the seeds spread up to `width` beside it."""
     values = 100 * np.array(spread.values)
     axes.plot([x, x], [values.min(), values.max()], color=colour, linewidth=1, zorder=1)
     xs = x + np.linspace(-width, width, len(values))

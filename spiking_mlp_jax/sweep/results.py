@@ -1,11 +1,11 @@
-"""Results of runs as files, one a run: what is finished, what failed, and what belongs to another configuration.
+"""Result files, one per run: finished, failed, or of another configuration.
 
     WORKDIR/runs/NAME/seedS/        the training's own workdir; beside its files, `final/` (the last epoch's weights),
-                                    `final.smlp` (compiled to integers) and `sweep.log` (what the process said)
+                                    `final.smlp` (compiled to integers) and `sweep.log` (its output)
     WORKDIR/results/NAME/seedS.json {"status": "done" or "failed", "config", "measured", "latency", "error"}
 
-A result keeps its whole configuration. Compared with what the sweep file says now, that names the fields that changed,
-which a hash could not, and goes on holding when a later version adds fields that were at their defaults.
+A result stores its complete configuration. Unlike a hash, it shows which fields differ from the sweep file, and stays
+valid when a later version adds fields at their defaults.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from spiking_mlp_jax.train.checkpoint import FREE_FIELDS
 from spiking_mlp_jax.train.config import in_todays_words, to_dict
 from spiking_mlp_jax.utils.storage import write_text
 
-# Fields that change where and how fast a run is computed, not what comes out.
+# Fields that change where and how fast a run is computed, not its result.
 _FREE = {*FREE_FIELDS, "workers"} - {"max_steps"}
 _SHOWN = 4
 
@@ -38,12 +38,12 @@ def run_folder(workdir: Path, run: Run) -> Path:
 
 
 def write_result(workdir: Path, run: Run, document: Mapping[str, Any]) -> None:
-    """Writes a run's result under a temporary name that is then renamed.
+    """Writes a run's result atomically.
 
     Args:
         workdir: of the sweep.
-        run: whose result it is; its name, seed and configuration are added.
-        document: "status" and what goes with it, JSON values.
+        run: its name, seed and configuration are added.
+        document: "status" and the rest, JSON values.
     """
     file = result_file(workdir, run)
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -52,7 +52,7 @@ def write_result(workdir: Path, run: Run, document: Mapping[str, Any]) -> None:
 
 
 def read_json(file: Path) -> dict[str, Any] | None:
-    """The object in a JSON file, None where there is no file.
+    """The object in a JSON file; None if there is no file.
 
     Raises:
         InputError: it cannot be read.
@@ -62,26 +62,24 @@ def read_json(file: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise InputError(
-            f"{file} cannot be read ({error}): delete it, and the sweep measures that run again"
-        ) from error
+        raise InputError(f"{file} cannot be read ({error}); delete it to measure the run again") from error
     if not isinstance(content, dict):
-        raise InputError(f"{file} holds no JSON object: delete it, and the sweep measures that run again")
+        raise InputError(f"{file} is not a JSON object; delete it to measure the run again")
     return content
 
 
 def differences(saved: Mapping[str, Any], run: Run) -> list[str]:
-    """The fields in which a saved configuration is another experiment than a run, in words."""
+    """The fields in which a saved configuration differs from a run's, in words."""
     then, now = in_todays_words(dict(saved)), in_todays_words(to_dict(run.config))
     names = [name for name in sorted({*then, *now} - _FREE) if then.get(name) != now.get(name)]
     return [f"{name}: {then.get(name)!r} there, {now.get(name)!r} now" for name in names]
 
 
 def refuse_stale(sweep: Sweep, workdirs: Iterable[Path]) -> None:
-    """Refuses results and half-done trainings of other configurations than the sweep describes now.
+    """Refuses results and unfinished trainings of other configurations than the sweep file's.
 
     Raises:
-        InputError: there are some; the sentence names them and the fields that differ.
+        InputError: there are some; the message names them and the fields that differ.
     """
     for workdir in workdirs:
         stale = {}
@@ -91,16 +89,16 @@ def refuse_stale(sweep: Sweep, workdirs: Iterable[Path]) -> None:
                 result = {"config": read_json(run_folder(workdir, run) / "config.json")}
             saved = result.get("config", {})
             if saved is not None and not isinstance(saved, dict):
-                raise InputError(f"{result_file(workdir, run)} is damaged: delete it, and the sweep measures it again")
+                raise InputError(f"{result_file(workdir, run)} is corrupt; delete it to measure the run again")
             if saved is not None and (different := differences(saved, run)):
                 stale[run.key] = ", ".join(different[:_SHOWN]) + (" and more" if len(different) > _SHOWN else "")
         if stale:
             listed = "; ".join(f"{key} ({words})" for key, words in list(stale.items())[:_SHOWN])
             more = f" and {len(stale) - _SHOWN} more" if len(stale) > _SHOWN else ""
             raise InputError(
-                f"{workdir} holds runs of another configuration than {sweep.file} describes: {listed}{more}; take "
-                "another --workdir, give the --config fields they were trained with, or delete their folders in runs/ "
-                "and files in results/"
+                f"{workdir} has runs of another configuration than {sweep.file} describes: {listed}{more}; use another "
+                "--workdir, pass the --config fields they were trained with, or delete their folders in runs/ and "
+                "files in results/"
             )
 
 
@@ -109,21 +107,20 @@ def gather(sweep: Sweep, workdirs: Sequence[Path]) -> dict[str, dict[str, Any]]:
 
     Args:
         sweep: the sweep.
-        workdirs: where to look. Of several results of a run a finished one is taken, and of these one with latency,
-            and of these the first.
+        workdirs: where to look. Of several results of a run the first finished one with latency is preferred.
 
     Returns:
-        {Run.key: result}, in the sweep's order; runs without a file are not in it.
+        {Run.key: result}, in the sweep's order; runs without a file are missing.
 
     Raises:
-        InputError: a file is damaged, or of another configuration.
+        InputError: a file is corrupt, or of another configuration.
     """
     refuse_stale(sweep, workdirs)
     found: dict[str, dict[str, Any]] = {}
     for run in sweep.runs:
         files = [result_file(workdir, run) for workdir in workdirs]
         results = [_checked(x, file, run) for file in files if (x := read_json(file)) is not None]
-        # What failed under another configuration may be tried again under this one.
+        # A run that failed with another configuration is tried again with this one.
         results = [x for x in results if not differences(x.get("config", {}), run)]
         if results:
             found[run.key] = max(results, key=lambda x: (x.get("status") == "done", "latency" in x))
@@ -131,7 +128,7 @@ def gather(sweep: Sweep, workdirs: Sequence[Path]) -> dict[str, dict[str, Any]]:
 
 
 def _checked(result: dict[str, Any], file: Path, run: Run) -> dict[str, Any]:
-    """A result whose parts are of the kinds that tables are made of."""
+    """The result, after checking the types that tables need."""
     measured: Any = result.get("measured")
     latency = result.get("latency", {})
     fits = (result.get("run"), result.get("seed")) == (run.name, run.seed) and isinstance(latency, dict)
@@ -142,5 +139,5 @@ def _checked(result: dict[str, Any], file: Path, run: Run) -> dict[str, Any]:
         values = [result.get(part, {}).get(name) for name, (part, *_) in MEASURES.items()]
         fits = all(isinstance(value, int | float | None) for value in [*values, *measured["by_time_steps"].values()])
     if not fits:
-        raise InputError(f"{file} is damaged: delete it, and the sweep measures that run again")
+        raise InputError(f"{file} is corrupt; delete it to measure the run again")
     return result

@@ -12,7 +12,7 @@ import numpy as np
 
 from spiking_mlp_jax.sweep.plan import Sweep
 
-# Each measure: where it is in a result, its factor for people, its heading there and its decimals.
+# Each measure: its part of a result, and its factor, heading and decimals in tables for people.
 MEASURES: dict[str, tuple[str, float, str, int]] = {
     "accuracy": ("measured", 100, "accuracy, %", 2),
     "best_accuracy": ("measured", 100, "best epoch, %", 2),
@@ -32,29 +32,29 @@ class Spread:
     """A measure over seeds.
 
     Attributes:
-        values: of each seed that has one.
+        values: one for each seed that has the measure.
     """
 
     values: tuple[float, ...]
 
     @property
     def mean(self) -> float:
-        """Their mean."""
+        """The mean."""
         return float(np.mean(self.values))
 
     @property
     def std(self) -> float | None:
-        """Their sample standard deviation (n - 1 in the denominator); None of a single one."""
+        """The sample standard deviation (n - 1 in the denominator); None for a single value."""
         return float(np.std(self.values, ddof=1)) if len(self.values) > 1 else None
 
     @property
     def low(self) -> float:
-        """The least."""
+        """The minimum."""
         return min(self.values)
 
     @property
     def high(self) -> float:
-        """The greatest."""
+        """The maximum."""
         return max(self.values)
 
 
@@ -64,12 +64,12 @@ class Row:
 
     Attributes:
         name, values: its name, and its values of the sweep's varied fields.
-        time_steps: that it was trained with.
+        time_steps: number trained with.
         done, missing: seeds.
-        failed: {seed: error}; one whose timing alone failed is among the done, too.
-        measures: {name: Spread}; a measure that no seed has is not there.
+        failed: {seed: error}; a seed of which only the timing failed is also in `done`.
+        measures: {name: Spread}, of those that some seed has.
         by_time_steps: {test time steps: Spread}.
-        reasons: {measure or "T=N": why it has none}.
+        reasons: {measure or "T=N": why it is missing}.
     """
 
     name: str
@@ -84,7 +84,7 @@ class Row:
 
 
 def rows(sweep: Sweep, results: Mapping[str, Mapping[str, Any]]) -> list[Row]:
-    """A row for each name of a sweep, in its order; one without results, too.
+    """A row for each name of a sweep, in its order, also without results.
 
     Args:
         sweep: the sweep.
@@ -125,8 +125,10 @@ def _row(sweep, name, results) -> Row:
 
 
 def to_csv(sweep: Sweep, table: Sequence[Row]) -> str:
-    """Names, fields, seeds, and of each measure its mean, deviation, extremes and number; in the units of the results:
-    shares in [0, 1], operations an image, milliseconds."""
+    """Names, fields, seeds, and mean, deviation, extremes and number of each measure, in the units of the results.
+
+    Shares are in [0, 1], operations per image, times in milliseconds.
+    """
     kinds = ("mean", "std", "min", "max", "n")
     head = ["run", *sweep.varied, "seeds", "missing", "failed"]
     lines: list[list[Any]] = [head + [f"{measure}_{kind}" for measure in MEASURES for kind in kinds]]
@@ -141,7 +143,7 @@ def to_csv(sweep: Sweep, table: Sequence[Row]) -> str:
 
 
 def runs_csv(sweep: Sweep, results: Mapping[str, Mapping[str, Any]]) -> str:
-    """A line for each run and seed of the plan, with every measure as it was taken."""
+    """A line for each run and seed of the plan, with every measure."""
     lines: list[list[Any]] = [
         ["run", "seed", *sweep.varied, "status", *MEASURES, "cores", "load", "processor", "error"]
     ]
@@ -155,7 +157,7 @@ def runs_csv(sweep: Sweep, results: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def matrix_csv(sweep: Sweep, table: Sequence[Row]) -> str:
-    """Accuracy by time steps in training and in test: a line for each pair, in [0, 1]."""
+    """Accuracy in [0, 1] by time steps in training and in test, a line for each pair."""
     lines: list[list[Any]] = [
         ["run", "train_time_steps", "test_time_steps", "n", "mean", "std", "min", "max", "why_not"]
     ]
@@ -172,12 +174,12 @@ def matrix_csv(sweep: Sweep, table: Sequence[Row]) -> str:
 
 
 def to_markdown(sweep: Sweep, table: Sequence[Row], results: Mapping[str, Mapping[str, Any]]) -> str:
-    """Both tables for people, and below them what is missing, failed or not applicable, and how all was measured."""
+    """Both tables for people, then what is missing, failed or not applicable, and how it was measured."""
     present = [measure for measure in MEASURES if any(measure in row.measures for row in table)]
     head = ["run", *sweep.varied, "seeds", *(MEASURES[measure][2] for measure in present)]
     body = []
     for row in table:
-        # The extremes of every column would make the table unreadable: table.csv has them.
+        # Extremes of every column would make the table unreadable; table.csv has them.
         cells = [_cell(row.measures.get(measure), measure, measure == "accuracy") for measure in present]
         body.append([row.name, *map(_shown, row.values), str(len(row.done)), *cells])
     parts = [f"## {sweep.title}", _markdown(head, body)]
@@ -219,9 +221,9 @@ def _how(results) -> list[str]:
     images, counted = _range(x["test_images"] for x in measured), _range(x["cost_images"] for x in measured)
     notes = [
         f"accuracy: of the weights after the last epoch, on {images} test images; best epoch: the best of all epochs, "
-        "chosen on these same images; int8: the last epoch's, compiled to integers. Mean ± sample standard deviation "
-        "over seeds (least to greatest); table.csv has the extremes of every column",
-        f"synaptic operations: effective ones of an image, all time steps, mean over the first {counted} test images; "
+        "chosen on the same images; int8: the last epoch's network, compiled to integers. Mean ± sample standard "
+        "deviation over seeds (minimum to maximum); table.csv has the extremes of every column",
+        f"synaptic operations: effective ones per image, all time steps, mean over the first {counted} test images; "
         "firing rate: mean over all neurons and time steps",
     ]
     if timed:
@@ -231,8 +233,8 @@ def _how(results) -> list[str]:
         several = " (several machines: compare with care)" if len(machines) > 1 else ""
         batch = _range(x["batch"] for x in timed)
         notes.append(
-            f"ms: median time of an image, one at a time or {batch} in a batch, of the jitted float network and the "
-            "integer engine, measured after the trainings and one run at a time, on "
+            f"ms: median time per image, one at a time or {batch} in a batch, of the jitted float network and the "
+            "integer engine, measured after the trainings, one run at a time, on "
             f"{'; '.join(machines)}{several}{load}"
         )
     return notes

@@ -1,4 +1,4 @@
-"""What is measured of a trained run, against the same thing computed another way."""
+"""Measurements of a trained run, against independent computations."""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ def batches():
 
 
 def of_steps(model, steps) -> SpikingMLP:
-    """A network that is built for so many steps, with a model's values set one by one."""
+    """A network built for this number of steps, with a model's values set one by one."""
     other = random_model(**{**overrides(model), "time_steps": steps})
     theirs = variables(model)
     for name, variable in variables(other).items():
@@ -46,7 +46,7 @@ def overrides(model):
 def test_test_time_steps_are_direct_evaluations(fields):
     model: Any = random_model(**fields)
     model.pixels = Pixels(MEAN, STD)
-    # Random weights prefer one class for every image: made to doubt, they differ between images and steps.
+    # Random weights prefer one class for every image; without that bias, predictions differ between images and steps.
     first = normalize(next(iter(batches()))["image"], MEAN, STD)
     set_value(model, "head.bias", variables(model)["head.bias"][...] - jax.jit(lambda x: model(x))(first).mean((0, 1)))
     possible = (1, 3, 5) if model.config.norm == "batch" else (1, 3)
@@ -57,7 +57,7 @@ def test_test_time_steps_are_direct_evaluations(fields):
         assert direct.images == 21 and found[steps] == direct.accuracy
     assert len(set(found.values())) > 1  # the steps matter
     if without:
-        assert "has none for later ones" in without[5]
+        assert "none for later ones" in without[5]
         with pytest.raises(InputError, match="3 time steps"):
             with_time_steps(model, 5)
         assert accuracy_by_time_steps(model, batches(), (5,)) == ({}, without)

@@ -1,4 +1,4 @@
-"""Sweep files: which runs they describe, who trains which, and what is refused in one sentence."""
+"""Sweep files: which runs they describe, how they are sharded, and one-line errors."""
 
 import itertools
 import json
@@ -107,10 +107,10 @@ def test_shards_are_disjoint_complete_and_even(names, seeds, count):
         ({"runs": {"a": {"dry_run": True}}}, ['run "a"', "dry_run"]),
         ({"runs": {"a": 3}}, ['run "a"', "{field: value}"]),
         ({"runs": {"a/b": {}}}, ["a/b", "folder"]),
-        ({"runs": {"a": {"tau": 3.0}, "A": {}}}, ["capitals"]),
+        ({"runs": {"a": {"tau": 3.0}, "A": {}}}, ["differ", "only in case"]),
         ({"runs": {"a": {}, "b": {"time_steps": 4}}}, ['"a" and "b"', "same experiment"]),
-        ({"runs": {}}, ["must give runs"]),
-        ({"base": None}, ["must give base"]),
+        ({"runs": {}}, ["must return runs"]),
+        ({"base": None}, ["must return base"]),
         ({"base": "nowhere.py"}, ["nowhere.py"]),
         ({"common": {"epochz": 1}}, ["common", '"epochs"']),
         ({"seed": (1,)}, ['"seeds"']),

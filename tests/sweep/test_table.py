@@ -1,4 +1,4 @@
-"""Tables and figures of planted results: their numbers are NumPy's, and nothing that lacks goes unmentioned."""
+"""Tables and figures of made-up results: their numbers equal NumPy's, and everything missing is mentioned."""
 
 import csv
 import io
@@ -216,7 +216,7 @@ def test_damaged_results_are_refused_by_name(sweep, tmp_path, change):
     write_result(tmp_path, sweep.runs[0], planted(sweep.runs[0]))
     file = result_file(tmp_path, sweep.runs[0])
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
-    with pytest.raises(InputError, match=f"{file.name} is damaged: delete it"):
+    with pytest.raises(InputError, match=f"{file.name} is corrupt; delete it"):
         gather(sweep, [tmp_path])
 
 
