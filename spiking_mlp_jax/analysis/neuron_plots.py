@@ -20,8 +20,8 @@ from matplotlib.ticker import MaxNLocator
 from spiking_mlp_jax.analysis.plots import BLUE, GREEN, GREY, ORANGE, RED
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.models.config import ModelConfig
+from spiking_mlp_jax.models.spiking_mlp import neuron
 from spiking_mlp_jax.nn.dynamics import step
-from spiking_mlp_jax.nn.layers import Neuron
 from spiking_mlp_jax.nn.surrogate import SURROGATES, SpikeFunction
 
 # Okabe and Ito's purple and sky blue follow the colours of `plots.py`.
@@ -58,7 +58,7 @@ def neuron_trace(current: Sequence[float] | Float[np.ndarray, "T"], config: Mode
     Raises:
         InputError: no steps, or a current that is not finite.
     """
-    mode, k = Neuron(config).equations(jnp.float32)
+    mode, k = neuron(config).equations(jnp.float32)
     # Starts at the potential after a spike, as all neurons of the network do.
     v, seen = k.v_reset, []
     for x in jnp.asarray(_current(current)):
@@ -85,7 +85,7 @@ def firing_rate(currents: Sequence[float] | Float[np.ndarray, "N"], config: Mode
     Raises:
         InputError: no currents, or one that is not finite.
     """
-    spikes = Neuron(config)(jnp.asarray(_current(currents))[:, None])
+    spikes = neuron(config)(jnp.asarray(_current(currents))[:, None])
     return np.asarray(jnp.mean(spikes, 1))
 
 
@@ -105,8 +105,8 @@ def spike_count_gradient(
         InputError: no steps, or a current that is not finite.
     """
     current = _current(current)
-    neuron = Neuron(dataclasses.replace(config, time_steps=len(current)))
-    return np.asarray(jax.grad(lambda x: jnp.sum(neuron(x[None])))(jnp.asarray(current)))
+    neurons = neuron(dataclasses.replace(config, time_steps=len(current)))
+    return np.asarray(jax.grad(lambda x: jnp.sum(neurons(x[None])))(jnp.asarray(current)))
 
 
 def trace_figure(current: Sequence[float] | Float[np.ndarray, "T"], neurons: Mapping[str, ModelConfig]) -> Figure:

@@ -1,9 +1,9 @@
-"""The spiking MLP, image to class scores.
+"""The spiking MLP, from images to class scores.
 
-    images -> stem -> [LIF, blocks] -> encode -> [LIF, blocks] -> ... -> norm -> mean over tokens -> linear
+    images -> stem -> [LIF, blocks] -> encoding -> [LIF, blocks] -> ... -> norm -> mean over tokens -> linear
 
-Inside, the batch leads and time is on axis 1, [B, T, H, W, C]: merged for a convolution, a batch sharded over devices
-stays in place. Logits leave as [T, B, K].
+Activations are [B, T, H, W, C], with the batch leading: merged for a convolution, [B * T, ...], a sharded batch stays
+where it is. Logits are [T, B, K].
 
 References: Li et al., "Efficient deep spiking multi-layer perceptrons with multiplication-free inference",
 arXiv 2306.12465.
@@ -11,9 +11,9 @@ arXiv 2306.12465.
 
 from __future__ import annotations
 
-import itertools
+import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, overload
 
 import jax
@@ -21,22 +21,242 @@ import jax.numpy as jnp
 from flax import nnx
 
 from spiking_mlp_jax.errors import InputError
+from spiking_mlp_jax.models import folder
 from spiking_mlp_jax.models.config import ModelConfig
-from spiking_mlp_jax.models.encoding import PlainDownsampling, SpikingPatchEncoding, Stem
-from spiking_mlp_jax.models.mixing import Block
 from spiking_mlp_jax.models.pixels import Pixels
-from spiking_mlp_jax.nn.layers import Neuron, batch_norm, linear
+from spiking_mlp_jax.nn.layers import Conv, Neuron, bias_of, convolve, fire, linear, mix_axis, spike_dense
+from spiking_mlp_jax.nn.module import Module
+from spiking_mlp_jax.nn.norm import BatchNorm, LayerNorm, uniform_fan_in
+from spiking_mlp_jax.nn.scan import scan_blocks
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
-__all__ = ["ModelConfig", "Observe", "SpikingMLP", "Stage"]
-
 Observe = Callable[[str, jax.Array], Any]
+HEIGHT, WIDTH, CHANNELS = 2, 3, 4  # axes of [B, T, H, W, C]
 
 
-class Stage(nnx.Module):
-    """Encoding of what comes in, and the stage's blocks, stacked on a leading axis and scanned."""
+def neuron(config: ModelConfig) -> Neuron:
+    """A layer of the configured neurons."""
+    return Neuron(
+        config.neuron,
+        tau=config.tau,
+        v_threshold=config.v_threshold,
+        v_reset=config.v_reset,
+        decay_input=config.decay_input,
+        detach_reset=config.detach_reset,
+        surrogate=config.surrogate,
+        surrogate_alpha=config.surrogate_alpha,
+        time_steps=config.time_steps,
+        # With "float32" spikes follow the potentials, which are float64 where x64 is on.
+        dtype=None if config.dtype == "float32" else config.dtype,
+        backend=config.neuron_backend,
+    )
+
+
+def batch_norm(config: ModelConfig, features: int, axis: int = -1) -> BatchNorm:
+    """The configured batch norm over one axis; plain BatchNorm with norm="layer", for norms outside of the mixing."""
+    return BatchNorm(
+        features,
+        axis,
+        step_scales=config.time_steps if config.norm == "tebn" else None,
+        # tdBN: alpha * v_threshold, with alpha = 1.
+        gain=config.v_threshold if config.norm == "tdbn" else 1.0,
+    )
+
+
+class Stem(Module):
+    """Pixels to the potential of the first stage: patch x patch convolution, norm."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        self.repeats = config.time_steps
+        self.conv = Conv(config.in_channels, config.dim, config.patch_size, config.patch_size, 0, rngs=rngs)
+        self.norm = batch_norm(config, config.dim)
+
+    def __call__(self, images: Float[Array, "B 1 H W C"], record: Recorder) -> Float[Array, "B T H2 W2 C2"]:
+        """Runs once per image, not once per step: the time axis keeps length 1, except that TEBN makes it T."""
+        return self.norm(self.conv(images), repeats=self.repeats)
+
+
+class PlainDownsampling(Module):
+    """2 x 2 convolution with stride 2, norm ("MLP-*" networks)."""
+
+    def __init__(self, config: ModelConfig, stage: int, *, rngs: nnx.Rngs):
+        channels = config.stage_dim(stage)
+        self.conv = Conv(channels // 2, channels, 2, 2, 0, rngs=rngs)
+        self.norm = batch_norm(config, channels)
+
+    def __call__(self, x: Float[Array, "B T H W C"], record: Recorder) -> Float[Array, "B T H/2 W/2 2C"]:
+        """Spikes to the potential of the next stage."""
+        return self.norm(self.conv(x))
+
+
+class SpikingPatchEncoding(Module):
+    """Spiking patch encoding ("MLP-SPE-*" networks): three nodes with a third of the channels each.
+
+    n1 = c1(x), n2 = c2(x) + c12(LIF(n1)), n3 = c3(x) + n1 + c23(LIF(n2)); the result is their concatenation. All c are
+    3 x 3 convolution and norm, c1, c2, c3 with stride 2, c12 and c23 with stride 1.
+    """
+
+    def __init__(self, config: ModelConfig, stage: int, *, rngs: nnx.Rngs):
+        channels = config.stage_dim(stage)
+        node = channels // 3
+        self.cells = nnx.List([Conv(channels // 2, node, 3, 2, 1, rngs=rngs) for _ in range(3)])
+        self.cell_norms = nnx.List([batch_norm(config, node) for _ in range(3)])
+        self.edges = nnx.List([Conv(node, node, 3, 1, 1, rngs=rngs) for _ in range(2)])
+        self.edge_norms = nnx.List([batch_norm(config, node) for _ in range(2)])
+        self.neurons = nnx.List([neuron(config) for _ in range(2)])
+
+    def __call__(self, x: Float[Array, "B T H W C"], record: Recorder) -> Float[Array, "B T H/2 W/2 2C"]:
+        """Spikes to the potential of the next stage."""
+        # One convolution for all three nodes, which read the same input.
+        kernels = jnp.concatenate([cell.kernel[...] for cell in self.cells], -1)
+        parts = jnp.split(convolve(x, kernels, 2, 1), 3, -1)
+        with jax.named_scope("node1"):
+            spikes, node1 = fire(self.cell_norms[0], self.neurons[0], parts[0])
+        record("encode.node1.potential", node1)
+        record("encode.node1.spikes", spikes)
+        with jax.named_scope("node2"):
+            spikes, node2 = fire(
+                self.edge_norms[0], self.neurons[1], self.edges[0](spikes), skip=self.cell_norms[1](parts[1])
+            )
+        record("encode.node2.potential", node2)
+        record("encode.node2.spikes", spikes)
+        with jax.named_scope("node3"):
+            node3 = self.cell_norms[2](parts[2]) + node1 + self.edge_norms[1](self.edges[1](spikes))
+        return jnp.concatenate([node1, node2, node3], -1)
+
+
+class AxisMixing(Module):
+    """Mixes the tokens along one axis: LIF(norm(W x + b)), with W [out, in] shared by all other positions.
+
+    BatchNorm's features are the positions along the axis; LayerNorm normalises over the other axis and the channels.
+    """
+
+    def __init__(self, config: ModelConfig, stage: int, axis: int, *, rngs: nnx.Rngs):
+        side = config.stage_side(stage)
+        self.axis = axis
+        self.kernel = nnx.Param(uniform_fan_in(rngs.params(), (side, side), side))
+        self.bias = nnx.Param(uniform_fan_in(rngs.params(), (side,), side))
+        if config.norm == "layer":
+            other = WIDTH if axis == HEIGHT else HEIGHT
+            self.norm = LayerNorm((side, config.stage_dim(stage)), (other, CHANNELS))
+        else:
+            self.norm = batch_norm(config, side, axis)
+        self.neuron = neuron(config)
+
+    def __call__(self, x: Float[Array, "B T H W C"], record: Recorder) -> Float[Array, "B T H W C"]:
+        """Spikes to spikes."""
+        z: Array = mix_axis(x, self.kernel[...].astype(x.dtype), self.axis)  # pyright: ignore[reportAssignmentType]
+        spikes, potential = fire(self.norm, self.neuron, z, feature_bias=self.bias[...], feature_axis=self.axis)
+        record("potential", potential)
+        record("spikes", spikes)
+        return spikes
+
+
+class TokenBlock(Module):
+    """Row mixing, column mixing and identity, fused by a 1 x 1 convolution; `Block` applies the norm.
+
+    The identity is x itself with "spe" encoding and LIF(norm(x)) with "plain".
+    """
+
+    def __init__(self, config: ModelConfig, stage: int, *, rngs: nnx.Rngs):
+        channels = config.stage_dim(stage)
+        self.height = AxisMixing(config, stage, HEIGHT, rngs=rngs)
+        self.width = AxisMixing(config, stage, WIDTH, rngs=rngs)
+        self.identity_norm = batch_norm(config, channels) if config.encoding == "plain" else None
+        self.identity_neuron = neuron(config) if config.encoding == "plain" else None
+        self.fuse = linear(3 * channels, channels, use_bias=False, rngs=rngs)
+        self.norm = batch_norm(config, channels)
+
+    def __call__(self, x: Float[Array, "B T H W C"], record: Recorder) -> Float[Array, "B T H W C"]:
+        """Spikes to the input of the norm."""
+        identity = x
+        if self.identity_norm is not None and self.identity_neuron is not None:
+            with jax.named_scope("identity"):
+                identity, potential = fire(self.identity_norm, self.identity_neuron, x)
+            record("token.identity.potential", potential)
+            record("token.identity.spikes", identity)
+        with jax.named_scope("height"):
+            a = self.height(x, record.within("token.height."))
+        with jax.named_scope("width"):
+            b = self.width(x, record.within("token.width."))
+        with jax.named_scope("fuse"):
+            return spike_dense(jnp.concatenate([identity, a, b], -1), self.fuse.kernel[...].astype(x.dtype))
+
+
+class ChannelBlock(Module):
+    """Two-layer MLP over the channels of each token: linear, norm, LIF, linear; `Block` applies the last norm.
+
+    Features of the norms are the H * W tokens, as in the official code, or the channels (`norm_features`).
+    """
+
+    def __init__(self, config: ModelConfig, stage: int, *, rngs: nnx.Rngs):
+        channels, tokens = config.stage_dim(stage), config.stage_side(stage) ** 2
+        hidden = config.expansion * channels
+
+        def norm(features):
+            if config.norm == "layer":
+                return LayerNorm((features,), (-1,))
+            if config.norm_features == "token":
+                return batch_norm(config, tokens, -2)
+            return batch_norm(config, features)
+
+        self.expand = linear(channels, hidden, rngs=rngs)
+        self.hidden_norm = norm(hidden)
+        self.neuron = neuron(config)
+        self.project = linear(hidden, channels, rngs=rngs)
+        self.norm = norm(channels)
+
+    def __call__(self, x: Float[Array, "B T H W C"], record: Recorder) -> Float[Array, "B T H W C"]:
+        """Spikes to the input of the last norm, [B, T, H * W, C], without the bias of `project`."""
+        b, t, h, w, c = x.shape
+        with jax.named_scope("hidden"):
+            z = spike_dense(x.reshape(b, t, h * w, c), self.expand.kernel[...].astype(x.dtype))
+            spikes, potential = fire(self.hidden_norm, self.neuron, z, bias=bias_of(self.expand))
+        record("channel.hidden.potential", potential.reshape(b, t, h, w, -1))
+        record("channel.hidden.spikes", spikes.reshape(b, t, h, w, -1))
+        with jax.named_scope("project"):
+            return spike_dense(spikes, self.project.kernel[...].astype(x.dtype))
+
+
+class Block(Module):
+    """One block of a stage. The skip connection is the stage's potential h in every block.
+
+    token = TokenBlock(x); x = LIF(h + token); x = LIF(h + token + ChannelBlock(x))
+    """
+
+    def __init__(self, config: ModelConfig, stage: int, *, rngs: nnx.Rngs):
+        self.token = TokenBlock(config, stage, rngs=rngs)
+        self.token_neuron = neuron(config)
+        self.channel = ChannelBlock(config, stage, rngs=rngs)
+        self.channel_neuron = neuron(config)
+
+    def __call__(
+        self, x: Float[Array, "B T H W C"], h: Float[Array, "B T H W C"], record: Record
+    ) -> Float[Array, "B T H W C"]:
+        """Spikes to spikes.
+
+        Args:
+            x: spikes of the previous block.
+            h: potential of the stage; a time axis of length 1 stands for T equal steps.
+            record: called with the name and value of each intermediate.
+        """
+        with jax.named_scope("token"):
+            spikes, potential = fire(self.token.norm, self.token_neuron, self.token(x, record), skip=h)
+        record("token.potential", potential)
+        record("token.spikes", spikes)
+        with jax.named_scope("channel"):
+            z = self.channel(spikes, record)
+            bias = bias_of(self.channel.project)
+            spikes, potential = fire(self.channel.norm, self.channel_neuron, z, bias=bias, skip=potential)
+        record("channel.potential", potential)
+        record("channel.spikes", spikes)
+        return spikes
+
+
+class Stage(Module):
+    """Encoding, neuron, and blocks, whose variables are stacked on a leading axis and scanned."""
 
     def __init__(self, config: ModelConfig, stage: int, *, rngs: nnx.Rngs):
         self.remat = config.remat == "block"
@@ -48,7 +268,7 @@ class Stage(nnx.Module):
             self.encode = SpikingPatchEncoding(config, stage, rngs=rngs)
         else:
             self.encode = PlainDownsampling(config, stage, rngs=rngs)
-        self.neuron = Neuron(config)
+        self.neuron = neuron(config)
 
         @nnx.split_rngs(splits=self.depth)
         @nnx.vmap
@@ -57,119 +277,49 @@ class Stage(nnx.Module):
 
         self.blocks = stack(rngs)
 
-    def __call__(self, x: Float[Array, "B T H W C"], record: _Recorder) -> Float[Array, "B T H2 W2 C2"]:
-        """Spikes for the spikes of the stage before, or for images with a time axis of length 1."""
-        # Scopes are named as the intermediates are: `infer.audit` and profilers read them.
+    def __call__(self, x: Float[Array, "B T H W C"], record: Recorder) -> Float[Array, "B T H2 W2 C2"]:
+        """Spikes of the previous stage, or images with a time axis of length 1, to spikes."""
+        # Scopes have the names of the intermediates; the audit and profilers read them.
         with jax.named_scope("encode"):
             h = self.encode(x, record)
             record("encode.potential", h)
             x = self.neuron(h)
         record("encode.spikes", x)
-        graphdef, params, stats = nnx.split(self.blocks, nnx.Param, nnx.BatchStat)
 
-        order: list[str] = []
-
-        def run_block(params, stats, x, h):
-            block = nnx.merge(graphdef, params, stats, copy=True)
-            seen: dict[str, Array] = {}
-            # The scan stacks whatever is recorded, so the index is put into the names after it.
+        def run(block, x, h):
+            # The scan traces one block for all; their indices are filled in below.
+            inner = record.within("block*.", {})
             with jax.named_scope("block*"):
-                x = block(x, h, lambda name, value: record(f"block*.{name}", value, seen))
-            order[:] = seen
-            return x, nnx.state(block, nnx.BatchStat), seen
+                return block(x, h, inner), inner.seen
 
-        if self.remat:
-            run_block = remat_binary(run_block)
-
-        select, each = block_selector((params, stats))
-
-        def body(x, variables):
-            params, stats = select(variables)
-            x, stats, seen = run_block(params, stats, x, h)
-            return x, (stats, seen)
-
-        x, (stats, seen) = jax.lax.scan(body, x, each)
-        # Left alone in evaluation, so that a model can be closed over by a jitted function.
-        if not self.use_running_average:
-            nnx.update(self.blocks, stats)
+        update = not self.use_running_average
+        x, seen = scan_blocks(self.blocks, run, x, h, remat=self.remat, update=update)
         for i in range(self.depth):
-            for name in order:
-                record.seen[name.replace("block*", f"block{i}")] = jax.tree.map(lambda leaf, i=i: leaf[i], seen[name])
+            for name, values in seen.items():
+                record.seen[name.replace("block*", f"block{i}")] = jax.tree.map(lambda leaf, i=i: leaf[i], values)
         return x
 
 
-def block_selector(stacked):
-    """How a scan over blocks gets each block's variables.
-
-    A scan slices every stacked array at an index that only the running program knows. Compiled for a CPU, such a
-    slice of a vector ends up inside the loops of norms and neurons, which are then four times slower. So all vectors
-    are packed into one array, of which each turn sums out its row: one small array for all of a block's norms.
-
-    Args:
-        stacked: arrays with a leading axis for the blocks.
-
-    Returns:
-        function of one turn's slice to the block's own arrays, structured like `stacked`; what is to be scanned over.
-    """
-    leaves, structure = jax.tree.flatten(stacked)
-    depth = leaves[0].shape[0]
-    dtype = next(leaf.dtype for leaf in leaves if leaf.ndim == 2 and jnp.issubdtype(leaf.dtype, jnp.floating))
-    is_vector = [leaf.ndim == 2 and leaf.dtype == dtype for leaf in leaves]
-    vectors = [leaf for leaf, vector in zip(leaves, is_vector, strict=True) if vector]
-    packed = jnp.concatenate(vectors, 1)
-    ends = list(itertools.accumulate(leaf.shape[1] for leaf in vectors))
-
-    def select(turn):
-        index, others = turn
-        # A sum of one row and zeros: exact, and not NaN where only another block is.
-        row = jnp.sum(jnp.where(jnp.arange(depth)[:, None] == index, packed, 0), 0)
-        parts, others = iter(jnp.split(row, ends[:-1])), iter(others)
-        return jax.tree.unflatten(structure, [next(parts if vector else others) for vector in is_vector])
-
-    others = [leaf for leaf, vector in zip(leaves, is_vector, strict=True) if not vector]
-    return select, (jnp.arange(depth), others)
-
-
-def remat_binary(run_block):
-    """Recomputes a block in the backward pass from its binary input, which is kept as bool, one byte a spike.
-
-    `jax.checkpoint` would keep the input as it is, four bytes a spike. Parameters and the stage's potential h, the
-    same for every block of a stage, are kept once by the scan around it.
-    """
-
-    @jax.custom_vjp
-    def run(params, stats, x, h):
-        return run_block(params, stats, x, h)
-
-    def forward(params, stats, x, h):
-        return run(params, stats, x, h), (params, stats, x.astype(bool), h)
-
-    def backward(kept, cotangents):
-        # The barrier keeps the compiler from merging the second computation with the first, and so storing it all.
-        params, stats, x, h = jax.lax.optimization_barrier(kept)
-        spikes = x.astype(cotangents[0].dtype)
-        _, pull_back = jax.vjp(run_block, params, stats, spikes, h)
-        return pull_back(cotangents)
-
-    run.defvjp(forward, backward)
-    return run
-
-
-class SpikingMLP(nnx.Module):
+class SpikingMLP(Module):
     """A spiking MLP.
 
     Args:
-        config: what it is made of.
-        rngs: random keys for the parameters, `nnx.Rngs(seed)`.
+        config: all choices of the architecture.
+        rngs: random keys of the parameters, `nnx.Rngs(seed)`.
 
-    `.train()` normalises with batch statistics and updates the running ones, `.eval()` uses the running ones; a
-    new model is in training mode. Parameters are `nnx.Param`, running statistics `nnx.BatchStat`. `.pixels` says how
-    pictures become its inputs, where that is known; `weights.load` sets it, the network itself does not use it.
+    `.train()` normalises with batch statistics and updates the running averages, `.eval()` uses these. A new model is
+    in training mode. Parameters are `nnx.Param`, running averages `nnx.BatchStat`.
+
+    Attributes:
+        config: the ModelConfig.
+        pixels: preprocessing and class names of a trained network, else None; not used by the network itself.
+        meta: "data", "result" and other metadata of a trained network, else None.
     """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         self.config = config
         self.pixels: Pixels | None = None
+        self._meta: str | None = None
         self.stages = nnx.List([Stage(config, i, rngs=rngs) for i in range(config.stages)])
         channels = config.stage_dim(config.stages - 1)
         self.norm = batch_norm(config, channels)
@@ -179,17 +329,17 @@ class SpikingMLP(nnx.Module):
     def from_pretrained(
         cls, where: str | os.PathLike[str], *, revision: str | None = None, download: bool = False
     ) -> SpikingMLP:
-        """A trained network, ready to evaluate.
+        """A trained network.
 
         Args:
-            where: a weights folder, a training run's workdir, the name of a network that comes with the package, or
-                OWNER/NAME on the Hugging Face Hub. A folder goes before a name, both go before the Hub.
+            where: a weights folder, a training run's workdir, the name of a network in the package, or OWNER/NAME on
+                the Hugging Face Hub, in this order of precedence.
             revision: branch, tag or commit on the Hub; None: the main branch.
-            download: fetch the network from the Hub, if its files are not cached or outdated. Without it nothing is
-                sent over the network.
+            download: fetch the network from the Hub if its files are not cached or outdated. Otherwise nothing is sent
+                over the network.
 
         Returns:
-            the model in evaluation mode; `.pixels` says how pictures become its inputs, where the folder does.
+            the network in evaluation mode, with `.pixels` and `.meta` as saved.
 
         Raises:
             InputError: there is no such network, it cannot be downloaded, or its files are damaged, changed or do not
@@ -199,9 +349,17 @@ class SpikingMLP(nnx.Module):
             >>> SpikingMLP.from_pretrained("fashion_mnist").pixels.class_names[9]
             'Ankle boot'
         """
-        from spiking_mlp_jax.models import weights  # which imports this module
+        return folder.load(cls, folder.find(where, revision=revision, download=download))
 
-        return weights.load(weights.find(where, revision=revision, download=download))[0]
+    @property
+    def meta(self) -> dict[str, Any] | None:
+        """A copy of the metadata."""
+        return None if self._meta is None else json.loads(self._meta)
+
+    @meta.setter
+    def meta(self, values: Mapping[str, Any] | None) -> None:
+        # Kept as text because NNX hashes static attributes.
+        self._meta = None if values is None else json.dumps(values)
 
     @overload
     def __call__(self, images: Float[Array, "B H W C"], observe: None = None) -> Float[Array, "T B K"]: ...
@@ -216,29 +374,29 @@ class SpikingMLP(nnx.Module):
 
         Args:
             images: normalised pixels, floating, sizes as in the config.
-            observe: when given, called as `observe(name, value)` while tracing with every named intermediate
-                [B, T, H, W, C] (names end in ".potential" or ".spikes"; a block's index reads "block*", because
-                the blocks are scanned). What it returns is kept, None is dropped: `lambda name, x: x` keeps all,
-                and reducing inside it, as in `lambda name, x: x.mean()`, never stores the whole.
+            observe: called as `observe(name, value)` during tracing, with every intermediate [B, T, H, W, C]. Names end
+                in ".potential" or ".spikes"; blocks are scanned, so their index reads "block*". Results other than None
+                are collected: `lambda name, x: x` collects everything, `lambda name, x: x.mean()` reduces at once and
+                never stores the rest.
 
         Returns:
-            logits [T, B, K], a class's score is their mean over T; with `observe`, (logits, dict of what it kept,
-            under names such as "stage0.block1.token.height.spikes", in the order of the network).
+            logits [T, B, K]; the score of a class is their mean over T. With `observe`: (logits, dict of its results by
+            names such as "stage0.block1.token.height.spikes", in the order of the network).
 
         Raises:
-            InputError: no images, or of another shape or dtype than the config's.
+            InputError: no images, or shape or dtype do not fit the config.
         """
         c = self.config
         expected = (c.image_size, c.image_size, c.in_channels)
         images = jnp.asarray(images)
         if images.ndim != 4 or images.shape[1:] != expected or not images.shape[0]:
-            raise InputError(f"images must be [batch, {', '.join(map(str, expected))}], but they are {images.shape}")
+            raise InputError(f"images must be [batch, {', '.join(map(str, expected))}], got {images.shape}")
         if not jnp.issubdtype(images.dtype, jnp.floating):
-            raise InputError(f"images must be normalised floating pixels, but they are {images.dtype}")
+            raise InputError(f"images must be normalised floating pixels, got {images.dtype}")
         x = images[:, None]
-        # Stem and head are not rounded to a narrower dtype: they are little work, and not of spikes.
+        # Stem and head stay in at least float32: they are cheap, and do not take spikes.
         x = x.astype(jnp.promote_types(x.dtype, self.head.kernel.dtype))
-        recorder = _Recorder(observe)
+        recorder = Recorder(observe)
         for i, stage in enumerate(self.stages):
             with jax.named_scope(f"stage{i}"):
                 x = stage(x, recorder.within(f"stage{i}."))
@@ -248,19 +406,17 @@ class SpikingMLP(nnx.Module):
         return logits if observe is None else (logits, recorder.seen)
 
 
-class _Recorder:
-    """Hands intermediates to `observe` and keeps its answers; does nothing without one."""
+class Recorder:
+    """Passes intermediates to `observe`, if there is one, and collects what it returns in `seen`, by name."""
 
     def __init__(self, observe: Observe | None, prefix: str = "", seen: dict[str, Any] | None = None):
         self.observe, self.prefix = observe, prefix
         self.seen: dict[str, Any] = {} if seen is None else seen
 
-    def within(self, prefix: str) -> _Recorder:
-        return _Recorder(self.observe, prefix, self.seen)
+    def within(self, prefix: str, seen: dict[str, Any] | None = None) -> Recorder:
+        """A recorder of names with a longer prefix, into the same dict or another."""
+        return Recorder(self.observe, self.prefix + prefix, self.seen if seen is None else seen)
 
-    def __call__(self, name: str, value: Array, seen: dict[str, Any] | None = None):
-        if self.observe is None:
-            return
-        kept = self.observe(self.prefix + name, value)
-        if kept is not None:
-            (self.seen if seen is None else seen)[self.prefix + name] = kept
+    def __call__(self, name: str, value: Array) -> None:
+        if self.observe is not None and (found := self.observe(self.prefix + name, value)) is not None:
+            self.seen[self.prefix + name] = found

@@ -1,4 +1,4 @@
-"""What a neuron does in one time step and what its gradient is, and both over all steps.
+"""Equations of a neuron and their gradient: one time step, and all of them.
 
 One step, with input x, potential v before the step and h after charging:
 
@@ -9,8 +9,8 @@ One step, with input x, potential v before the step and h after charging:
     reset    v = h (1 - s) + v_reset s                hard reset
              v = h - v_threshold s                    soft reset (v_reset is 0 in the charge)
 
-The gradient is written out, so that nothing but x has to be kept for it: h is computed again. The network's plain
-path (`forward`, `backward`) and its kernel (`nn/kernels/neuron.py`) share these steps; `nn/dispatch.py` chooses.
+The gradient is written out so that x is its only residual: the backward pass recomputes h. XLA's program (`forward`,
+`backward`) and the Pallas kernel (`nn/kernels/neuron.py`) share the step; `nn/neuron.py` chooses between them.
 
 References: Gerstner et al., "Neuronal dynamics", chapter 1; the discrete form is SpikingJelly's.
 """
@@ -18,6 +18,7 @@ References: Gerstner et al., "Neuronal dynamics", chapter 1; the discrete form i
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -28,7 +29,7 @@ from spiking_mlp_jax.nn.surrogate import SpikeFunction
 if TYPE_CHECKING:
     from jaxtyping import Array
 
-# Above this many steps the loop is compiled once instead of being unrolled: compile time over a little speed.
+# Longer loops are scanned instead of unrolled: a little slower, but much faster to compile.
 MAX_UNROLLED_STEPS = 8
 
 BACKENDS = ("auto", "xla", "pallas")
@@ -36,16 +37,16 @@ BACKENDS = ("auto", "xla", "pallas")
 
 @dataclasses.dataclass(frozen=True)
 class Mode:
-    """Which of the equations a neuron follows; hashable, because a compiled function depends on it.
+    """The equations a neuron follows. Hashable: a static argument of compiled functions.
 
     Attributes:
         leaky: False for IF neurons.
-        decay_input: whether the input leaks as the potential does.
-        hard_reset: whether a spike resets the potential to v_reset or subtracts the threshold.
-        detach_reset: whether no gradient flows through the spike in the reset.
+        decay_input: whether the input is divided by tau, as the leak is.
+        hard_reset: True: a spike resets the potential to v_reset; False: it subtracts the threshold.
+        detach_reset: stop the gradient through the spike in the reset.
         surrogate: spike function of h - v_threshold.
-        learned: whether the constants take part in the gradient.
-        backend: one of BACKENDS, see `ModelConfig.neuron_backend`; read by `nn/dispatch.py` only.
+        learned: whether the constants have gradients.
+        backend: one of BACKENDS, see `ModelConfig.neuron_backend`; the equations do not depend on it.
     """
 
     leaky: bool
@@ -58,7 +59,7 @@ class Mode:
 
 
 class Constants(NamedTuple):
-    """Scalars of the potential's dtype: time constant in steps, threshold, potential after a spike."""
+    """Scalars in the potential's dtype: time constant in steps, threshold, potential after a spike."""
 
     tau: Array
     v_threshold: Array
@@ -66,7 +67,7 @@ class Constants(NamedTuple):
 
 
 def step(mode: Mode, k: Constants, v: Array, x: Array) -> tuple[Array, tuple[Array, Array]]:
-    """One time step, elementwise: the potential after it, and (whether each neuron fired, h)."""
+    """One time step, elementwise. Returns the potential after it, and (fired, bool; h)."""
     if not mode.leaky:
         h = v + x
     elif mode.decay_input:
@@ -80,26 +81,22 @@ def step(mode: Mode, k: Constants, v: Array, x: Array) -> tuple[Array, tuple[Arr
 def step_backward(
     mode: Mode, k: Constants, dv: Array, ds: Array, v: Array, x: Array, fired: Array, h: Array
 ) -> tuple[Array, tuple[Array, Constants | None]]:
-    """The gradient of one time step, elementwise.
+    """Gradient of one time step, elementwise.
 
     Args:
-        mode: the equations.
-        k: their constants.
-        dv: cotangent of the potential after the step.
-        ds: cotangent of the spikes.
-        v: potential before the step.
-        x: input.
-        fired: whether each neuron fired.
-        h: charged potential.
+        mode, k: equations and constants.
+        dv, ds: cotangents of the potential after the step and of the spikes.
+        v, x: potential before the step, and input.
+        fired, h: as returned by `step`.
 
     Returns:
-        cotangent of v; and (cotangent of x, each neuron's share of the constants' cotangents or None).
+        cotangent of v; and (cotangent of x, each neuron's contribution to the cotangents of k, or None).
     """
     if not mode.detach_reset:
         ds = ds + dv * (k.v_reset - h if mode.hard_reset else -k.v_threshold)
     (du,) = jax.vjp(mode.surrogate, h - k.v_threshold)[1](ds)
-    kept = jnp.where(fired, 0, dv)  # what went through the reset where it was the identity
-    dh = du + (kept if mode.hard_reset else dv)
+    silent = jnp.where(fired, 0, dv)  # where the reset is the identity
+    dh = du + (silent if mode.hard_reset else dv)
     decayed = mode.leaky and mode.decay_input
     dx = dh / k.tau if decayed else dh
     dk = None
@@ -107,82 +104,84 @@ def step_backward(
         leak = (v - k.v_reset - (x if decayed else 0)) / (k.tau * k.tau) if mode.leaky else 0
         dk = Constants(
             tau=dh * leak,
-            v_threshold=-du if mode.hard_reset else kept - dv - du,
-            v_reset=(dh / k.tau if mode.leaky else 0) + (dv - kept if mode.hard_reset else 0) + jnp.zeros_like(v),
+            v_threshold=-du if mode.hard_reset else silent - dv - du,
+            v_reset=(dh / k.tau if mode.leaky else 0) + (dv - silent if mode.hard_reset else 0) + jnp.zeros_like(v),
         )
     return dh * (1 - 1 / k.tau) if mode.leaky else dh, (dx, dk)
 
 
-def forward(mode: Mode, k: Constants, x: Array, v: Array, axis: int) -> tuple[Array, Array]:
+def forward(mode: Mode, axis: int, k: Constants, x: Array, v: Array) -> tuple[Array, Array]:
     """All time steps.
 
     Args:
         mode: the equations.
-        k: their constants.
-        x: input, with time on `axis`, of the potential's dtype.
+        axis: time axis of x, not negative.
+        k: constants of the equations.
+        x: input, in the potential's dtype.
         v: potential before the first step, x's shape without the time axis.
-        axis: not negative.
 
     Returns:
-        whether each neuron fired, bool of x's shape; and the potential after the last step.
+        fired, bool, x's shape; and the potential after the last step.
     """
-    v, seen = _loop(lambda v, x: step(mode, k, v, x), v, _steps(x, axis))
-    return _join(_each(lambda y: y[0], seen), axis), v
+    v, outputs = _loop(functools.partial(step, mode, k), v, _split(x, axis))
+    return _stack([fired for fired, _ in outputs] if isinstance(outputs, list) else outputs[0], axis), v
 
 
-def charged(mode: Mode, k: Constants, x: Array, v: Array, axis: int) -> Array:
-    """The potential h of every step before it fires, x's shape: a neuron fires where h - v_threshold >= 0.
-
-    Arguments as for `forward`, which takes the same steps.
-    """
-    _, seen = _loop(lambda v, x: step(mode, k, v, x), v, _steps(x, axis))
-    return _join(_each(lambda y: y[1], seen), axis)
+def charged(mode: Mode, axis: int, k: Constants, x: Array, v: Array) -> Array:
+    """The potential h of every step, x's shape; neurons fire where h - v_threshold >= 0. Arguments as in `forward`."""
+    _, outputs = _loop(functools.partial(step, mode, k), v, _split(x, axis))
+    return _stack([h for _, h in outputs] if isinstance(outputs, list) else outputs[1], axis)
 
 
 def backward(
-    mode: Mode, k: Constants, x: Array, v: Array, axis: int, ds: Array, dv: Array
+    mode: Mode, axis: int, k: Constants, x: Array, v: Array, ds: Array, dv: Array
 ) -> tuple[Array, Array, Constants | None]:
-    """The gradient of `forward`, from its arguments alone.
+    """Gradient of `forward`, from its arguments alone.
 
     Args:
-        mode, k, x, v, axis: as they went into `forward`.
+        mode, axis, k, x, v: as in `forward`.
         ds: cotangent of the spikes, x's shape and dtype.
         dv: cotangent of the last potential.
 
     Returns:
-        cotangents of x and v; and those of the constants, None unless mode.learned.
+        cotangents of x and v; and of k, None unless mode.learned.
     """
 
-    def again(v, x):
+    def recompute(v, x):
         after, (fired, h) = step(mode, k, v, x)
         return after, (v, x, fired, h)
 
-    _, seen = _loop(again, v, _steps(x, axis))
+    def body(dv, inputs):
+        ds, residuals = inputs
+        return step_backward(mode, k, dv, ds, *residuals)
 
-    def back(dv, inputs):
-        ds, seen = inputs
-        return step_backward(mode, k, dv, ds, *seen)
-
-    cotangents = _steps(ds, axis)
-    inputs = list(zip(cotangents, seen, strict=True)) if isinstance(cotangents, list) else (cotangents, seen)
-    dv, outputs = _loop(back, dv, inputs, reverse=True)
-    dk = None
+    _, residuals = _loop(recompute, v, _split(x, axis))
+    cotangents = _split(ds, axis)
+    if isinstance(cotangents, list):
+        dv, outputs = _loop(body, dv, list(zip(cotangents, residuals, strict=True)), reverse=True)
+        dx, dk = (list(parts) for parts in zip(*outputs, strict=True))
+    else:
+        dv, (dx, dk) = _loop(body, dv, (cotangents, residuals), reverse=True)
+        dk = [dk]
     if mode.learned:
-        shares = _each(lambda y: y[1], outputs)
-        sums = [jax.tree.map(jnp.sum, share) for share in (shares if isinstance(shares, list) else [shares])]
-        dk = jax.tree.map(lambda *parts: sum(parts), *sums)
-    return _join(_each(lambda y: y[0], outputs), axis), dv, dk
+        sums = [jax.tree.map(jnp.sum, parts) for parts in dk]
+        return _stack(dx, axis), dv, jax.tree.map(lambda *parts: sum(parts), *sums)
+    return _stack(dx, axis), dv, None
 
 
-def _steps(x: Array, axis: int) -> list[Array] | Array:
-    """One array a step for few steps, else one array with time leading."""
+def _split(x: Array, axis: int) -> list[Array] | Array:
+    """One array for each step if there are few; otherwise one array with time leading."""
     if x.shape[axis] > MAX_UNROLLED_STEPS:
         return jnp.moveaxis(x, axis, 0)
     return [jax.lax.squeeze(part, (axis,)) for part in jax.lax.split(x, (1,) * x.shape[axis], axis)]
 
 
+def _stack(parts: list[Array] | Array, axis: int) -> Array:
+    return jnp.stack(parts, axis) if isinstance(parts, list) else jnp.moveaxis(parts, 0, axis)
+
+
 def _loop(body, carry, xs: Any, reverse: bool = False):
-    """`jax.lax.scan`, written out when xs is a list, which the outputs then are too."""
+    """`jax.lax.scan`; unrolled if xs is a list, and then the outputs are a list too."""
     if not isinstance(xs, list):
         return jax.lax.scan(body, carry, xs, reverse=reverse)
     outputs = []
@@ -190,11 +189,3 @@ def _loop(body, carry, xs: Any, reverse: bool = False):
         carry, output = body(carry, x)
         outputs.append(output)
     return carry, outputs[::-1] if reverse else outputs
-
-
-def _each(f, outputs):
-    return [f(output) for output in outputs] if isinstance(outputs, list) else f(outputs)
-
-
-def _join(outputs: list[Array] | Array, axis: int) -> Array:
-    return jnp.stack(outputs, axis) if isinstance(outputs, list) else jnp.moveaxis(outputs, 0, axis)

@@ -1,7 +1,7 @@
-"""Batch norm, skip connection and neuron as one function, which keeps only the norm's input for the backward pass.
+"""Batch norm, skip connection and neuron as one function whose only large residual is the norm's input.
 
-The same composed of `norm.batch_normalize` and `neuron.run` keeps the potential too, and reads and writes it once
-more in each direction; tests compare the two.
+The composition of `norm.batch_normalize` and `neuron.run` would save the potential too, and read and write it once
+more in each direction. Tests compare the two.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
-from spiking_mlp_jax.nn import dispatch
+from spiking_mlp_jax.nn import neuron
 from spiking_mlp_jax.nn.dynamics import Constants, Mode
 from spiking_mlp_jax.nn.norm import affine, batch_norm_backward, moments
 
@@ -35,26 +35,26 @@ def normalize_and_fire(
     bias: Float[Array, "F"],
     skip: Float[Array, "B T *shape"] | None,
 ) -> tuple[Float[Array, "B T *shape"], Float[Array, "B T *shape"], Array, Array]:
-    """Neurons whose input is skip + BatchNorm(z + shift), with the batch's own statistics.
+    """Spikes of neurons with input skip + BatchNorm(z + shift), normalised by batch statistics.
 
     Args:
-        mode: the neurons' equations.
-        axis: of the norm's features, not negative.
-        gain: the norm's constant factor.
-        over: mesh axes whose devices share the norm's statistics.
-        k: the neurons' constants; their dtype is the potential's.
-        z: what is normalised, as a linear map gives it.
-        shift: that map's bias, over the last axis of z, or None.
+        mode: equations of the neurons.
+        axis: feature axis of the norm, not negative.
+        gain: constant factor of the norm.
+        over: mesh axes whose devices share the statistics.
+        k: constants of the neurons; their dtype is the potential's.
+        z: input of the norm: the output of a linear map, without its bias.
+        shift: bias of that map, over the last axis of z, or None.
         scale, bias: the norm's affine map.
-        skip: what is added to the normalised values, or None; its time axis may have length 1, for T equal steps.
-            Where it has another rank than z, it has z's entries in another shape, which is the neurons' then.
+        skip: added to the normalised values, or None; a time axis of length 1 stands for T equal steps. If its rank is
+            not z's, the neurons take its shape, into which z must reshape.
 
     Returns:
-        spikes, 0 or 1 in z's dtype; potential, the neurons' input, in theirs; mean and biased variance of z + shift,
-        through which no gradient flows.
+        spikes, 0 or 1, in z's dtype; potential, the input of the neurons, in k's dtype; mean and biased variance of
+        z + shift, which have no gradient.
     """
     _, mean, var, potential = _potential(axis, gain, over, k, z, shift, scale, bias, skip)
-    fired, _ = dispatch.forward(mode, k, potential, _rest(k, potential), TIME_AXIS)
+    fired, _ = neuron.forward(mode, TIME_AXIS, k, potential, neuron.rest(k, potential, TIME_AXIS))
     return fired.astype(z.dtype), potential, mean, var
 
 
@@ -71,12 +71,8 @@ def _potential(axis, gain, over, k, z, shift, scale, bias, skip, statistics=None
 
 
 def potential_shape(z: Array, skip: Array) -> tuple[int, ...]:
-    """The shape of the neurons' input: skip's where that is of another rank, z's otherwise."""
+    """Shape of the neurons' input: skip's if its rank is not z's, else z's."""
     return z.shape if skip.ndim == z.ndim else skip.shape
-
-
-def _rest(k, potential):
-    return jnp.broadcast_to(k.v_reset, (potential.shape[0], *potential.shape[TIME_AXIS + 1 :]))
 
 
 def _forward(mode, axis, gain, over, *inputs):
@@ -84,14 +80,14 @@ def _forward(mode, axis, gain, over, *inputs):
     return outputs, (inputs, outputs[2:])
 
 
-def _backward(mode, axis, gain, over, kept, cotangents):
-    inputs, statistics = kept
+def _backward(mode, axis, gain, over, residuals, cotangents):
+    inputs, statistics = residuals
     k, z, shift, scale, bias, skip = inputs
     dspikes, dpotential = cotangents[:2]
     wide, mean, var, potential = _potential(axis, gain, over, *inputs, statistics=statistics)
-    rest = _rest(k, potential)
+    rest = neuron.rest(k, potential, TIME_AXIS)
     ds = dspikes.astype(wide.dtype)
-    dp, drest, dk = dispatch.backward(mode, k, potential, rest, TIME_AXIS, ds, jnp.zeros_like(rest))
+    dp, drest, dk = neuron.backward(mode, TIME_AXIS, k, potential, rest, ds, jnp.zeros_like(rest))
     dp = jax.lax.optimization_barrier(dp + dpotential)
     dwide, dscale, dbias = batch_norm_backward(dp.reshape(wide.shape), wide - mean, var, scale, gain, over)
     dk = jax.tree.map(jnp.zeros_like, k) if dk is None else dk._replace(v_reset=dk.v_reset + jnp.sum(drest))

@@ -1,72 +1,82 @@
-"""What every part of the network is built from: a configured neuron, norm, linear map and convolution."""
+"""Layers shared by all parts of a network: neurons, linear maps of spikes, convolutions."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+import functools
+import math
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from spiking_mlp_jax.models.config import ModelConfig
-from spiking_mlp_jax.nn import neuron
 from spiking_mlp_jax.nn.dynamics import Constants, Mode
-from spiking_mlp_jax.nn.fused import normalize_and_fire, potential_shape
-from spiking_mlp_jax.nn.kernels.sharding import vary_alike
-from spiking_mlp_jax.nn.neuron import potential_dtype
+from spiking_mlp_jax.nn.fused import TIME_AXIS, normalize_and_fire, potential_shape
+from spiking_mlp_jax.nn.kernels.sharding import match_vma
+from spiking_mlp_jax.nn.module import Module
+from spiking_mlp_jax.nn.neuron import plif_weight, potential_dtype, rest, run
 from spiking_mlp_jax.nn.norm import BatchNorm, LayerNorm, feature_shape, uniform_fan_in
 from spiking_mlp_jax.nn.surrogate import SURROGATES
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
-# Called with the name and value of an intermediate, see `SpikingMLP.__call__`.
-Record = Callable[[str, jax.Array], None]
 
+class Neuron(Module):
+    """A layer of neurons, time on axis 1.
 
-class Neuron(nnx.Module):
-    """A layer of the configured neurons; holds a parameter, w, only for "plif"."""
+    Args:
+        kind: "lif", "if" (no leak) or "plif", which learns tau through a parameter w.
+        tau: membrane time constant in steps; the initial one for "plif".
+        v_threshold, v_reset, decay_input, detach_reset, backend: as in `nn.neuron.lif`.
+        surrogate: a name in `SURROGATES`.
+        surrogate_alpha: its sharpness.
+        time_steps: T; needed if inputs may have a time axis of length 1 that stands for T equal steps.
+        dtype: of the spikes; None: the input's.
+    """
 
-    def __init__(self, config: ModelConfig):
-        self.config = config
-        self.w = nnx.Param(jnp.asarray(neuron.plif_weight(config.tau), float)) if config.neuron == "plif" else None
+    def __init__(
+        self,
+        kind: str = "lif",
+        *,
+        tau: float = 2.0,
+        v_threshold: float = 1.0,
+        v_reset: float | None = 0.0,
+        decay_input: bool = True,
+        detach_reset: bool = True,
+        surrogate: str = "sigmoid",
+        surrogate_alpha: float = 4.0,
+        time_steps: int | None = None,
+        dtype: str | None = None,
+        backend: str = "auto",
+    ):
+        self.kind, self.tau, self.v_threshold, self.v_reset = kind, tau, v_threshold, v_reset
+        self.decay_input, self.detach_reset = decay_input, detach_reset
+        self.surrogate, self.surrogate_alpha = surrogate, surrogate_alpha
+        self.time_steps, self.dtype, self.backend = time_steps, dtype, backend
+        self.w = nnx.Param(jnp.asarray(plif_weight(tau), float)) if kind == "plif" else None
 
     @jax.named_scope("neuron")
     def __call__(self, x: Float[Array, "B T *shape"]) -> Float[Array, "B T *shape"]:
-        """Spikes, 0 or 1, for the potentials x; a time axis of length 1 stands for T equal steps."""
-        c = self.config
-        common: dict[str, Any] = dict(
-            v_threshold=c.v_threshold,
-            v_reset=c.v_reset,
-            detach_reset=c.detach_reset,
-            surrogate=SURROGATES[c.surrogate](c.surrogate_alpha),
-            time_axis=1,
-            time_steps=c.time_steps,
-            backend=c.neuron_backend,
-        )
-        if c.neuron == "if":
-            spikes, _ = neuron.integrate_and_fire(x, **common)
-        elif self.w is not None:
-            spikes, _ = neuron.plif(x, self.w[...], decay_input=c.decay_input, **common)
-        else:
-            spikes, _ = neuron.lif(x, tau=c.tau, decay_input=c.decay_input, **common)
-        return spikes.astype(compute_dtype(c) or x.dtype)
+        """Spikes, 0 or 1, of neurons that start at rest and receive x."""
+        mode, k = self.equations(potential_dtype(x.dtype))
+        steps = self.time_steps or x.shape[TIME_AXIS]
+        spikes, _ = run(mode, TIME_AXIS, steps, *match_vma((k, x, rest(k, x, TIME_AXIS))))
+        return spikes.astype(self.dtype or x.dtype)
 
     def equations(self, dtype) -> tuple[Mode, Constants]:
-        """The neurons' equations and constants, for potentials of the given dtype."""
-        c = self.config
+        """The equations and their constants, in the given dtype."""
         mode = Mode(
-            leaky=c.neuron != "if",
-            decay_input=c.decay_input,
-            hard_reset=c.v_reset is not None,
-            detach_reset=c.detach_reset,
-            surrogate=SURROGATES[c.surrogate](c.surrogate_alpha),
+            leaky=self.kind != "if",
+            decay_input=self.decay_input,
+            hard_reset=self.v_reset is not None,
+            detach_reset=self.detach_reset,
+            surrogate=SURROGATES[self.surrogate](self.surrogate_alpha),
             learned=self.w is not None,
-            backend=c.neuron_backend,
+            backend=self.backend,
         )
-        tau = c.tau if self.w is None else 1 / jax.nn.sigmoid(self.w[...])
-        return mode, Constants(*(jnp.asarray(value, dtype) for value in (tau, c.v_threshold, c.v_reset or 0.0)))
+        tau = self.tau if self.w is None else 1 / jax.nn.sigmoid(self.w[...])
+        return mode, Constants(*(jnp.asarray(value, dtype) for value in (tau, self.v_threshold, self.v_reset or 0.0)))
 
 
 def fire(
@@ -79,34 +89,34 @@ def fire(
     feature_axis: int = -1,
     skip: Float[Array, "B T *shape"] | None = None,
 ) -> tuple[Float[Array, "B T *shape"], Float[Array, "B T *shape"]]:
-    """Spikes and potential of neurons whose input is skip + norm(z + bias + feature_bias).
+    """Spikes and potential of neurons with input skip + norm(z + bias + feature_bias).
 
     Args:
-        norm: in training mode it updates its running averages.
+        norm: updates its running averages in training mode.
         neuron: the neurons.
-        z: what a linear map gives, without its bias.
+        z: output of a linear map, without its bias.
         bias: of that map, over the last axis of z.
-        feature_bias: likewise, but over feature_axis, which is a BatchNorm's own axis.
-        feature_axis: see there.
-        skip: added to the normalised values; its time axis may have length 1. With z [B, T, H * W, C] it may also be
-            [B, T, H, W, C], and so is the result: on a TPU reshaping what is added is a copy.
+        feature_bias: the same, but over feature_axis, which must be the axis of a BatchNorm.
+        feature_axis: axis of feature_bias in z.
+        skip: added to the normalised values; its time axis may have length 1. With z [B, T, H * W, C] it may be
+            [B, T, H, W, C], then the results are too: reshaping the sum instead is a copy on a TPU.
 
     Returns:
-        (spikes, 0 or 1 in z's dtype; potential, the neurons' input, at least float32), both of z's shape.
+        (spikes, 0 or 1, in z's dtype; potential, the input of the neurons, at least float32), both of z's shape.
     """
     if isinstance(norm, BatchNorm) and not norm.use_running_average and norm.step_scale is None:
         mode, k = neuron.equations(potential_dtype(z.dtype))
         axis = norm.axis % z.ndim
-        inputs = vary_alike((k, z, bias, norm.scale[...], norm.bias[...], skip))
+        inputs = match_vma((k, z, bias, norm.scale[...], norm.bias[...], skip))
         spikes, potential, mean, var = normalize_and_fire(  # pyright: ignore[reportGeneralTypeIssues]
             mode, axis, norm.gain, norm.sync_axes, *inputs
         )
         if feature_bias is not None:
-            # Batch statistics take away what is constant over a feature: only the running mean sees it.
+            # Batch statistics cancel what is constant over a feature; only the running mean depends on it.
             mean = mean.reshape(-1) + feature_bias
         norm.update_running_averages(mean, var, z.size // z.shape[axis])
         return spikes, potential
-    # In training a bias is never rounded to a short dtype, and so it is not here.
+    # Biases are added in at least float32, as in training.
     wide = z.astype(potential_dtype(z.dtype))
     if bias is not None:
         wide = wide + bias
@@ -119,9 +129,9 @@ def fire(
 
 
 def product(a: Float[Array, "..."], b: Float[Array, "..."], dimension_numbers) -> Float[Array, "..."]:
-    """`jax.lax.dot_general` whose sums are at least float32, rounded to the dtype of a and b afterwards.
+    """`jax.lax.dot_general` that accumulates in at least float32 and rounds to the dtype of a and b.
 
-    Matrix units do it so anyway; on CPUs only products that say so are given to them.
+    Matrix units do so anyway; on CPUs XLA uses them only for products that ask for it.
     """
     wide = potential_dtype(a.dtype)
     return jax.lax.dot_general(a, b, dimension_numbers, preferred_element_type=wide).astype(a.dtype)
@@ -129,7 +139,7 @@ def product(a: Float[Array, "..."], b: Float[Array, "..."], dimension_numbers) -
 
 @jax.custom_vjp
 def spike_dense(spikes: Float[Array, "... C"], kernel: Float[Array, "C D"]) -> Float[Array, "... D"]:
-    """A linear map of spikes, 0 or 1, which are kept as bool for the backward pass, one byte a spike."""
+    """A linear map of spikes, 0 or 1, saved as bool for the backward pass: one byte per spike."""
     return product(spikes, kernel, (((spikes.ndim - 1,), (0,)), ((), ())))
 
 
@@ -137,9 +147,9 @@ def _dense_forward(spikes, kernel):
     return spike_dense(spikes, kernel), (spikes.astype(bool), kernel)
 
 
-def _dense_backward(kept, dy):
-    spikes, kernel = kept
-    # Plain products of matrices, with dy computed once: else compilers repeat what it comes from, transposed.
+def _dense_backward(residuals, dy):
+    spikes, kernel = residuals
+    # Plain matrix products, with dy computed once: without the barrier XLA recomputes its producer, transposed.
     dy = jax.lax.optimization_barrier(dy).reshape(-1, dy.shape[-1])
     flat = spikes.astype(dy.dtype).reshape(-1, spikes.shape[-1])
     dkernel = product(flat, dy, (((0,), (0,)), ((), ())))
@@ -149,19 +159,55 @@ def _dense_backward(kept, dy):
 spike_dense.defvjp(_dense_forward, _dense_backward)
 
 
-def batch_norm(config: ModelConfig, features: int, axis: int = -1) -> BatchNorm:
-    """The configured batch norm over one axis; with norm="layer" plain BatchNorm, where LayerNorm does not go."""
-    return BatchNorm(
-        features,
-        axis,
-        step_scales=config.time_steps if config.norm == "tebn" else None,
-        # tdBN: alpha * v_threshold, with alpha = 1.
-        gain=config.v_threshold if config.norm == "tdbn" else 1.0,
-    )
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def mix_axis(x: Float[Array, "B T H W C"], kernel: Float[Array, "side side"], axis: int) -> Float[Array, "B T H W C"]:
+    """Apply kernel [out, in] along one axis of the spikes x, saved as bool for the backward pass.
+
+    A batch of matrix products, over the axes before, with the axes after as columns: nothing is transposed.
+
+    Args:
+        x: spikes, 0 or 1.
+        kernel: in x's dtype.
+        axis: 2 (height) or 3 (width).
+
+    Examples:
+        A spike in row 1 selects column 1 of the kernel.
+
+        >>> x = jnp.zeros((1, 1, 2, 1, 1)).at[0, 0, 1].set(1.0)
+        >>> mix_axis(x, jnp.array([[1.0, 2.0], [3.0, 4.0]]), 2).ravel().tolist()
+        [2.0, 4.0]
+    """
+    x3 = _around(x, axis)
+    y = product(_repeated(kernel, x3), x3, (((2,), (1,)), ((0,), (0,))))
+    return y.reshape(x.shape)
+
+
+def _mix_forward(x, kernel, axis):
+    return mix_axis(x, kernel, axis), (x.astype(bool), kernel)
+
+
+def _mix_backward(axis, residuals, dy):
+    x, kernel = residuals
+    dy3 = _around(jax.lax.optimization_barrier(dy), axis)
+    x3 = _around(x, axis).astype(dy.dtype)
+    dx = product(_repeated(kernel.T, dy3), dy3, (((2,), (1,)), ((0,), (0,))))
+    dkernel = jnp.sum(product(dy3, x3, (((2,), (2,)), ((0,), (0,)))), 0)
+    return dx.reshape(x.shape), dkernel
+
+
+mix_axis.defvjp(_mix_forward, _mix_backward)
+
+
+def _around(x, axis):
+    return x.reshape(math.prod(x.shape[:axis]), x.shape[axis], -1)
+
+
+def _repeated(kernel, x3):
+    return jnp.broadcast_to(kernel, (x3.shape[0], *kernel.shape))
 
 
 def linear(fan_in: int, fan_out: int, *, use_bias: bool = True, rngs: nnx.Rngs) -> nnx.Linear:
-    """A linear map of the last axis, kernel [in, out], initialised as PyTorch does."""
+    """A linear map of the last axis, kernel [in, out], initialised as in PyTorch."""
     return nnx.Linear(
         fan_in,
         fan_out,
@@ -179,12 +225,7 @@ def bias_of(linear: nnx.Linear) -> Float[Array, "C"]:
     return linear.bias[...]
 
 
-def compute_dtype(config: ModelConfig):
-    """The dtype of spikes and maps of them; None for "float32", to follow the parameters (float64 where x64 is on)."""
-    return None if config.dtype == "float32" else jnp.dtype(config.dtype)
-
-
-class Conv(nnx.Module):
+class Conv(Module):
     """A square convolution without bias, kernel [k, k, in, out], over the height and width of [B, T, H, W, C]."""
 
     def __init__(self, channels_in: int, channels_out: int, size: int, stride: int, padding: int, *, rngs: nnx.Rngs):
@@ -200,9 +241,9 @@ class Conv(nnx.Module):
 def convolve(
     x: Float[Array, "B T H W C"], kernel: Float[Array, "k k C C2"], stride: int, padding: int
 ) -> Float[Array, "B T H2 W2 C2"]:
-    """Square convolution with equal stride and zero padding on both axes; computes in x's dtype.
+    """Square convolution with equal stride and zero padding on both axes, computed in x's dtype.
 
-    B and T are merged with B leading, so that a batch sharded over devices stays where it is.
+    B and T are merged with B leading, so that a batch sharded over devices is not gathered.
     """
     kernel = kernel.astype(x.dtype)
     size = kernel.shape[0]
@@ -219,7 +260,7 @@ def convolve(
 
 
 def _convolve_patches(x, kernel):
-    # Windows that do not overlap are one matrix product, which XLA runs far faster on a CPU than a convolution.
+    # Without overlap a convolution is one matrix product, which XLA runs far faster on a CPU.
     b, t, h, w, c = x.shape
     k = kernel.shape[0]
     patches = x.reshape(b, t, h // k, k, w // k, k, c).transpose(0, 1, 2, 4, 3, 5, 6)

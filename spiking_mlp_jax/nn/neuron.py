@@ -1,6 +1,7 @@
 """Spiking neurons over all time steps at once: LIF, IF and LIF with a learnable time constant (PLIF).
 
-The equations are in `nn/dynamics.py`. Only a neuron's input is kept for the backward pass.
+The equations are in `nn/dynamics.py`: `lif` calls `run`, whose gradient is written out, and `run` calls
+`dynamics.forward` or the kernel of `nn/kernels/neuron.py`. The input is the only residual of the backward pass.
 """
 
 from __future__ import annotations
@@ -8,14 +9,15 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 
-from spiking_mlp_jax.nn import dispatch
-from spiking_mlp_jax.nn.dynamics import BACKENDS, Constants, Mode
-from spiking_mlp_jax.nn.kernels.sharding import vary_alike
+from spiking_mlp_jax.nn import dynamics
+from spiking_mlp_jax.nn.dynamics import BACKENDS, MAX_UNROLLED_STEPS, Constants, Mode
+from spiking_mlp_jax.nn.kernels.sharding import match_vma, on_one_device
 from spiking_mlp_jax.nn.surrogate import SpikeFunction, sigmoid
 
 if TYPE_CHECKING:
@@ -40,35 +42,34 @@ def lif(
 ) -> tuple[Float[Array, "T *shape"], Float[Array, "*shape"]]:
     """Leaky integrate-and-fire neurons.
 
-    Second derivatives are those of reverse mode twice (`jax.jacrev(jax.grad(...))`): `jax.jvp`, and so `jax.hessian`,
-    raise JAX's TypeError for functions with a gradient of their own.
+    For second derivatives use reverse mode twice (`jax.jacrev(jax.grad(...))`): like every `jax.custom_vjp`, this has
+    no `jax.jvp`, and so no `jax.hessian`.
 
     Args:
         x: input current, floating, with T time steps along `time_axis`.
-        tau: membrane time constant in steps, at least 1. May be an array or traced scalar, then it is not checked
-            and has a gradient.
-        v_threshold: firing threshold, above `v_reset`. Likewise.
-        v_reset: potential after a spike; None is a soft reset, which subtracts the threshold instead.
-        decay_input: whether the input leaks as the potential does (divided by tau).
-        detach_reset: whether no gradient flows through the spike in the reset.
+        tau: membrane time constant in steps, at least 1. An array or traced scalar is not checked, and has a gradient.
+        v_threshold: firing threshold, above `v_reset`. May be an array, as tau.
+        v_reset: potential after a spike; None: soft reset, which subtracts the threshold instead.
+        decay_input: whether the input is divided by tau, as the leak is.
+        detach_reset: stop the gradient through the spike in the reset.
         surrogate: spike function of h - v_threshold.
-        v_init: potential before the first step, the final potential of an earlier call to go on from it;
-            when None it is `v_reset`, or 0 with a soft reset.
-        time_axis: where time is in x.
-        time_steps: T; only needed when x's time axis has length 1 and stands for T equal steps.
+        v_init: potential before the first step, e.g. the final potential of an earlier call to continue it;
+            None: `v_reset`, or 0 with a soft reset.
+        time_axis: axis of x that is time.
+        time_steps: T; only needed if x's time axis has length 1 and stands for T equal steps.
         backend: "auto", "xla" or "pallas", as in `ModelConfig.neuron_backend`.
 
     Returns:
-        spikes: exactly 0 or 1, [T, *shape] in x's dtype.
+        spikes: exactly 0 or 1, [T, *shape], in x's dtype.
 
-        v: potential after the last step, x's shape without the time axis. Potentials are float32 where x is narrower.
+        v: potential after the last step, x's shape without the time axis; at least float32.
 
     Raises:
-        ValueError: tau < 1, a threshold that is not above v_reset, no time steps or another number than
-            `time_steps`, x not floating, or an unknown backend.
+        ValueError: tau < 1, v_threshold not above v_reset, no time steps or not `time_steps`, x not floating, or an
+            unknown backend.
 
     Examples:
-        An input above the threshold fires at every third step, and then starts anew.
+        With this input above the threshold, a neuron fires every third step.
 
         >>> spikes, v = lif(jnp.full(7, 1.3))
         >>> spikes.tolist()
@@ -77,7 +78,7 @@ def lif(
         0.65
     """
     if isinstance(tau, int | float) and not tau >= 1:
-        raise ValueError(f"tau must be at least 1 step, but it is {tau}")
+        raise ValueError(f"tau must be at least 1 step, got {tau}")
     mode = Mode(True, decay_input, v_reset is not None, detach_reset, surrogate, backend=backend)
     return _checked_run(mode, (tau, v_threshold, v_reset), x, v_init, time_axis, time_steps)
 
@@ -94,7 +95,7 @@ def integrate_and_fire(
     time_steps: int | None = None,
     backend: str = "auto",
 ) -> tuple[Float[Array, "T *shape"], Float[Array, "*shape"]]:
-    """IF neurons, which do not leak: h = v + x. Arguments, results and errors as in `lif`.
+    """Integrate-and-fire neurons, without a leak: h = v + x. Arguments, results and errors as in `lif`.
 
     Examples:
         >>> integrate_and_fire(jnp.array([0.5, 0.5, 0.5]))[0].tolist()
@@ -107,9 +108,9 @@ def integrate_and_fire(
 def plif(
     x: Float[Array, "T *shape"], w: Float[Array, ""], **lif_arguments
 ) -> tuple[Float[Array, "T *shape"], Float[Array, "*shape"]]:
-    """Parametric LIF: as `lif`, with 1 / tau = sigmoid(w) learned through the scalar w.
+    """Parametric LIF neurons: `lif` with 1 / tau = sigmoid(w), where the scalar w is learned.
 
-    `lif_arguments` are those of `lif` but tau. See `plif_weight` for the w that stands for a tau.
+    `lif_arguments` are those of `lif` except tau; `plif_weight` gives the w of a tau.
 
     References: Fang et al., "Incorporating learnable membrane time constant ...", ICCV 2021.
     """
@@ -127,37 +128,61 @@ def plif_weight(tau: float) -> float:
         -0.6931
     """
     if not tau > 1:
-        raise ValueError(f"a learnable tau starts above 1 step, but it is {tau}")
+        raise ValueError(f"a learned tau must be above 1 step, got {tau}")
     return -math.log(tau - 1)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 4, 5))
-def run(mode: Mode, k: Constants, x: Array, v: Array, axis: int, steps: int) -> tuple[Array, Array]:
-    """`lif` without its checks and defaults.
+def _checked_run(mode, constants, x, v_init, time_axis, time_steps):
+    x = jnp.asarray(x)
+    _, v_threshold, v_reset = constants
+    if mode.backend not in BACKENDS:
+        raise ValueError(f'backend must be "auto", "xla" or "pallas", got {mode.backend!r}')
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(f"x must be floating, got {x.dtype}")
+    if x.ndim == 0 or x.shape[time_axis] < 1:
+        raise ValueError(f"x must have at least one time step on axis {time_axis}, got shape {x.shape}")
+    if isinstance(v_threshold, int | float) and isinstance(v_reset, int | float) and not v_threshold > v_reset:
+        raise ValueError(f"v_threshold must be above v_reset ({v_reset}), got {v_threshold}")
+    axis = time_axis % x.ndim
+    steps = x.shape[axis] if time_steps is None else time_steps
+    if x.shape[axis] not in (1, steps):
+        raise ValueError(f"x must have 1 or {steps} time steps on axis {time_axis}, got shape {x.shape}")
+    dtype = potential_dtype(x.dtype)
+    # Python numbers have no gradient; NumPy and JAX values may.
+    learned = not all(value is None or type(value) in (int, float) for value in constants)
+    mode = dataclasses.replace(mode, learned=learned)
+    k = Constants(*(jnp.asarray(0.0 if value is None else value, dtype) for value in constants))
+    v = rest(k, x, axis) if v_init is None else _per_neuron(jnp.asarray(v_init, dtype), x, axis)
+    return run(mode, axis, steps, *match_vma((k, x, v)))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def run(mode: Mode, axis: int, steps: int, k: Constants, x: Array, v: Array) -> tuple[Array, Array]:
+    """`lif` without checks and defaults.
 
     Args:
         mode: the equations.
-        k: their constants.
-        x: input with time on `axis`; of length 1 there it stands for `steps` equal ones.
+        axis: time axis of x, not negative.
+        steps: T; if x's time axis has length 1, x stands for T equal steps.
+        k: constants of the equations.
+        x: input.
         v: potential before the first step, x's shape without the time axis; its dtype is the potential's.
-        axis: not negative.
-        steps: T.
 
     Returns:
         (spikes, 0 or 1 in x's dtype; potential after the last step).
     """
-    fired, v = dispatch.forward(mode, k, _wide(x, v, axis, steps), v, axis)
+    fired, v = forward(mode, axis, k, _all_steps(x, v, axis, steps), v)
     return fired.astype(x.dtype), v
 
 
-def _run_forward(mode, k, x, v, axis, steps):
-    return run(mode, k, x, v, axis, steps), (k, x, v)
+def _run_forward(mode, axis, steps, k, x, v):
+    return run(mode, axis, steps, k, x, v), (k, x, v)
 
 
-def _run_backward(mode, axis, steps, kept, cotangents):
-    k, x, v = kept
+def _run_backward(mode, axis, steps, residuals, cotangents):
+    k, x, v = residuals
     ds, dv = cotangents
-    dx, dv, dk = dispatch.backward(mode, k, _wide(x, v, axis, steps), v, axis, ds.astype(v.dtype), dv)
+    dx, dv, dk = backward(mode, axis, k, _all_steps(x, v, axis, steps), v, ds.astype(v.dtype), dv)
     if x.shape[axis] != steps:
         dx = jnp.sum(dx, axis, keepdims=True)
     return jax.tree.map(jnp.zeros_like, k) if dk is None else dk, dx.astype(x.dtype), dv
@@ -166,35 +191,54 @@ def _run_backward(mode, axis, steps, kept, cotangents):
 run.defvjp(_run_forward, _run_backward)
 
 
+def forward(mode: Mode, axis: int, k: Constants, x: Array, v: Array) -> tuple[Array, Array]:
+    """`dynamics.forward`, or the kernel that computes the same, by mode.backend."""
+    return _program("forward", mode, axis, x)(k, x, v)
+
+
+def backward(
+    mode: Mode, axis: int, k: Constants, x: Array, v: Array, ds: Array, dv: Array
+) -> tuple[Array, Array, Constants | None]:
+    """`dynamics.backward`, or the kernel that computes the same, by mode.backend."""
+    return _program("backward", mode, axis, x)(k, x, v, ds, dv)
+
+
+def _program(name: str, mode: Mode, axis: int, x: Array) -> Callable[..., Any]:
+    plain = functools.partial(getattr(dynamics, name), mode, axis)
+    few = mode.backend == "auto" and x.shape[axis] <= MAX_UNROLLED_STEPS
+    if mode.backend == "xla" or few or x.dtype == jnp.float64:
+        return plain
+    # Imported here because Pallas is slow to import.
+    from spiking_mlp_jax.nn.kernels import neuron as kernels
+
+    def kernel(target, interpret=False):
+        if not kernels.fits(x.shape, axis, target):
+            return plain
+        return functools.partial(getattr(kernels, name), mode, axis, target=target, interpret=interpret)
+
+    branches = {"cuda": kernel("gpu"), "tpu": on_one_device(kernel("tpu"), plain)}
+    if mode.backend == "pallas":
+        branches["cpu"] = kernel("gpu", interpret=True)
+    # The platform is known at lowering, not at tracing: a traced function holds a branch for each.
+    chosen = jax.custom_jvp(lambda *inputs: jax.lax.platform_dependent(*inputs, default=plain, **branches))
+    # Kernels have no derivative; second derivatives are those of XLA's program.
+    chosen.defjvp(lambda primals, tangents: jax.jvp(plain, primals, tangents))
+    return chosen
+
+
+def rest(k: Constants, x: Array, axis: int) -> Array:
+    """The resting potential v_reset of each neuron: x's shape without the time axis."""
+    return _per_neuron(k.v_reset, x, axis)
+
+
 def potential_dtype(dtype) -> jnp.dtype:
-    """In which dtype potentials are, for inputs of the given one: float32, or float64 for float64."""
+    """The dtype of potentials for inputs of the given one: at least float32."""
     return jnp.promote_types(dtype, jnp.float32)
 
 
-def _wide(x, v, axis, steps):
+def _per_neuron(v, x, axis):
+    return jnp.broadcast_to(v, x.shape[:axis] + x.shape[axis + 1 :])
+
+
+def _all_steps(x, v, axis, steps):
     return jnp.broadcast_to(x, (*x.shape[:axis], steps, *x.shape[axis + 1 :])).astype(v.dtype)
-
-
-def _checked_run(mode, constants, x, v_init, time_axis, time_steps):
-    x = jnp.asarray(x)
-    _, v_threshold, v_reset = constants
-    if mode.backend not in BACKENDS:
-        raise ValueError(f'a neuron\'s backend is "auto", "xla" or "pallas", but it is {mode.backend!r}')
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise ValueError(f"a neuron's input must be floating, but it is {x.dtype}")
-    if x.ndim == 0 or x.shape[time_axis] < 1:
-        raise ValueError(f"a neuron needs at least one time step on axis {time_axis}, but x is {x.shape}")
-    if isinstance(v_threshold, int | float) and isinstance(v_reset, int | float) and not v_threshold > v_reset:
-        raise ValueError(f"v_threshold ({v_threshold}) must be above v_reset ({v_reset})")
-    axis = time_axis % x.ndim
-    steps = x.shape[axis] if time_steps is None else time_steps
-    if x.shape[axis] not in (1, steps):
-        raise ValueError(f"x must have 1 or {steps} time steps on axis {time_axis}, but it is {x.shape}")
-    dtype = potential_dtype(x.dtype)
-    # Python's numbers have no gradient; NumPy's and JAX's may be anything.
-    learned = not all(value is None or type(value) in (int, float) for value in constants)
-    mode = dataclasses.replace(mode, learned=learned)
-    k = Constants(*(jnp.asarray(0.0 if value is None else value, dtype) for value in constants))
-    v = jnp.asarray(k.v_reset if v_init is None else v_init, dtype)
-    k, x, v = vary_alike((k, x, jnp.broadcast_to(v, x.shape[:axis] + x.shape[axis + 1 :])))
-    return run(mode, k, x, v, axis, steps)

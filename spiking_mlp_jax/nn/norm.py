@@ -1,7 +1,6 @@
 """Normalisation over time, batch and space: BatchNorm, tdBN, TEBN and LayerNorm.
 
-Inputs are potentials [B, T, ...] with the batch on axis 0 and time on axis 1. Statistics are always taken over B
-and T together.
+Inputs are potentials [B, T, ...]. Statistics are always taken over B and T together.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from spiking_mlp_jax.nn.module import Module
 from spiking_mlp_jax.nn.neuron import potential_dtype
 
 if TYPE_CHECKING:
@@ -24,18 +24,18 @@ EPSILON = 1e-5
 MOMENTUM = 0.1
 
 
-class BatchNorm(nnx.Module):
-    """Batch normalisation of one feature axis, with the two variants for spiking networks.
+class BatchNorm(Module):
+    """Batch normalisation over one feature axis, and its two variants for spiking networks.
 
     Args:
         features: length of the feature axis.
-        axis: which axis of the input holds the features: channels, rows, columns or tokens.
-        step_scales: None, or the number T of learned scales, one a time step (TEBN).
+        axis: feature axis of the input: channels, rows, columns or tokens.
+        step_scales: None, or T learned scales, one per time step (TEBN).
         gain: constant factor after the affine map; alpha * v_threshold makes it tdBN.
 
-    The running averages move by 0.1 a batch and keep the unbiased variance, as PyTorch's do. Statistics, affine
-    map and result are at least float32. Inside `jax.shard_map` the statistics are those of a device's own share of the
-    batch; with `sync_axes`, names of mesh axes, those of all the devices along them together.
+    As in PyTorch, running averages have momentum 0.1 and hold the unbiased variance. Statistics, affine map and result
+    are at least float32. Inside `jax.shard_map` statistics are those of each device's shard of the batch; `sync_axes`
+    names mesh axes over which they are shared.
 
     References:
         Ioffe, Szegedy, "Batch normalization", 2015; Zheng et al., "Going deeper with directly-trained larger spiking
@@ -57,15 +57,15 @@ class BatchNorm(nnx.Module):
 
     @jax.named_scope("norm")
     def __call__(self, x: Float[Array, "B T *shape"], repeats: int = 1) -> Float[Array, "B T *shape"]:
-        """Normalises x, and in training mode updates the running averages.
+        """Normalise x and, in training mode, update the running averages.
 
         Args:
             x: potentials.
-            repeats: how often each entry of x stands for equal values, which only the unbiased variance sees.
-                The stem is computed once an image but counts as T equal steps.
+            repeats: number of equal values that each entry of x stands for; it only affects the unbiased variance.
+                The stem runs once per image but counts as T equal steps.
 
         Returns:
-            x's shape, at least float32; with step scales a time axis of length 1 becomes T.
+            x's shape, at least float32; with step scales, a time axis of length 1 becomes T.
         """
         if self.use_running_average:
             shape = feature_shape(x, self.axis)
@@ -85,9 +85,9 @@ class BatchNorm(nnx.Module):
         return y
 
     def update_running_averages(self, mean: Array, var: Array, count: int) -> None:
-        """Moves the averages by a batch's statistics, of any shape, over `count` values each on every device."""
+        """Update the averages with a batch's statistics, any shape, over `count` values per feature and device."""
         count *= devices_along(self.sync_axes)
-        # A single value has no unbiased variance; PyTorch refuses it, here the biased one is kept.
+        # A single value has no unbiased variance; PyTorch raises, here the biased one (0) is used.
         unbiased = var * (count / max(count - 1, 1))
         for average, value in ((self.mean, mean), (self.var, unbiased)):
             value = jax.lax.stop_gradient(value).astype(average.dtype).reshape(-1)
@@ -95,12 +95,12 @@ class BatchNorm(nnx.Module):
         self.num_batches[...] = self.num_batches[...] + 1
 
 
-class LayerNorm(nnx.Module):
-    """Layer normalisation of each image and time step over the given axes, with an affine map over them.
+class LayerNorm(Module):
+    """Layer normalisation of each image and time step over the given axes, with an affine map.
 
     Args:
         shape: lengths of the normalised axes.
-        axes: which axes of the input they are, ascending.
+        axes: the normalised axes of the input, ascending.
 
     Statistics and result are at least float32.
 
@@ -114,7 +114,7 @@ class LayerNorm(nnx.Module):
 
     @jax.named_scope("norm")
     def __call__(self, x: Float[Array, "B T *shape"]) -> Float[Array, "B T *shape"]:
-        """Normalises x, any shape that has the axes."""
+        """Normalise x."""
         axes = [axis % x.ndim for axis in self.axes]
         shape = [n if i in axes else 1 for i, n in enumerate(x.shape)]
         wide = x.astype(potential_dtype(x.dtype))
@@ -132,18 +132,18 @@ def batch_normalize(
     gain: float,
     over: tuple[str, ...] = (),
 ) -> tuple[Float[Array, "..."], Float[Array, "..."], Float[Array, "..."]]:
-    """Normalises x by its own statistics; its gradient keeps x and nothing of its size beside it.
+    """Normalise x by its own statistics. x is the only residual of its size.
 
     Args:
         x: any shape, floating.
-        scale, bias: the affine map of the features.
-        axis: the features' axis, not negative.
+        scale, bias: affine map of the features.
+        axis: feature axis, not negative.
         gain: constant factor after the affine map.
-        over: mesh axes whose devices share their statistics.
+        over: mesh axes whose devices share the statistics.
 
     Returns:
-        x's shape, at least float32; mean and biased variance of each feature, with x's other axes of length 1. No
-        gradient flows through these two.
+        x's shape, at least float32; mean and biased variance of each feature, with the other axes of length 1. The
+        latter two have no gradient.
     """
     wide = x.astype(potential_dtype(x.dtype))
     mean, var = moments(wide, axis, over)
@@ -156,8 +156,8 @@ def _normalize_forward(x, scale, bias, axis, gain, over):
     return outputs, (x, scale, bias, *outputs[1:])
 
 
-def _normalize_backward(axis, gain, over, kept, cotangents):
-    x, scale, bias, mean, var = kept
+def _normalize_backward(axis, gain, over, residuals, cotangents):
+    x, scale, bias, mean, var = residuals
     wide = x.astype(mean.dtype)
     dx, dscale, dbias = batch_norm_backward(cotangents[0], wide - mean, var, scale, gain, over)
     return dx.astype(x.dtype), dscale.astype(scale.dtype), dbias.astype(bias.dtype)
@@ -169,10 +169,10 @@ batch_normalize.defvjp(_normalize_forward, _normalize_backward)
 def moments(
     x: Float[Array, "..."], axis: int, over: tuple[str, ...] = ()
 ) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
-    """Mean and biased variance over all axes but one, which the others of length 1 are kept beside.
+    """Mean and biased variance over all axes but one, which stay with length 1.
 
-    Over the devices along the mesh axes `over` too, in two all-reduces: one of sums of squares alone, as some
-    frameworks have it, loses the variance of values that are far from 0.
+    Devices along the mesh axes `over` are included, in two all-reduces: a single one of sums and sums of squares would
+    cancel for values far from 0.
     """
     others = [i for i in range(x.ndim) if i != axis]
     mean = mean_over(jnp.mean(x, others, keepdims=True), over)
@@ -180,17 +180,17 @@ def moments(
 
 
 def mean_over(x: Array, axes: tuple[str, ...]) -> Array:
-    """The mean of the devices' values along mesh axes; x itself for none."""
+    """Mean over the devices along mesh axes; x itself if there are none."""
     return jax.lax.pmean(x, axes) if axes else x
 
 
 def devices_along(axes: tuple[str, ...]) -> int:
-    """How many devices share what is shared along mesh axes, 1 for none; only inside `jax.shard_map`."""
+    """Number of devices along mesh axes, inside `jax.shard_map`; 1 if there are none."""
     return math.prod(jax.lax.axis_size(axis) for axis in axes)
 
 
 def affine(mean: Array, var: Array, scale: Array, bias: Array, gain: float) -> tuple[Array, Array]:
-    """Factor and offset, of the mean's shape, that normalise: y = x * factor + offset."""
+    """Factor and offset of the normalisation y = x * factor + offset, in the mean's shape."""
     factor = scale.reshape(mean.shape).astype(mean.dtype) * jax.lax.rsqrt(var + EPSILON) * gain
     return factor, bias.reshape(mean.shape).astype(mean.dtype) * gain - mean * factor
 
@@ -203,21 +203,21 @@ def batch_norm_backward(
     gain: float,
     over: tuple[str, ...] = (),
 ) -> tuple[Float[Array, "..."], Float[Array, "C"], Float[Array, "C"]]:
-    """The gradient of a normalisation by batch statistics, in two sums and one pass.
+    """Gradient of a normalisation by batch statistics, in two sums and one pass.
 
     Args:
         dy: cotangent of the result.
-        centred: x - mean, of dy's shape and dtype.
-        var: biased variance, with axes of length 1 beside the features.
+        centred: x - mean, in dy's shape and dtype.
+        var: biased variance, with the other axes of length 1.
         scale, gain, over: as in `batch_normalize`.
 
     Returns:
-        cotangents of x, scale and bias: x's for the sum of the losses of all devices along `over`, the other two this
-        device's share of that sum's.
+        cotangents of x, scale and bias, for the sum of the losses of all devices along `over`; those of scale and bias
+        are this device's summand.
 
     References: Ioffe, Szegedy, "Batch normalization", 2015, section 3.
     """
-    # dy is read three times: computed once, where the compiler would repeat what it comes from for each.
+    # dy is read three times. Without the barrier XLA would recompute its producer for each.
     dy = jax.lax.optimization_barrier(dy)
     others = [i for i in range(dy.ndim) if var.shape[i] == 1]
     count = dy.size // var.size * devices_along(over)
@@ -231,7 +231,7 @@ def batch_norm_backward(
 
 
 def feature_shape(x: Array, axis: int) -> tuple[int, ...]:
-    """x's shape with all axes but the features' of length 1."""
+    """x's shape with all axes but the feature axis of length 1."""
     return tuple(n if i == axis % x.ndim else 1 for i, n in enumerate(x.shape))
 
 

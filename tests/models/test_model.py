@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from spiking_mlp_jax import ModelConfig, SpikingMLP
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.models.config import VARIANTS
-from spiking_mlp_jax.models.spiking_mlp import block_selector
 from spiking_mlp_jax.models.topology import intermediate_names
+from spiking_mlp_jax.nn.scan import block_selector
 from tests.support.tiers import rest_slow
 from tests.support.tiny import tiny_config, tiny_model
 
@@ -270,7 +270,7 @@ def test_wrong_images_are_refused():
     model = tiny_model()
     with pytest.raises(InputError, match=r"images must be \[batch, 16, 16, 1\]"):
         model(jnp.zeros((2, 1, 16, 16)))
-    with pytest.raises(InputError, match=r"images must be .* they are \(0, 16, 16, 1\)"):
+    with pytest.raises(InputError, match=r"images must be .* got \(0, 16, 16, 1\)"):
         model(jnp.zeros((0, 16, 16, 1)))
     with pytest.raises(InputError, match="normalised floating"):
         model(jnp.zeros((2, 16, 16, 1), jnp.uint8))

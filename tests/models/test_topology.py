@@ -10,8 +10,7 @@ import pytest
 from flax import nnx
 
 from spiking_mlp_jax import ModelConfig, SpikingMLP
-from spiking_mlp_jax.models import encoding as patch_module
-from spiking_mlp_jax.models import mixing
+from spiking_mlp_jax.models import spiking_mlp
 from spiking_mlp_jax.models.topology import (
     Walk,
     dense_operations,
@@ -162,12 +161,11 @@ class SingleSpikes:
     """Stands in for all neurons of a network: image n of the batch has one spike in all, neuron n of one layer."""
 
     def __init__(self, patch):
-        patch.setattr(mixing, "fire", self.fire)
-        patch.setattr(patch_module, "fire", self.fire)
+        patch.setattr(spiking_mlp, "fire", self.fire)
         patch.setattr(Neuron, "__call__", lambda neuron, x: self.spikes(x))
-        patch.setattr(mixing, "mix_axis", self.counting(mixing.mix_axis))
-        patch.setattr(mixing, "spike_dense", self.counting(mixing.spike_dense))
-        patch.setattr(patch_module, "convolve", self.counting(patch_module.convolve))
+        patch.setattr(spiking_mlp, "mix_axis", self.counting(spiking_mlp.mix_axis))
+        patch.setattr(spiking_mlp, "spike_dense", self.counting(spiking_mlp.spike_dense))
+        patch.setattr(spiking_mlp, "convolve", self.counting(spiking_mlp.convolve))
         patch.setattr(Conv, "__call__", self.counting(Conv.__call__))
         patch.setattr(nnx.Linear, "__call__", self.counting(nnx.Linear.__call__))
 

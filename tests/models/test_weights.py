@@ -11,6 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 from spiking_mlp_jax import ModelConfig
 from spiking_mlp_jax.errors import InputError
+from spiking_mlp_jax.models import folder as folders
 from spiking_mlp_jax.models import weights
 from spiking_mlp_jax.models.config import ADDED
 from spiking_mlp_jax.train.logging import read_metrics
@@ -142,7 +143,7 @@ def test_folders_of_earlier_versions_are_read_and_their_file_is_replaced(saved, 
     for name, variable in variables(saved[1]).items():
         np.testing.assert_array_equal(variables(loaded)[name][...], variable[...])
     (copy / "model.safetensors").write_bytes((copy / "weights.safetensors").read_bytes())
-    with pytest.raises(InputError, match=r"holds model.safetensors and weights.safetensors: remove"):
+    with pytest.raises(InputError, match=r"holds both model.safetensors and weights.safetensors: remove"):
         weights.load(copy)
     (copy / "model.safetensors").unlink()
     weights.save(copy, loaded, meta)
@@ -227,7 +228,7 @@ def test_missing_and_damaged_files(copy, name):
         with pytest.raises(InputError, match=name):
             weights.load(copy)
     file.unlink()
-    with pytest.raises(InputError, match=f"no {name}"):
+    with pytest.raises(InputError, match=f"{name} is missing"):
         weights.load(copy)
     with pytest.raises(InputError, match="no weights folder"):
         weights.load(copy / "missing")
@@ -273,7 +274,7 @@ def test_a_cut_or_flipped_tensor_file_never_loads_as_something_else(saved, cut, 
 
 def test_find_takes_workdirs_folders_and_names(saved, tmp_path, monkeypatch):
     folder, model = saved
-    monkeypatch.setattr(weights, "PRETRAINED", tmp_path / "pretrained")
+    monkeypatch.setattr(folders, "PRETRAINED", tmp_path / "pretrained")
     weights.save(tmp_path / "run" / "weights", model, {})
     weights.save(tmp_path / "pretrained" / "fashion_mnist", model, {})
     assert weights.find(tmp_path / "run") == tmp_path / "run" / "weights"

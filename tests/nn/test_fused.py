@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spiking_mlp_jax.models.mixing import HEIGHT, WIDTH, mix_axis
+from spiking_mlp_jax.models.spiking_mlp import HEIGHT, WIDTH
 from spiking_mlp_jax.nn.dynamics import MAX_UNROLLED_STEPS, Constants, Mode
 from spiking_mlp_jax.nn.fused import normalize_and_fire
-from spiking_mlp_jax.nn.layers import spike_dense
+from spiking_mlp_jax.nn.layers import mix_axis, spike_dense
 from spiking_mlp_jax.nn.neuron import lif, run
 from spiking_mlp_jax.nn.norm import EPSILON, batch_normalize
 from spiking_mlp_jax.nn.surrogate import sigmoid
@@ -60,7 +60,7 @@ def test_neurons_have_the_gradient_of_their_equations(mode, steps, axis, x64):
     shape.insert(axis, steps)
     x, ds = normal(0, *shape, scale=2.0), normal(2, *shape)
     dv = normal(3, *v.shape)
-    outputs, pull_back = jax.vjp(lambda k, x, v: run(mode, k, x, v, axis, steps), constants(mode), x, v)
+    outputs, pull_back = jax.vjp(lambda k, x, v: run(mode, axis, steps, k, x, v), constants(mode), x, v)
     expected, plain_pull_back = jax.vjp(lambda k, x, v: plain_neurons(mode, k, x, v, axis), constants(mode), x, v)
     assert_same(outputs, expected)
     got, want = pull_back((ds, dv)), plain_pull_back((ds, dv))

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 
 from spiking_mlp_jax import SpikingMLP
-from spiking_mlp_jax.nn import dispatch, dynamics
+from spiking_mlp_jax.nn import dynamics
+from spiking_mlp_jax.nn import neuron as neurons
 from spiking_mlp_jax.nn.fused import normalize_and_fire
 from spiking_mlp_jax.nn.kernels import neuron as pallas_neuron
 from spiking_mlp_jax.nn.layers import Neuron, fire
@@ -37,12 +38,12 @@ def assert_equal_neurons(mode, shape, axis, target, dtype=jnp.float32):
     x, ds = (normal(seed, *shape, scale=2.0).astype(dtype).astype(jnp.float32) for seed in (0, 1))
     v, dv = (0.3 * normal(seed, *state).astype(jnp.float32) for seed in (2, 3))
     kernel = dict(target=target, interpret=True)
-    plain = jax.jit(functools.partial(dynamics.forward, mode, axis=axis))(k, x, v)
-    fused = jax.jit(functools.partial(pallas_neuron.forward, mode, axis=axis, **kernel))(k, x, v)
+    plain = jax.jit(functools.partial(dynamics.forward, mode, axis))(k, x, v)
+    fused = jax.jit(functools.partial(pallas_neuron.forward, mode, axis, **kernel))(k, x, v)
     np.testing.assert_array_equal(fused[0], plain[0])
     np.testing.assert_allclose(fused[1], plain[1], rtol=1e-6, atol=1e-6)
-    plain = jax.jit(functools.partial(dynamics.backward, mode, axis=axis))(k, x, v, ds=ds, dv=dv)
-    fused = jax.jit(functools.partial(pallas_neuron.backward, mode, axis=axis, **kernel))(k, x, v, ds=ds, dv=dv)
+    plain = jax.jit(functools.partial(dynamics.backward, mode, axis))(k, x, v, ds=ds, dv=dv)
+    fused = jax.jit(functools.partial(pallas_neuron.backward, mode, axis, **kernel))(k, x, v, ds=ds, dv=dv)
     assert jax.tree.structure(plain) == jax.tree.structure(fused)
     for a, b in zip(jax.tree.leaves(fused), jax.tree.leaves(plain), strict=True):
         assert a.shape == b.shape and a.dtype == b.dtype
@@ -94,8 +95,8 @@ def test_lowers_forward_and_backward(mode, steps, platform):
     mode = dataclasses.replace(mode, backend="pallas")
     x = jnp.ones((2, steps, 6, 6, 78), jnp.float32)
     v, k = x[:, 0], constants32(mode)
-    forward = lowered(lambda k, x, v: dispatch.forward(mode, k, x, v, 1), platform, k, x, v)
-    backward = lowered(lambda k, x, v: dispatch.backward(mode, k, x, v, 1, x, v), platform, k, x, v)
+    forward = lowered(lambda k, x, v: neurons.forward(mode, 1, k, x, v), platform, k, x, v)
+    backward = lowered(lambda k, x, v: neurons.backward(mode, 1, k, x, v, x, v), platform, k, x, v)
     for text in (forward, backward):
         assert CALLS[platform] in text
 
@@ -106,7 +107,7 @@ def test_auto_takes_the_kernel_for_many_steps_and_never_on_a_cpu(steps, kernel):
     x = jnp.ones((2, steps, 300), jnp.float32)
 
     def both(k, x, v):
-        return dispatch.forward(mode, k, x, v, 1), dispatch.backward(mode, k, x, v, 1, x, v)
+        return neurons.forward(mode, 1, k, x, v), neurons.backward(mode, 1, k, x, v, x, v)
 
     arguments = constants32(mode), x, x[:, 0]
     for platform, call in CALLS.items():
@@ -120,7 +121,7 @@ def test_auto_takes_the_kernel_for_many_steps_and_never_on_a_cpu(steps, kernel):
 def test_float64_and_huge_blocks_stay_with_xla(x64):
     mode = dataclasses.replace(MODES[0], backend="pallas")
     x = jnp.ones((2, 9, 300), jnp.float64)
-    forward = functools.partial(dispatch.forward, mode, axis=1)
+    forward = functools.partial(neurons.forward, mode, 1)
     assert CALLS["cuda"] not in lowered(forward, "cuda", constants(mode), x, x[:, 0])
     assert not pallas_neuron.fits((2, 10_000, 8, 128), 1, "tpu") and pallas_neuron.fits((2, 10_000, 8, 128), 1, "gpu")
     assert not pallas_neuron.fits((0, 4, 8), 1, "gpu")
@@ -136,7 +137,7 @@ def test_public_neurons_take_a_backend():
         ]
         for other in results[1:]:
             jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), other, results[0])
-    with pytest.raises(ValueError, match='"auto", "xla" or "pallas", but it is \'cuda\''):
+    with pytest.raises(ValueError, match='must be "auto", "xla" or "pallas", got \'cuda\''):
         lif(x, backend="cuda")
 
 
@@ -176,7 +177,7 @@ def test_vmap_over_neurons_and_over_constants():
     k = constants32(mode)
 
     def run(k, x, backend):
-        return dispatch.forward(dataclasses.replace(mode, backend=backend), k, x, jnp.zeros_like(x[:, 0]), 1)[0]
+        return neurons.forward(dataclasses.replace(mode, backend=backend), 1, k, x, jnp.zeros_like(x[:, 0]))[0]
 
     taus = k._replace(tau=jnp.asarray([1.5, 2.0, 4.0], jnp.float32))
     for over in (None, 0):
@@ -252,7 +253,7 @@ def test_norm_and_neurons_inside_shard_map(backend):
     """Of parameters that all devices share; each device's batch has its own statistics."""
     mesh = make_mesh()
     z = normal(0, 16, 9, 20, scale=2.0).astype(jnp.float32)
-    graphdef, variables = nnx.split((BatchNorm(20), Neuron(tiny_config(neuron_backend=backend))))
+    graphdef, variables = nnx.split((BatchNorm(20), Neuron(backend=backend)))
 
     def loss(variables, z):
         norm, neuron = nnx.merge(graphdef, variables, copy=True)

@@ -116,7 +116,7 @@ def charge(x: Float[Array, "B T *shape"], mode: Mode, k: Constants, time_steps: 
     wide = jnp.broadcast_to(x, (x.shape[0], time_steps, *x.shape[2:])).astype(potential_dtype(x.dtype))
     k = Constants(*(jnp.asarray(value, wide.dtype) for value in k))
     rest = jnp.broadcast_to(k.v_reset, (wide.shape[0], *wide.shape[2:]))
-    return dynamics.charged(mode, k, wide, rest, 1)
+    return dynamics.charged(mode, 1, k, wide, rest)
 
 
 @dataclasses.dataclass(frozen=True)

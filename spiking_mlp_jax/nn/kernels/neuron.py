@@ -24,7 +24,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.experimental.pallas import triton as plgpu
 
 from spiking_mlp_jax.nn.dynamics import Constants, Mode, step, step_backward
-from spiking_mlp_jax.nn.kernels.sharding import distributed, untyped
+from spiking_mlp_jax.nn.kernels.sharding import shardable, untyped
 
 if TYPE_CHECKING:
     from jaxtyping import Array
@@ -51,7 +51,7 @@ def fits(x_shape: tuple[int, ...], axis: int, target: str) -> bool:
 
 
 def forward(
-    mode: Mode, k: Constants, x: Array, v: Array, axis: int, *, target: str = "gpu", interpret: bool = False
+    mode: Mode, axis: int, k: Constants, x: Array, v: Array, *, target: str = "gpu", interpret: bool = False
 ) -> tuple[Array, Array]:
     """`dynamics.forward` as a kernel.
 
@@ -65,16 +65,16 @@ def forward(
     """
     flat = _Layout(x.shape, axis, target)
     kernel = _kernel(_forward_call, mode, target, interpret)
-    fired, after = distributed(kernel, target, 1, 1)(jnp.stack(k), flat.steps(x), flat.state(v))
+    fired, after = shardable(kernel, target, 1, 1)(jnp.stack(k), flat.steps(x), flat.state(v))
     return flat.steps_back(fired).astype(bool), flat.state_back(after)
 
 
 def backward(
     mode: Mode,
+    axis: int,
     k: Constants,
     x: Array,
     v: Array,
-    axis: int,
     ds: Array,
     dv: Array,
     *,
@@ -92,7 +92,7 @@ def backward(
     """
     flat = _Layout(x.shape, axis, target)
     kernel = _kernel(_backward_call, mode, target, interpret)
-    call = distributed(kernel, target, 1, 4 if mode.learned else 1)
+    call = shardable(kernel, target, 1, 4 if mode.learned else 1)
     dx, dv, *dk = call(jnp.stack(k), flat.steps(x), flat.steps(ds), flat.state(v), flat.state(dv))
     # Each neuron's share, summed over its steps; the sum over the neurons is left to XLA.
     return flat.steps_back(dx), flat.state_back(dv), Constants(*map(jnp.sum, dk)) if dk else None
@@ -289,7 +289,7 @@ def _backward_call(mode, target, interpret, k, x, ds, v, dv):
 
 
 def _like(x, dtype):
-    # Inside shard_map an output has to say over which mesh axes it varies: over those of every input, see `vary_alike`.
+    # Inside shard_map an output has to say over which mesh axes it varies: over those of every input, see `match_vma`.
     return jax.ShapeDtypeStruct(x.shape, dtype, manual_axis_type=jax.typeof(x).manual_axis_type)
 
 

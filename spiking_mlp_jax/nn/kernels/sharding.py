@@ -18,10 +18,10 @@ from jax.interpreters import batching, mlir
 from jax.sharding import NamedSharding, PartitionSpec
 
 
-def distributed(kernel: Callable[..., Any], target: str, steps_out: int, states_out: int) -> Callable[..., Any]:
+def shardable(kernel: Callable[..., Any], target: str, steps_out: int, states_out: int) -> Callable[..., Any]:
     """Makes a kernel call what XLA can split over devices and what jax.vmap can batch.
 
-    Everything but time and the constants may be split. On TPUs the rule is not heard, see `alone`.
+    Everything but time and the constants may be split. On TPUs the rule is not heard, see `on_one_device`.
 
     Args:
         kernel: function of (k [3], x, ..., v, ...) in the kernel's layout to a list of such arrays.
@@ -69,7 +69,7 @@ def distributed(kernel: Callable[..., Any], target: str, steps_out: int, states_
     return call
 
 
-def vary_alike(arrays: Any) -> Any:
+def match_vma(arrays: Any) -> Any:
     """The same arrays, each typed as varying over all the mesh axes over which any of them varies.
 
     `jax.shard_map` keeps account of these axes (`check_vma`), and a function with a gradient of its own has to as well:
@@ -86,7 +86,7 @@ def vary_alike(arrays: Any) -> Any:
     return jax.tree.unflatten(tree, leaves)
 
 
-def alone(kernel: Callable[..., Any], plain: Callable[..., Any]) -> Callable[..., Any]:
+def on_one_device(kernel: Callable[..., Any], plain: Callable[..., Any]) -> Callable[..., Any]:
     """A function that is the kernel in a program of one device, or inside shard_map, and the plain one elsewhere.
 
     For TPUs, whose compiler takes no rule of how to split a kernel (jax-ml/jax issue 38196). How many devices share a
@@ -103,34 +103,34 @@ def alone(kernel: Callable[..., Any], plain: Callable[..., Any]) -> Callable[...
         def of_leaves(function):
             return lambda *leaves: jax.tree.leaves(function(*jax.tree.unflatten(tree, leaves)))
 
-        outputs = _alone.bind(*flat, kernel=of_leaves(kernel), plain=of_leaves(plain))
+        outputs = _on_one_device.bind(*flat, kernel=of_leaves(kernel), plain=of_leaves(plain))
         return jax.tree.unflatten(results, outputs)
 
     return call
 
 
-_alone = Primitive("neuron_kernel_if_alone")
-_alone.multiple_results = True
-_alone.def_impl(lambda *inputs, kernel, plain: plain(*inputs))
+_on_one_device = Primitive("neuron_kernel_if_alone")
+_on_one_device.multiple_results = True
+_on_one_device.def_impl(lambda *inputs, kernel, plain: plain(*inputs))
 
 
-@_alone.def_abstract_eval
-def _alone_shapes(*inputs, kernel, plain):
-    return _varying_alike(inputs, plain)
+@_on_one_device.def_abstract_eval
+def _on_one_device_shapes(*inputs, kernel, plain):
+    return _output_avals(inputs, plain)
 
 
-def _varying_alike(inputs, function):
+def _output_avals(inputs, function):
     outputs = jax.eval_shape(function, *(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in inputs))
     return [inputs[0].update(shape=x.shape, dtype=x.dtype, weak_type=False) for x in outputs]
 
 
-def _alone_batched(inputs, axes, *, kernel, plain):
+def _on_one_device_batched(inputs, axes, *, kernel, plain):
     axes = tuple(axis if isinstance(axis, int) else None for axis in axes)
-    outputs = _alone.bind(*inputs, kernel=jax.vmap(kernel, axes), plain=jax.vmap(plain, axes))
+    outputs = _on_one_device.bind(*inputs, kernel=jax.vmap(kernel, axes), plain=jax.vmap(plain, axes))
     return outputs, [0] * len(outputs)
 
 
-def _alone_lowered(context, *inputs, kernel, plain):
+def _on_one_device_lowered(context, *inputs, kernel, plain):
     where = context.module_context.axis_context
     if hasattr(where, "manual_axes"):
         one = where.mesh.size == 1 or set(where.manual_axes) == set(where.mesh.axis_names)
@@ -139,8 +139,8 @@ def _alone_lowered(context, *inputs, kernel, plain):
     return mlir.lower_fun(kernel if one else plain, multiple_results=True)(context, *inputs)
 
 
-batching.primitive_batchers[_alone] = _alone_batched
-mlir.register_lowering(_alone, _alone_lowered)
+batching.primitive_batchers[_on_one_device] = _on_one_device_batched
+mlir.register_lowering(_on_one_device, _on_one_device_lowered)
 
 
 def untyped(call: Callable[..., Any]) -> Callable[..., Any]:
@@ -161,7 +161,7 @@ _untyped.def_impl(lambda *inputs, call: call(*inputs))
 
 @_untyped.def_abstract_eval
 def _untyped_shapes(*inputs, call):
-    return _varying_alike(inputs, call)
+    return _output_avals(inputs, call)
 
 
 def _untyped_lowered(context, *inputs, call):
