@@ -233,7 +233,7 @@ class Block(Module):
         self.channel_neuron = neuron(config)
 
     def __call__(
-        self, x: Float[Array, "B T H W C"], h: Float[Array, "B T H W C"], record: Record
+        self, x: Float[Array, "B T H W C"], h: Float[Array, "B T H W C"], record: Recorder
     ) -> Float[Array, "B T H W C"]:
         """Spikes to spikes.
 

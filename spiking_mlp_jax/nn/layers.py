@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -61,7 +61,8 @@ class Neuron(Module):
         """Spikes, 0 or 1, of neurons that start at rest and receive x."""
         mode, k = self.equations(potential_dtype(x.dtype))
         steps = self.time_steps or x.shape[TIME_AXIS]
-        spikes, _ = run(mode, TIME_AXIS, steps, *match_vma((k, x, rest(k, x, TIME_AXIS))))
+        outputs: Any = run(mode, TIME_AXIS, steps, *match_vma((k, x, rest(k, x, TIME_AXIS))))
+        spikes, _ = outputs
         return spikes.astype(self.dtype or x.dtype)
 
     def equations(self, dtype) -> tuple[Mode, Constants]:

@@ -45,7 +45,8 @@ def scan_blocks(
     select, each = block_selector((params, stats))
 
     def body(x, variables):
-        x, stats, seen = run_block(*select(variables), x, h)
+        params, stats = select(variables)
+        x, stats, seen = run_block(params, stats, x, h)
         return x, (stats, seen)
 
     x, (stats, seen) = jax.lax.scan(body, x, each)
