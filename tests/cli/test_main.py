@@ -12,6 +12,7 @@ from PIL import Image
 from spiking_mlp_jax import __version__
 from spiking_mlp_jax.cli.main import main
 from spiking_mlp_jax.data.sources import open_source
+from spiking_mlp_jax.models import folder as folder_files
 from spiking_mlp_jax.models import weights
 from tests.support.random_model import CLASSES, make_data, make_workdir, meta_for, random_model, set_value
 
@@ -108,7 +109,7 @@ def test_predict_of_many_images_is_that_of_each(capsys, workdir, tmp_path):
 
 
 def test_predict_as_text_with_a_shipped_network(capsys, workdir, tmp_path, monkeypatch):
-    monkeypatch.setattr(weights, "PRETRAINED", workdir.parent / "shipped")
+    monkeypatch.setattr(folder_files, "PRETRAINED", workdir.parent / "shipped")
     model, meta = weights.load(workdir / "weights")
     weights.save(workdir.parent / "shipped" / "pets", model, meta)
     # A photo much larger than the network's images, upright only through its EXIF orientation.
@@ -215,7 +216,7 @@ def test_other_class_names_are_mentioned(capsys, model, workdir, tmp_path):
     ],
 )
 def test_bad_input_is_one_line_and_status_2(capsys, workdir, tmp_path, monkeypatch, arguments, message):
-    monkeypatch.setattr(weights, "PRETRAINED", tmp_path / "shipped")
+    monkeypatch.setattr(folder_files, "PRETRAINED", tmp_path / "shipped")
     model, meta = weights.load(workdir / "weights")
     weights.save(tmp_path / "shipped" / "pets", model, meta)
     weights.save(tmp_path / "bare", model, {})
