@@ -37,11 +37,10 @@ from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.models import weights
 from spiking_mlp_jax.models.config import ModelConfig
 from spiking_mlp_jax.models.topology import dense_operations, fan_out, neuron_counts
-from spiking_mlp_jax.train.arguments import load_config
-from spiking_mlp_jax.train.config import model_config
+from spiking_mlp_jax.train.config import load_config, model_config
 from spiking_mlp_jax.train.logging import to_json
-from spiking_mlp_jax.train.loop import train
-from spiking_mlp_jax.utils.storage import write_text
+from spiking_mlp_jax.train.loop import fit
+from spiking_mlp_jax.utils.files import write_whole
 
 ENGINE = "engine_images_per_s"
 TIMED_IMAGES, TURNS = 512, 15
@@ -214,7 +213,7 @@ def main() -> int:
                 workdir = args.folder / (f"{measure}_{weight:g}_{seed}" if weight else f"dense_{seed}")
                 print(f"{workdir}:", file=sys.stderr, flush=True)
                 with contextlib.redirect_stdout(sys.stderr):
-                    finished = train(config, workdir).finished
+                    finished = fit(config, workdir).finished
                 if not finished:
                     print("stopped: the same command goes on from here", file=sys.stderr)
                     return 130
@@ -235,7 +234,7 @@ def main() -> int:
         "rows": rows,
     }
     for path in files:
-        write_text(path, to_json(document, indent=1) + "\n")
+        write_whole(path, to_json(document, indent=1) + "\n")
     figure = curve(rows, f"{args.config}, seed{'s' * (args.seeds > 1)} {', '.join(map(str, range(args.seeds)))}")
     for path in plots:
         write(figure, path)

@@ -20,8 +20,8 @@ from rich.console import Console
 from rich.table import Table
 
 from spiking_mlp_jax.errors import InputError
-from spiking_mlp_jax.train.arguments import load_config
-from spiking_mlp_jax.train.loop import train
+from spiking_mlp_jax.train.config import load_config
+from spiking_mlp_jax.train.loop import fit
 
 DTYPES = ("float32", "bfloat16")
 
@@ -53,7 +53,7 @@ def main() -> int:
                 if args.data_dir:
                     config.data_dir = args.data_dir
                 workdir = args.folder / f"{dtype}_{seed}"
-                if not train(config, workdir).finished:
+                if not fit(config, workdir).finished:
                     print("stopped: the same command goes on from here", file=sys.stderr)
                     return 130
                 accuracy[dtype].append(final_accuracy(workdir))

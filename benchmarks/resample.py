@@ -30,7 +30,6 @@ from spiking_mlp_jax.models import weights
 from spiking_mlp_jax.models.adapt import adapt, resize_matrix
 from spiking_mlp_jax.train.config import default_config
 from spiking_mlp_jax.train.evaluate import evaluate
-from spiking_mlp_jax.train.loss import make_loss
 from spiking_mlp_jax.train.sharding import make_mesh, replicated
 from spiking_mlp_jax.train.state import TrainState
 from spiking_mlp_jax.train.step import make_eval_step, make_train_step
@@ -116,11 +115,10 @@ class Bench:
         )[0]
         self.eval_step = make_eval_step(self.graphdef, pixels.mean, pixels.std, mesh)
         config: Any = default_config()
-        loss = make_loss(config)
+        config.update(mean=tuple(pixels.mean), std=tuple(pixels.std))
         self.still, self.moving = (optax.sgd(rate, 0.9 if rate else None) for rate in (0.0, 0.02))
         self.still_step, self.train_step = (
-            make_train_step(self.graphdef, optimizer, loss, pixels.mean, pixels.std, mesh)
-            for optimizer in (self.still, self.moving)
+            make_train_step(config, self.graphdef, optimizer, mesh) for optimizer in (self.still, self.moving)
         )
 
     def evaluate(self, params, stats):

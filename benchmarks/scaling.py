@@ -6,7 +6,7 @@
 
 Nothing is run. "temporaries" are what this machine's compiler plans for one device's share of a step, gradients
 included: compiled with 4 and with 8 images in a micro-batch and continued in a straight line, because for many images
-compiling takes minutes; --no-compile leaves them out. Everything else is computed: `spiking_mlp_jax/train/roofline.py`
+compiling takes minutes; --no-compile leaves them out. Everything else is computed: `benchmarks/roofline.py`
 has the formulas and the chips' figures. Bounds are no forecasts.
 """
 
@@ -25,19 +25,16 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
 
 import jax
-import numpy as np
 
+from benchmarks import roofline
 from benchmarks.memory import planned
 from benchmarks.report import line, refusal
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.models.config import VARIANTS
-from spiking_mlp_jax.train import roofline
-from spiking_mlp_jax.train.arguments import load_config
-from spiking_mlp_jax.train.config import Config, model_config, validate
+from spiking_mlp_jax.train.config import Config, load_config, model_config, validate
 from spiking_mlp_jax.train.dry_run import macs_per_step, parameter_count
-from spiking_mlp_jax.train.loss import make_loss
 from spiking_mlp_jax.train.optimizer import make_optimizer
-from spiking_mlp_jax.train.sharding import make_mesh, placed, split_batch
+from spiking_mlp_jax.train.sharding import abstract_batch, abstract_with_sharding, make_mesh
 from spiking_mlp_jax.train.state import abstract_state
 from spiking_mlp_jax.train.step import make_train_step
 
@@ -104,15 +101,11 @@ def temporaries(config: Config, graphdef, state, optimizer, images: int) -> floa
 def _planned(config, graphdef, state, optimizer, micro):
     images = micro * config.accumulate
     mesh = make_mesh(jax.devices()[:1])
-    step = make_train_step(
-        graphdef, optimizer, make_loss(config), config.mean, config.std, mesh, accumulate=config.accumulate
-    )
-    shape = (images, config.image_size, config.image_size, config.in_channels)
-    batch = {
-        "image": jax.ShapeDtypeStruct(shape, np.uint8, sharding=split_batch(mesh)),
-        "label": jax.ShapeDtypeStruct(shape[:1], np.int32, sharding=split_batch(mesh)),
-    }
-    return planned(step.lower(placed(state, mesh), batch).compile()).temp_size_in_bytes
+    alone: Any = config.copy_and_resolve_references()  # pyright: ignore[reportAttributeAccessIssue]
+    alone.update(batch_size=images, fsdp=1)
+    step = make_train_step(alone, graphdef, optimizer, mesh)
+    batch = abstract_batch(images, config.image_size, config.in_channels, mesh)
+    return planned(step.lower(abstract_with_sharding(state, mesh), batch).compile()).temp_size_in_bytes
 
 
 def tables(found: dict[str, dict[str, Any]]) -> str:

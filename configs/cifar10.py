@@ -36,7 +36,7 @@ def get_config(arg="32"):
     """The experiment; `arg` is "32" or "224", the image size, or a stage of the small one: "one_step", "small"."""
     known = ("32", "224", "one_step", "small")
     if arg not in known:
-        raise InputError(f'configs/cifar10.py knows no "{arg}": {nearest(arg, known)}')
+        raise InputError(f'unknown argument "{arg}" of configs/cifar10.py: {nearest(arg, known)}')
     config = default_config()
     small = arg in ("one_step", "small")
 

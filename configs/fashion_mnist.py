@@ -27,7 +27,7 @@ def get_config(arg="full"):
     """The experiment; `arg` is "full", "demo" or "sparse"."""
     known = ("full", "demo", "sparse")
     if arg not in known:
-        raise InputError(f'configs/fashion_mnist.py knows no "{arg}": {nearest(arg, known)}')
+        raise InputError(f'unknown argument "{arg}" of configs/fashion_mnist.py: {nearest(arg, known)}')
     config = default_config()
 
     # Data

@@ -20,7 +20,7 @@ from spiking_mlp_jax.train.config import default_config
 def get_config(arg="mlp_spe_t"):
     """The experiment; `arg` names the network."""
     if arg not in VARIANTS:
-        raise InputError(f'configs/imagenet.py knows no "{arg}": {nearest(arg, VARIANTS)}')
+        raise InputError(f'unknown argument "{arg}" of configs/imagenet.py: {nearest(arg, VARIANTS)}')
     config = default_config()
 
     # Network

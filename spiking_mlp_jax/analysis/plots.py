@@ -28,9 +28,9 @@ from spiking_mlp_jax.data.sources import Source, open_source
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.models import weights
 from spiking_mlp_jax.models.pixels import normalize
+from spiking_mlp_jax.models.spiking_mlp import mean_logits
 from spiking_mlp_jax.train.evaluate import evaluate_source, silent_and_saturated
 from spiking_mlp_jax.train.logging import read_metrics
-from spiking_mlp_jax.train.loss import class_scores
 
 # Okabe and Ito's colours, which stay apart for colour-blind readers and in grey print.
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#666666"
@@ -92,7 +92,7 @@ def plot_workdir(workdir: str | os.PathLike[str]) -> list[Path]:
     size, channels = model.config.image_size, model.config.in_channels
     fitted = [fit_image(r["image"], size, channels, data["resize_mode"], data["eval_resize"]) for r in records]
     logits, spikes = spikes_of_first(model, normalize(jnp.asarray(np.stack(fitted)), data["mean"], data["std"]))
-    scores = np.asarray(jax.nn.softmax(class_scores(jnp.asarray(logits))))
+    scores = np.asarray(jax.nn.softmax(mean_logits(jnp.asarray(logits))))
     names = data["class_names"]
     best = int(scores[0].argmax())
     title = f"true: {_short(names[labels[0]])}\npredicted: {_short(names[best])} ({100 * scores[0, best]:.0f} %)"

@@ -25,6 +25,7 @@ from spiking_mlp_jax.cli import prepare as cli_prepare
 from spiking_mlp_jax.cli import probe as cli_probe
 from spiking_mlp_jax.cli import report as cli_report
 from spiking_mlp_jax.cli import sweep as cli_sweep
+from spiking_mlp_jax.cli import train as cli_train
 from spiking_mlp_jax.cli import weights as cli_weights
 from spiking_mlp_jax.cli.deploy import NETWORK, WHERE
 from spiking_mlp_jax.errors import InputError
@@ -80,6 +81,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str] | None) -> int:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments and arguments[0] == "train":
+        return cli_train.main(arguments[1:])
     parser = _parser()
     chosen, rest = parser.parse_known_args(arguments)
     if rest := cli_sweep.take_overrides(chosen, rest):
@@ -93,12 +97,19 @@ def _run(arguments: Sequence[str] | None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="spiking-mlp",
-        description="Uses trained spiking MLPs: classifies images, measures accuracy, draws plots, compiles them to "
+        description="Trains and uses spiking MLPs: classifies images, measures accuracy, draws plots, compiles them to "
         "integer networks without multiplications.",
-        epilog='"python train.py --help" trains them. "spiking-mlp COMMAND --help" explains a command.',
+        epilog='"spiking-mlp COMMAND --help" explains a command.',
     )
     parser.add_argument("--version", action="version", version=f"spiking-mlp-jax {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    commands.add_parser(
+        "train",
+        help="train a network",
+        description=cli_train.DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        parents=[cli_train.parser(add_help=False)],
+    )
 
     predict = _command(
         commands,

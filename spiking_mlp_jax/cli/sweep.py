@@ -82,7 +82,7 @@ def _sweep(chosen: argparse.Namespace) -> int:
     from spiking_mlp_jax.sweep import run
     from spiking_mlp_jax.sweep.plan import load_sweep, shard
     from spiking_mlp_jax.sweep.results import gather
-    from spiking_mlp_jax.utils.storage import storage_error
+    from spiking_mlp_jax.utils.files import storage_error
 
     workdir, others = chosen.workdir, chosen.collect or []
     if workdir.exists() and not workdir.is_dir():
@@ -114,7 +114,7 @@ def _sweep(chosen: argparse.Namespace) -> int:
 def _compare(sweep, found, workdir) -> list[str]:
     """Writes tables and figures, prints the table, and returns what is incomplete."""
     from spiking_mlp_jax.sweep import plots, table
-    from spiking_mlp_jax.utils.storage import write_text
+    from spiking_mlp_jax.utils.files import write_whole
 
     # Several sweeps may share a workdir, and with it runs.
     folder = workdir / "tables" / Path(sweep.file).stem
@@ -128,7 +128,7 @@ def _compare(sweep, found, workdir) -> list[str]:
         "table.md": text,
     }
     for name, content in files.items():
-        write_text(folder / name, content)
+        write_whole(folder / name, content)
     print(text)
     for path in [*(folder / name for name in files), *plots.plot_sweep(sweep, rows, folder)]:
         print(path)

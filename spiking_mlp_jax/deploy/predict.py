@@ -15,8 +15,7 @@ from spiking_mlp_jax.data.image import picture_array, read_image
 from spiking_mlp_jax.data.transforms import fit_image
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.models.pixels import normalize
-from spiking_mlp_jax.models.spiking_mlp import SpikingMLP
-from spiking_mlp_jax.train.loss import class_scores as mean_logits
+from spiking_mlp_jax.models.spiking_mlp import SpikingMLP, mean_logits
 
 if TYPE_CHECKING:
     from jaxtyping import Float, UInt8

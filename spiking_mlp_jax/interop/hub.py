@@ -18,8 +18,7 @@ from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.models import weights
 from spiking_mlp_jax.models.config import ModelConfig
 from spiking_mlp_jax.models.spiking_mlp import SpikingMLP
-from spiking_mlp_jax.utils.checksums import file_hash, write_sums
-from spiking_mlp_jax.utils.files import write_whole
+from spiking_mlp_jax.utils.files import file_hash, write_sums, write_whole
 
 # The Hub's rule for both parts of OWNER/NAME.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import numbers
+from dataclasses import field
 from typing import Any
 
 from spiking_mlp_jax.errors import InputError, nearest
@@ -19,27 +20,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "mlp_spe_s": dict(dim=96, depths=(2, 8, 14, 2), encoding="spe"),
     # Not published: these dimensions reproduce the paper's count of 66 M parameters.
     "mlp_spe_b": dict(dim=108, depths=(2, 10, 24, 2), encoding="spe"),
-}
-CHOICES = {
-    "encoding": ("spe", "plain"),
-    "norm": ("batch", "layer", "tdbn", "tebn"),
-    "norm_features": ("token", "channel"),
-    "neuron": ("lif", "if", "plif"),
-    "surrogate": tuple(SURROGATES),
-    "remat": ("none", "block"),
-    "dtype": ("float32", "bfloat16"),
-    "neuron_backend": BACKENDS,
-}
-# Fields that came after the first files were written: one without them stands for their defaults.
-ADDED = ("neuron_backend",)
-MINIMA = {
-    "image_size": 1,
-    "in_channels": 1,
-    "num_classes": 1,
-    "patch_size": 1,
-    "dim": 1,
-    "expansion": 1,
-    "time_steps": 1,
 }
 
 
@@ -91,28 +71,28 @@ class ModelConfig(Geometry):
         spiking_mlp_jax.errors.InputError: tau must be at least 1 step, but it is 0.5
     """
 
-    image_size: int = 224
-    in_channels: int = 3
-    num_classes: int = 1000
-    patch_size: int = 4
-    dim: int = 78
+    image_size: int = field(default=224, metadata={"least": 1})
+    in_channels: int = field(default=3, metadata={"least": 1})
+    num_classes: int = field(default=1000, metadata={"least": 1})
+    patch_size: int = field(default=4, metadata={"least": 1})
+    dim: int = field(default=78, metadata={"least": 1})
     depths: tuple[int, ...] = (2, 8, 14, 2)
-    expansion: int = 3
-    encoding: str = "spe"
-    norm: str = "batch"
-    norm_features: str = "token"
-    time_steps: int = 4
-    neuron: str = "lif"
+    expansion: int = field(default=3, metadata={"least": 1})
+    encoding: str = field(default="spe", metadata={"choices": ("spe", "plain")})
+    norm: str = field(default="batch", metadata={"choices": ("batch", "layer", "tdbn", "tebn")})
+    norm_features: str = field(default="token", metadata={"choices": ("token", "channel")})
+    time_steps: int = field(default=4, metadata={"least": 1})
+    neuron: str = field(default="lif", metadata={"choices": ("lif", "if", "plif")})
     tau: float = 2.0
     v_threshold: float = 1.0
     v_reset: float | None = 0.0
     decay_input: bool = True
     detach_reset: bool = True
-    surrogate: str = "sigmoid"
+    surrogate: str = field(default="sigmoid", metadata={"choices": tuple(SURROGATES)})
     surrogate_alpha: float = 4.0
-    remat: str = "none"
-    dtype: str = "float32"
-    neuron_backend: str = "auto"
+    remat: str = field(default="none", metadata={"choices": ("none", "block")})
+    dtype: str = field(default="float32", metadata={"choices": ("float32", "bfloat16")})
+    neuron_backend: str = field(default="auto", metadata={"choices": BACKENDS, "added": True})
 
     def __post_init__(self):
         for name, least in MINIMA.items():
@@ -203,3 +183,14 @@ def _integer(name, value, least):
     if value < least:
         raise InputError(f"{name} must be at least {least}, but it holds {value}")
     return int(value)
+
+
+def _declared(what: str) -> dict[str, Any]:
+    fields = dataclasses.fields(ModelConfig)
+    return {field.name: field.metadata[what] for field in fields if what in field.metadata}
+
+
+MINIMA: dict[str, int] = _declared("least")
+CHOICES: dict[str, tuple[str, ...]] = _declared("choices")
+# Fields that came after the first files were written: a file without them has their defaults.
+ADDED = tuple(_declared("added"))

@@ -25,7 +25,7 @@ from spiking_mlp_jax.errors import InputError, nearest
 from spiking_mlp_jax.models import hub
 from spiking_mlp_jax.models.config import ADDED, ModelConfig
 from spiking_mlp_jax.models.pixels import Pixels, check_resize, check_statistics
-from spiking_mlp_jax.utils.checksums import SUMS, verify
+from spiking_mlp_jax.utils.files import SUMS, verify
 
 FORMAT = 1
 TENSORS = "model.safetensors"

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from spiking_mlp_jax.errors import InputError
-from spiking_mlp_jax.utils.checksums import SUMS, verify
+from spiking_mlp_jax.utils.files import SUMS, verify
 
 # All that is downloaded: data and text, nothing that could be executed.
 FILES = ("model.safetensors", "config.json", "README.md", SUMS)

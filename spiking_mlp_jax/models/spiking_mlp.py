@@ -420,3 +420,8 @@ class Recorder:
     def __call__(self, name: str, value: Array) -> None:
         if self.observe is not None and (found := self.observe(self.prefix + name, value)) is not None:
             self.seen[self.prefix + name] = found
+
+
+def mean_logits(logits: Float[Array, "T B K"]) -> Float[Array, "B K"]:
+    """Logits averaged over the time steps, in float32 or wider: bfloat16 would round small differences away."""
+    return logits.astype(jnp.promote_types(logits.dtype, jnp.float32)).mean(0)

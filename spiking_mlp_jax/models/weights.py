@@ -32,7 +32,7 @@ from spiking_mlp_jax.models.folder import (
     variables,
 )
 from spiking_mlp_jax.models.spiking_mlp import SpikingMLP
-from spiking_mlp_jax.utils.checksums import SUMS
+from spiking_mlp_jax.utils.files import SUMS
 
 __all__ = [
     "CARD",

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from spiking_mlp_jax.errors import EXIT_INTERRUPTED, InputError
-from spiking_mlp_jax.utils.storage import write_text
+from spiking_mlp_jax.utils.files import write_whole
 
 OUTPUT = {"train": "measured.json", "time": "latency.json"}
 LOG, LOCK, SLURM_JOB = "sweep.log", "sweep.lock", "slurm_job.json"
@@ -129,7 +129,7 @@ class Slurm:
             job = self._executor.submit(SlurmTask(), task, message)
         except (RuntimeError, OSError) as error:
             raise InputError(f"sbatch rejected the job: {' '.join(str(error).split())}") from error
-        write_text(note, json.dumps({**content, "job": job.job_id}))
+        write_whole(note, json.dumps({**content, "job": job.job_id}))
         return SlurmJob(job, note)
 
 
@@ -207,7 +207,7 @@ def run_task(task: str, message: dict[str, Any]) -> int:
     # JAX and numba count the cores when they are imported.
     from spiking_mlp_jax.sweep.measure import measure, measure_latency
     from spiking_mlp_jax.train.config import default_config
-    from spiking_mlp_jax.train.loop import train
+    from spiking_mlp_jax.train.loop import fit
     from spiking_mlp_jax.utils.compilation_cache import use_compilation_cache
 
     config: Any = default_config()
@@ -219,13 +219,13 @@ def run_task(task: str, message: dict[str, Any]) -> int:
                 use_compilation_cache(config.compilation_cache)
                 found = measure_latency(config, workdir)
             else:
-                result = train(config, workdir)
+                result = fit(config, workdir)
                 if not result.finished:
                     return EXIT_INTERRUPTED
                 if result.best_accuracy is None:
                     raise InputError("no evaluation had a finite loss; use a new workdir and a lower learning rate")
                 found = measure(config, workdir, message["test_time_steps"])
-            write_text(workdir / OUTPUT[task], json.dumps(found, allow_nan=False) + "\n")
+            write_whole(workdir / OUTPUT[task], json.dumps(found, allow_nan=False) + "\n")
     except InputError as error:
         print("error:", " ".join(str(error).split()), file=sys.stderr, flush=True)
         return error.exit_code

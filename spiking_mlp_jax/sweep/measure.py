@@ -33,11 +33,10 @@ from spiking_mlp_jax.deploy.engine import Engine
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.models import weights
 from spiking_mlp_jax.models.pixels import normalize
-from spiking_mlp_jax.models.spiking_mlp import SpikingMLP
+from spiking_mlp_jax.models.spiking_mlp import SpikingMLP, mean_logits
 from spiking_mlp_jax.models.topology import neuron_counts
 from spiking_mlp_jax.train.config import Config, model_config
-from spiking_mlp_jax.train.eval_only import evaluated, newest_state
-from spiking_mlp_jax.train.loss import class_scores
+from spiking_mlp_jax.train.evaluate import evaluated, newest_state
 from spiking_mlp_jax.train.qat import make_quantized
 from spiking_mlp_jax.train.sharding import make_mesh
 
@@ -188,7 +187,7 @@ def measure_latency(config: Config, workdir: Path) -> dict[str, Any]:
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     model, _ = weights.load(workdir / FINAL)
     images = np.concatenate(list(_first((x["image"][x["mask"]] for x in _test_batches(config)), TIMED_IMAGES)))
-    run = _jitted(model, class_scores)
+    run = _jitted(model, mean_logits)
     found: dict[str, Any] = {"float_ms": _median_ms(lambda x: np.asarray(run(x)), images, 1)}
     found["float_batch_ms"] = _median_ms(lambda x: np.asarray(run(x)), images, len(images))
     found |= {"integer_ms": None, "integer_batch_ms": None}

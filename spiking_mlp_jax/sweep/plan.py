@@ -20,12 +20,17 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from absl import flags
-from ml_collections import config_dict, config_flags
+from ml_collections import config_dict
 
 from spiking_mlp_jax.errors import InputError, nearest
-from spiking_mlp_jax.train.arguments import call_function, load_config, read_arguments
-from spiking_mlp_jax.train.config import check_names, one_line, to_dict, validate
+from spiking_mlp_jax.train.config import (
+    call_function,
+    check_names,
+    load_config,
+    shipped_config,
+    to_dict,
+    validate,
+)
 
 KEYS = ("base", "runs", "common", "seeds", "test_time_steps", "x", "title")
 # Fields that do not describe the experiment, or that the sweep sets itself.
@@ -101,6 +106,8 @@ def load_sweep(file: str, overrides: Sequence[str] = (), seeds: Sequence[int] | 
         InputError: the file is missing or raises; a field does not exist or has an invalid value. The message names
             the file and the run.
     """
+    if not os.path.isfile(file):
+        file = shipped_config(file) or file
     if not os.path.isfile(file):
         folder = os.path.dirname(file) or "."
         there = sorted(x for x in os.listdir(folder) if x.endswith(".py")) if os.path.isdir(folder) else []
@@ -216,14 +223,9 @@ def _overridden(base: str, overrides: Sequence[str]) -> dict[str, Any]:
     """Fields and values of "--config.NAME=VALUE", read as train.py reads them."""
     if not overrides:
         return {}
-    config, rest = read_arguments(["--config", base, *overrides])
-    names = {argument.lstrip("-").partition("=")[0].partition(".")[2] for argument in rest}
-    values, arguments = flags.FlagValues(), ["sweep", *rest]
-    try:
-        config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=arguments)
-        values(arguments)
-    except flags.Error as error:
-        raise InputError(one_line(error)) from error
+    config = load_config(base, overrides)
+    words = [word.lstrip("-") for word in overrides if word.startswith("-")]
+    names = {word.partition("=")[0].partition(".")[2] for word in words}
     return {name: config[name] for name in sorted(names)}
 
 

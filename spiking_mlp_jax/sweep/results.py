@@ -19,8 +19,8 @@ from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.sweep.plan import Run, Sweep
 from spiking_mlp_jax.sweep.table import MEASURES
 from spiking_mlp_jax.train.checkpoint import FREE_FIELDS
-from spiking_mlp_jax.train.config import in_todays_words, to_dict
-from spiking_mlp_jax.utils.storage import write_text
+from spiking_mlp_jax.train.config import migrate_config, to_dict
+from spiking_mlp_jax.utils.files import write_whole
 
 # Fields that change where and how fast a run is computed, not its result.
 _FREE = {*FREE_FIELDS, "workers"} - {"max_steps"}
@@ -48,7 +48,7 @@ def write_result(workdir: Path, run: Run, document: Mapping[str, Any]) -> None:
     file = result_file(workdir, run)
     file.parent.mkdir(parents=True, exist_ok=True)
     whole = {"format": 1, "run": run.name, "seed": run.seed, **document, "config": to_dict(run.config)}
-    write_text(file, json.dumps(whole, indent=1, allow_nan=False) + "\n")
+    write_whole(file, json.dumps(whole, indent=1, allow_nan=False) + "\n")
 
 
 def read_json(file: Path) -> dict[str, Any] | None:
@@ -70,7 +70,7 @@ def read_json(file: Path) -> dict[str, Any] | None:
 
 def differences(saved: Mapping[str, Any], run: Run) -> list[str]:
     """The fields in which a saved configuration differs from a run's, in words."""
-    then, now = in_todays_words(dict(saved)), in_todays_words(to_dict(run.config))
+    then, now = migrate_config(dict(saved)), migrate_config(to_dict(run.config))
     names = [name for name in sorted({*then, *now} - _FREE) if then.get(name) != now.get(name)]
     return [f"{name}: {then.get(name)!r} there, {now.get(name)!r} now" for name in names]
 

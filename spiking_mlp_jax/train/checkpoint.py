@@ -1,12 +1,14 @@
-"""Checkpoints in the workdir: the only file that knows Orbax."""
+"""Checkpoints in the workdir, with checksums: the only file that knows Orbax."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import hashlib
 import json
 import os
 import time
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -16,32 +18,19 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
 from spiking_mlp_jax.errors import InputError, StorageError
-from spiking_mlp_jax.train.config import in_todays_words
-from spiking_mlp_jax.train.manifest import find_damage, write_manifest
+from spiking_mlp_jax.train.config import FREE_FIELDS, migrate_config
 from spiking_mlp_jax.train.state import TrainState
-from spiking_mlp_jax.utils.storage import as_path, is_remote, shortly, unreachable
+from spiking_mlp_jax.utils.files import as_path, is_remote, short_reason, unreachable
 
-# These fields change what is shown and kept, not what is computed: a run may be resumed with other values.
-FREE_FIELDS = (
-    "data_dir",
-    "max_bad_images",
-    "eval_batch_size",
-    "log_every",
-    "checkpoint_every",
-    "keep",
-    "max_steps",
-    "on_nonfinite",
-    "dry_run",
-    "eval_only",
-    "profile_steps",
-    "compilation_cache",
-    "host_memory",
-    "fsdp",
-)
+# The size and a checksum of each file of a checkpoint.
+MANIFEST = "manifest.json"
+# Orbax adds to these after the rest is complete, and a restore does not need them.
+UNLISTED = (MANIFEST, "_CHECKPOINT_METADATA", "commit_success.txt")
+QUICK_BYTES = 1 << 16  # a quick check reads only files of at most this size
 
 
 class Restored(NamedTuple):
-    """A checkpoint's contents: the state, and the dicts given to `save` as `data` and `progress`."""
+    """A checkpoint's contents: the state, and the dicts passed to `save` as `data` and `progress`."""
 
     state: TrainState
     data: dict[str, Any]
@@ -49,19 +38,19 @@ class Restored(NamedTuple):
 
 
 class Checkpoints:
-    """The checkpoints of one run, written in the background; keeps the newest and the best.
+    """The checkpoints of one run, written in the background; the newest and the best are retained.
 
-    Each has a manifest with the checksums of its files, written before it gets its final name. Damaged ones are moved
-    to the folder `damaged` beside `folder` when this is made, so that the newest is a good one; remains of an
-    interrupted save or deletion are removed.
+    Each has a manifest with the checksums of its files, written before it gets its final name. The constructor moves
+    damaged ones to the folder `damaged` beside `folder`, so that the newest is a good one, and removes what an
+    interrupted save or deletion left.
 
     Args:
-        folder: where they are, on a disk or in an object store; made when missing.
+        folder: where they are, on a disk or in an object store; made if missing.
         config: the experiment as JSON types, saved along and compared when restoring.
-        keep: how many of the newest are kept, besides the one with the best evaluation accuracy.
+        keep: how many of the newest are retained, besides the one with the best evaluation accuracy.
 
     Attributes:
-        damaged: a sentence about each checkpoint that was moved away.
+        damaged: a message about each checkpoint that was moved.
 
     Raises:
         InputError: there are checkpoints, but all are damaged.
@@ -70,7 +59,7 @@ class Checkpoints:
     def __init__(self, folder: str | os.PathLike[str], config: dict[str, Any], keep: int):
         self.folder = as_path(folder)
         self.config = config
-        # One process looks; the others must not read the folder before.
+        # One process checks; the others must not read the folder before.
         self.damaged = _set_damaged_aside(self.folder) if jax.process_index() == 0 else []
         multihost_utils.sync_global_devices("checkpoints are checked")
         policies = checkpoint_managers
@@ -85,7 +74,7 @@ class Checkpoints:
             async_options=ocp.options.AsyncOptions(post_finalization_callback=self._write_manifest),
         )
         self._saving: int | None = None  # the step being written
-        self._unfinished: set[epath.Path] = set()  # what failed saves leave
+        self._unfinished: set[epath.Path] = set()  # folders left by failed saves
         try:
             self._manager = ocp.CheckpointManager(self.folder, options=options, item_names=("state", "run"))
         except ImportError as error:
@@ -94,21 +83,20 @@ class Checkpoints:
     def save(
         self, state: TrainState, data: dict[str, Any], progress: dict[str, Any], accuracy: float | None = None
     ) -> None:
-        """Starts writing a checkpoint, in place of an older one of the same step; returns as soon as the state may be
-        overwritten.
+        """Starts writing a checkpoint, in place of one of the same step; returns as soon as the state may be donated.
 
         Args:
             state: the training state.
             data: state of the data iterator, JSON values.
-            progress: what the loop itself remembers, JSON values.
-            accuracy: of the evaluation of this state, None when it was not evaluated.
+            progress: what else the loop needs to resume, JSON values.
+            accuracy: of the evaluation of this state, None if it was not evaluated.
 
         Raises:
             StorageError: this one or the one before could not be written.
         """
         self.wait()
         self._saving = step = int(state.step)
-        # A copy: it is written in the background, while the loop goes on changing its own.
+        # A copy: it is written in the background, while the loop changes its own.
         run = copy.deepcopy({"config": self.config, "data": data, "progress": progress})
         try:
             if step in self.steps():
@@ -123,7 +111,7 @@ class Checkpoints:
             raise self._failed(error) from error
 
     def check(self) -> None:
-        """Raises StorageError if a save in the background has failed; costs next to nothing and waits for none."""
+        """Raises StorageError if a save in the background has failed; costs next to nothing and does not wait."""
         if self._saving is not None and not self._manager.is_saving_in_progress():
             self.wait()
 
@@ -140,15 +128,14 @@ class Checkpoints:
         self._saving = None
 
     def restore(self, abstract: TrainState, step: int | None = None) -> Restored | None:
-        """A checkpoint, None when there is none.
+        """A checkpoint, None if there is none.
 
         Args:
             abstract: shapes, dtypes and shardings of the state, as jax.ShapeDtypeStruct.
             step: of the checkpoint, None for the newest.
 
         Raises:
-            InputError: the checkpoint belongs to another configuration (the sentence names the fields) or is
-                damaged.
+            InputError: the checkpoint belongs to another configuration (the message names the fields) or is damaged.
         """
         step = self._manager.latest_step() if step is None else step
         if step is None:
@@ -163,9 +150,9 @@ class Checkpoints:
         except InputError:
             raise
         except (OSError, KeyError, TypeError, ValueError) as error:
-            reason = " ".join(str(error).split())[:200]
             raise InputError(
-                f"checkpoint {where} cannot be read ({reason}): delete that folder to resume from an earlier one"
+                f"checkpoint {where} cannot be read ({short_reason(error)}): delete that folder to resume from an "
+                "earlier one"
             ) from error
         leaves = [flat[name] for name in _flat(abstract)]
         return Restored(jax.tree.unflatten(jax.tree.structure(abstract), leaves), data, progress)
@@ -175,8 +162,8 @@ class Checkpoints:
         return sorted(self._manager.all_steps())
 
     def close(self) -> None:
-        """Waits until everything is written that can be, and ends the threads."""
-        with contextlib.suppress(OSError, ValueError, RuntimeError):  # `wait` is there to tell
+        """Waits until everything that can be is written, and ends the threads."""
+        with contextlib.suppress(OSError, ValueError, RuntimeError):  # `wait` reports it
             self._manager.wait_until_finished()
         self._manager.close()
         self._remove_unfinished()
@@ -191,14 +178,14 @@ class Checkpoints:
         self._unfinished.add(self.folder / f"{step}{ocp.path.atomicity.TMP_DIR_SUFFIX}")
         self._remove_unfinished()
         left = [name for name in _steps(self.folder) if name != step]
-        whole = f"that of step {left[0]} is whole" if left else "there is none before it"
+        resume = f"resume from step {left[0]}, whose checkpoint is complete" if left else "start again"
         return StorageError(
-            f"the checkpoint of step {step} could not be written to {self.folder} ({shortly(error)}), but {whole}: "
-            "make room or mend it, then the same command continues there"
+            f"the checkpoint of step {step} could not be written to {self.folder} ({short_reason(error)}): free disk "
+            f"space, then rerun the same command to {resume}"
         )
 
     def _remove_unfinished(self) -> None:
-        # Orbax tells of the first file that failed while other threads still write theirs, into the same folder.
+        # Orbax reports the first file that failed while other threads still write theirs, into the same folder.
         for folder in self._unfinished if jax.process_index() == 0 else ():
             for pause in (0.05, 0.1, 0.2, 0.4, 0.8, 0.0):
                 with contextlib.suppress(OSError):
@@ -208,7 +195,7 @@ class Checkpoints:
                 time.sleep(pause)
 
     def _check_config(self, saved: dict[str, Any]) -> None:
-        saved, config = in_todays_words(saved), in_todays_words(self.config)
+        saved, config = migrate_config(saved), migrate_config(self.config)
         names = sorted({*config, *saved} - {*FREE_FIELDS})
         different = [
             f"{name} ({_shown(saved, name)} there, {_shown(config, name)} now)"
@@ -238,7 +225,7 @@ def _steps(folder: epath.Path) -> list[int]:
 def _set_damaged_aside(folder: epath.Path) -> list[str]:
     damage, good = {}, None
     for step in _steps(folder):
-        # A look at the older ones is short: they serve only when the newest is damaged, and are read in full then.
+        # Older ones get a quick check: they serve only if the newest is damaged, and are read in full then.
         problem = find_damage(folder / str(step), thorough=good is None)
         if problem is None:
             good = step if good is None else good
@@ -250,17 +237,17 @@ def _set_damaged_aside(folder: epath.Path) -> list[str]:
         listed = "; ".join(f"{step}: {problem}" for step, problem in damage.items())
         raise InputError(
             f"every checkpoint in {folder} is damaged ({listed}): restore that folder from a copy, or take another "
-            "workdir to start anew"
+            "workdir to start again"
         )
-    sentences = []
+    messages = []
     for step, problem in damage.items():
         aside = folder.parent / "damaged" / str(step)
         while aside.exists():
             aside = aside.parent / f"{aside.name}_"
         aside.parent.mkdir(parents=True, exist_ok=True)
         (folder / str(step)).rename(aside)
-        sentences.append(f"the checkpoint of step {step} is damaged ({problem}) and was moved to {aside}")
-    return sentences
+        messages.append(f"the checkpoint of step {step} is damaged ({problem}) and was moved to {aside}")
+    return messages
 
 
 def _shown(config, name):
@@ -271,3 +258,66 @@ def _flat(state: TrainState) -> dict[str, Any]:
     # Names instead of the tree itself: no part of the file format depends on Flax's or Optax's containers.
     leaves = jax.tree.leaves_with_path(state)
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+
+
+def write_manifest(folder: epath.Path) -> None:
+    """Adds manifest.json to a folder whose files are complete; they are read once."""
+    files = {name: {"bytes": len_, "blake2b": digest} for name, len_, digest in _described(folder)}
+    (folder / MANIFEST).write_text(json.dumps({"format": 1, "files": files}, indent=1) + "\n")
+
+
+def find_damage(folder: epath.Path, thorough: bool = True) -> str | None:
+    """Compares a folder with its manifest.
+
+    Args:
+        folder: with or without a manifest.
+        thorough: False reads the contents of small files only, and of the others compares the size.
+
+    Returns:
+        what is wrong, in words that name the file; None if nothing is, or if there is no manifest: older versions of
+        this package wrote none.
+    """
+    manifest = folder / MANIFEST
+    if not manifest.exists():
+        return None
+    try:
+        files: dict[str, Any] = json.loads(manifest.read_text())["files"]
+        listed = [(name, int(entry["bytes"]), str(entry["blake2b"])) for name, entry in files.items()]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return f"{MANIFEST} cannot be read"
+    for name, size, digest in listed:
+        file = folder / name
+        try:
+            found = file.stat().length
+            if found != size:
+                return f"{name} has {found} bytes instead of {size}"
+            if (thorough or size <= QUICK_BYTES) and _digest(file) != digest:
+                return f"{name} has other contents than were written"
+        except FileNotFoundError:
+            return f"{name} is missing"
+        except OSError as error:
+            return f"{name} cannot be read: {error.strerror or error}"
+    return None
+
+
+def _described(folder: epath.Path) -> Iterator[tuple[str, int, str]]:
+    for file in sorted(_files(folder), key=str):
+        name = file.relative_to(folder).as_posix()
+        if name not in UNLISTED:
+            yield name, file.stat().length, _digest(file)
+
+
+def _files(folder: epath.Path) -> Iterator[epath.Path]:
+    for entry in folder.iterdir():
+        if entry.is_dir():
+            yield from _files(entry)
+        else:
+            yield entry
+
+
+def _digest(file: epath.Path) -> str:
+    digest = hashlib.blake2b(digest_size=32)
+    with file.open("rb") as stream:
+        while chunk := stream.read(1 << 22):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -1,14 +1,16 @@
-"""Exact evaluation: accuracy, per class and confusion matrix, and how much each layer fires."""
+"""Evaluation: accuracy, confusion matrix and firing rates, of a model, of a run in progress, or of a saved state."""
 
 from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -16,15 +18,26 @@ from spiking_mlp_jax.data.damaged import Damaged
 from spiking_mlp_jax.data.pipeline import eval_batches
 from spiking_mlp_jax.data.sources import Source
 from spiking_mlp_jax.errors import InputError
+from spiking_mlp_jax.models import adapt as finetune
+from spiking_mlp_jax.models import weights
 from spiking_mlp_jax.models.spiking_mlp import SpikingMLP
-from spiking_mlp_jax.train.sharding import make_mesh, put_batch, replicated
+from spiking_mlp_jax.train.checkpoint import Checkpoints
+from spiking_mlp_jax.train.config import Config, model_config, to_dict
+from spiking_mlp_jax.train.logging import Display, to_json
+from spiking_mlp_jax.train.optimizer import make_optimizer
+from spiking_mlp_jax.train.qat import make_quantized
+from spiking_mlp_jax.train.runtime import check_alike, union
+from spiking_mlp_jax.train.sharding import abstract_with_sharding, make_mesh, replicate, replicated, shard_batch
+from spiking_mlp_jax.train.state import TrainState, abstract_state, load_state
 from spiking_mlp_jax.train.step import make_eval_step
+from spiking_mlp_jax.utils.files import write_whole
+from spiking_mlp_jax.utils.interrupt import out_of_reach
 
 SILENT, SATURATED = 0.001, 0.95
 
 
 def silent_and_saturated(rates: Mapping[str, float]) -> tuple[list[str], list[str]]:
-    """Picks out the layers that carry next to no information.
+    """The layers that carry next to no information.
 
     Args:
         rates: mean firing rate of each layer, spikes per neuron and time step, 0 to 1.
@@ -72,11 +85,16 @@ class Evaluation:
         return [hit / total if total else None for hit, total in zip(hits, totals, strict=True)]
 
     def unhealthy_layers(self) -> list[str]:
-        """A sentence for each layer that is silent (< 0.1 %) or saturated (> 95 %)."""
+        """A message for each layer that is silent (< 0.1 %) or saturated (> 95 %)."""
         rates = self.firing_rates
         silent, saturated = silent_and_saturated(rates)
         found = [f"{name} is silent: it fires at {100 * rates[name]:.3f} %" for name in silent]
         return found + [f"{name} is saturated: it fires at {100 * rates[name]:.1f} %" for name in saturated]
+
+    def summary(self, seconds: float) -> str:
+        """Accuracy, loss and duration in words."""
+        score = f"test accuracy {100 * self.accuracy:.2f} %, loss {self.loss:.4f}"
+        return f"{score} on {self.images} images in {seconds:.0f} s"
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as JSON values."""
@@ -113,7 +131,7 @@ def evaluate(
     total: dict[str, Any] = {}
     pending = None
     for batch in batches:
-        sums = eval_step(params, stats, put_batch(batch, mesh))
+        sums = eval_step(params, stats, shard_batch(batch, mesh))
         if pending is not None:
             total = _add(total, pending)
         pending = sums
@@ -133,8 +151,7 @@ def evaluate_model(
     Args:
         model: the network; it is not changed.
         batches: as for `evaluate`.
-        mean: of the pixels in [0, 1], per channel.
-        std: likewise.
+        mean, std: of the pixels in [0, 1], per channel.
     """
     mesh = make_mesh(jax.devices()[:1])
     graphdef, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
@@ -155,11 +172,11 @@ def evaluate_source(
 
     Args:
         model: the network; it is not changed.
-        source: the images. Those that cannot be decoded are left out and told on stderr.
-        data: "data" of a weights folder's meta, which says how pictures become inputs.
+        source: the images. Those that cannot be decoded are skipped and reported on stderr.
+        data: "data" of a weights folder's meta, which says how images become inputs.
         batch_size: images at a time.
-        max_bad_images: the share of images that may be left out, 0 to 1.
-        shown: function of the batches and their number to the same batches, which shows how far it is.
+        max_bad_images: the share of images that may be skipped, 0 to 1.
+        shown: function of the batches and their number to the same batches, which shows progress.
 
     Raises:
         InputError: there are no images, or too many that cannot be decoded.
@@ -176,6 +193,124 @@ def evaluate_source(
     if shown is not None:
         batches = shown(batches, -(-len(source) // batch_size))
     return evaluate_model(model, batches, data["mean"], data["std"])
+
+
+def evaluated(state: TrainState, quantized: Callable[[Any, Any], Any] | None) -> tuple[Any, Any]:
+    """Params and stats that are evaluated and saved: averages if there are any, rounded if trained so."""
+    params, stats = (state.params, state.stats) if state.average is None else state.average
+    return (params if quantized is None else quantized(params, stats)), stats
+
+
+def evaluation_batches(config: Config, source: Source, damaged: Damaged) -> Iterator[dict[str, np.ndarray]]:
+    """This process's share of the test images, prepared as the experiment says; see `eval_batches`."""
+    batches = eval_batches(
+        source,
+        batch_size=config.eval_batch_size,
+        image_size=config.image_size,
+        in_channels=config.in_channels,
+        resize_mode=config.resize_mode,
+        eval_resize=config.eval_resize,
+        damaged=damaged,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        workers=config.workers,
+    )
+    return out_of_reach(batches, config.workers)
+
+
+def write_evaluation(workdir: epath.Path, step: int, result: Evaluation) -> None:
+    """Writes WORKDIR/evaluation.json, in the process that writes for all."""
+    if jax.process_index() == 0:
+        write_whole(workdir / "evaluation.json", to_json({"step": step, **result.to_dict()}) + "\n")
+
+
+def evaluate_only(config: Config, workdir: epath.Path, source: Source) -> tuple[int, Evaluation]:
+    """Evaluates the newest checkpoint of a workdir or, where there is none, the weights that init_weights names.
+
+    Needs no training images. Writes WORKDIR/evaluation.json and a line of log.txt, and leaves the rest of the workdir
+    unchanged.
+
+    Args:
+        config: the experiment, which a checkpoint has to fit as for resuming.
+        workdir: of a run, or an empty folder for the result.
+        source: the test images.
+
+    Returns:
+        the step of the checkpoint, 0 for given weights, and the result.
+
+    Raises:
+        InputError: there is nothing to evaluate, or it does not fit.
+    """
+    mesh, model = make_mesh(fsdp=config.fsdp), model_config(config)
+    # Only the learning rate depends on the number of steps an epoch.
+    optimizer = make_optimizer(config, steps_per_epoch=1)
+    state = newest_state(config, workdir, mesh)
+    if state is not None:
+        origin = f"checkpoint of step {int(state.step)}"
+    elif config.init_weights:
+        _check_head(config)
+        state = load_state(model, optimizer, config.init_weights, mesh)
+        origin = finetune.describe(config.init_weights, model)
+    else:
+        raise InputError(
+            f"there is nothing to evaluate: {workdir} holds no checkpoint, and init_weights names no weights"
+        )
+    step = int(state.step)
+    eval_step = make_eval_step(abstract_state(model, optimizer)[0], config.mean, config.std, mesh)
+    main = jax.process_index() == 0
+    display = Display(workdir / "log.txt" if main else None, -(-len(source) // config.eval_batch_size), show=main)
+    together = union if jax.process_count() > 1 else None
+    damaged = Damaged(source, config.max_bad_images, display.say, together)
+    try:
+        started = time.monotonic()
+        display.start(0)
+        batches = _shown(evaluation_batches(config, source, damaged), display, config.eval_batch_size)
+        result = evaluate(eval_step, *evaluated(state, make_quantized(config, model)), batches, mesh)
+        damaged.share()
+        write_evaluation(workdir, step, result)
+        display.say(f"{origin}: {result.summary(time.monotonic() - started)}")
+        for message in result.unhealthy_layers():
+            display.say(f"warning: {message}")
+    finally:
+        display.close()
+    return step, result
+
+
+def newest_state(config: Config, workdir: epath.Path, mesh: Mesh) -> TrainState | None:
+    """The state in the newest checkpoint of a run, gathered on every device; None if there is none.
+
+    Raises:
+        InputError: the checkpoints are damaged, or of another configuration.
+    """
+    folder = workdir / "checkpoints"
+    check_alike({"list of checkpoints": sorted(x.name for x in folder.iterdir()) if folder.is_dir() else None})
+    if not folder.is_dir():
+        return None
+    optimizer = make_optimizer(config, steps_per_epoch=1)
+    _, abstract = abstract_state(model_config(config), optimizer, average=bool(config.ema_decay))
+    checkpoints = Checkpoints(folder, to_dict(config), config.keep)
+    try:
+        restored = checkpoints.restore(abstract_with_sharding(abstract, mesh))
+    finally:
+        checkpoints.close()
+    return None if restored is None else replicate(restored.state, mesh)
+
+
+def _check_head(config):
+    saved, _ = weights.read_config(weights.find(config.init_weights))
+    if saved.num_classes != config.num_classes:
+        raise InputError(
+            f"the weights that init_weights names know {saved.num_classes} classes, but num_classes is "
+            f"{config.num_classes}: a new head has to be trained before it is evaluated"
+        )
+
+
+def _shown(batches, display, size) -> Iterator[dict[str, np.ndarray]]:
+    started = time.monotonic()
+    for done, batch in enumerate(batches):
+        yield batch
+        speed = (done + 1) * size / (time.monotonic() - started)
+        display.step(done + 1, "evaluating", f"{speed:.0f} images/s")
 
 
 def _add(total, sums):

@@ -1,4 +1,4 @@
-"""Losses of a spiking classifier: functions of the logits of every time step, and of how much its layers fire."""
+"""Losses of a spiking classifier: of the logits of every time step, and of the firing rates of its layers."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from spiking_mlp_jax.models.spiking_mlp import mean_logits
 from spiking_mlp_jax.models.topology import fan_out, neuron_counts
 from spiking_mlp_jax.nn.neuron import potential_dtype
 from spiking_mlp_jax.train.config import Config, model_config
@@ -34,16 +35,11 @@ def targets(labels: Labels, num_classes: int, smoothing: float = 0.0) -> Float[A
     return soft * (1 - smoothing) + smoothing / num_classes
 
 
-def class_scores(logits: Float[Array, "T B K"]) -> Float[Array, "B K"]:
-    """Time-mean logits, averaged in float32 or wider: bfloat16 would round away the smaller differences."""
-    return _wide(logits).mean(0)
-
-
 def image_cross_entropy(logits: Float[Array, "T B K"], labels: Labels, smoothing: float = 0.0) -> Float[Array, " B"]:
     """Cross-entropy of each image's time-mean logits, in nats."""
     chex.assert_rank(logits, 3)
     wanted = targets(labels, logits.shape[-1], smoothing)
-    return -jnp.sum(wanted * jax.nn.log_softmax(class_scores(logits)), axis=-1)
+    return -jnp.sum(wanted * jax.nn.log_softmax(mean_logits(logits)), axis=-1)
 
 
 def cross_entropy(logits: Float[Array, "T B K"], labels: Labels, *, smoothing: float = 0.0) -> Float[Array, ""]:
@@ -74,7 +70,8 @@ def tet(
     re-weighting", ICLR 2022.
     """
     chex.assert_rank(logits, 3)
-    logits = _wide(logits)
+    # bfloat16 would lose the loss's last digits.
+    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     wanted = targets(labels, logits.shape[-1], smoothing)
     entropy = -jnp.sum(wanted * jax.nn.log_softmax(logits), axis=-1).mean(-1)
     regulariser = jnp.square(logits - 1).mean((1, 2))
@@ -84,11 +81,11 @@ def tet(
 def mse(logits: Float[Array, "T B K"], labels: Labels, *, smoothing: float = 0.0) -> Float[Array, ""]:
     """Squared distance of the time-mean logits from the class probabilities, mean over batch and classes."""
     chex.assert_rank(logits, 3)
-    return jnp.square(class_scores(logits) - targets(labels, logits.shape[-1], smoothing)).mean()
+    return jnp.square(mean_logits(logits) - targets(labels, logits.shape[-1], smoothing)).mean()
 
 
 def make_loss(config: Config) -> Loss:
-    """The loss a configuration names, as a function of logits [T, B, K] and labels that returns a scalar."""
+    """The loss of an experiment: a function (logits [T, B, K], labels) -> scalar."""
     smoothing = config.label_smoothing
     weight = config.tet_lambda
     return {
@@ -99,10 +96,10 @@ def make_loss(config: Config) -> Loss:
 
 
 class Activity(NamedTuple):
-    """How firing is penalised.
+    """Penalty on firing rates.
 
     Attributes:
-        weight: by which the measure is multiplied in the loss.
+        weight: of the measure in the loss.
         shares: each layer's share of the measure, by name; they sum to 1.
     """
 
@@ -115,7 +112,7 @@ class Activity(NamedTuple):
 
 
 def make_activity(config: Config) -> Activity | None:
-    """The penalty a configuration names, None where its weight is 0.
+    """The penalty of an experiment, None where its weight is 0.
 
     "rates" gives all layers of spikes equal shares. "synops" gives each the share that its neurons have in the synaptic
     operations of a network in which all fire (neurons * fan_out, see `spiking_mlp_jax.models.topology`): its measure is
@@ -131,13 +128,8 @@ def make_activity(config: Config) -> Activity | None:
 
 
 def mean_rate(name: str, value: Float[Array, "..."]) -> Float[Array, ""] | None:
-    """Mean firing rate of a layer of spikes, summed in float32 or wider; None for what is no spikes.
+    """Mean firing rate of a layer of spikes, summed in float32 or wider; None for other intermediates.
 
-    To be given to `SpikingMLP.__call__` as `observe`: gradients flow through the neurons' surrogate.
+    Pass it to `SpikingMLP.__call__` as `observe`: gradients flow through the neurons' surrogate.
     """
     return value.mean(dtype=potential_dtype(value.dtype)) if name.endswith(".spikes") else None
-
-
-def _wide(logits):
-    # bfloat16 logits would lose the loss's last digits.
-    return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))

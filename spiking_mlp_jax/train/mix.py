@@ -1,7 +1,7 @@
 """Mixup and cutmix on the device: images are blended with their neighbours in the batch, and so are their labels.
 
-Images 2i and 2i + 1 are partners. So a device that holds an even number of images never needs another's, and the
-result does not depend on how many devices share the batch.
+Images 2i and 2i + 1 are partners. So a device with an even number of images never needs another's, and the result does
+not depend on the number of devices.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from spiking_mlp_jax.train.config import Config
 
 # (number of the step, normalised images [B, H, W, C], labels [B]) -> blended images, probabilities [B, K]
 Mix = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
-STREAM = 0x6D6978  # tells these random numbers from others that come from the same seed
+STREAM = 0x6D6978  # separates these random numbers from others of the same seed
 
 
 def mix_weights(
@@ -30,14 +30,13 @@ def mix_weights(
     probability: float = 1.0,
     switch: float = 0.5,
 ) -> tuple[Float[Array, "H W"], Float[Array, ""]]:
-    """Draws how a batch is blended, as timm's `Mixup` does in its mode "batch".
+    """Draws how a batch is blended, as timm's `Mixup` in its mode "batch".
 
     Args:
         key: source of randomness.
-        height: of the images.
-        width: of the images.
-        mixup: alpha of mixup's Beta(alpha, alpha); 0 switches mixup off.
-        cutmix: alpha of cutmix's; 0 switches cutmix off.
+        height, width: of the images.
+        mixup: alpha of mixup's Beta(alpha, alpha); 0: off.
+        cutmix: alpha of cutmix's; 0: off.
         probability: that the batch is mixed at all.
         switch: probability of cutmix instead of mixup, where both are on.
 
@@ -70,7 +69,7 @@ def _inside(key, length, size):
 
 
 def partners(x: Array) -> Array:
-    """Each entry's partner: entries 2i and 2i + 1 of the leading axis change places."""
+    """Each entry's partner: entries 2i and 2i + 1 of the leading axis are swapped."""
     pairs = x.reshape(x.shape[0] // 2, 2, *x.shape[1:])
     return pairs[:, ::-1].reshape(x.shape)
 
@@ -102,9 +101,9 @@ def mix_batch(
 
 
 def make_mix(config: Config) -> Mix | None:
-    """What a configuration asks for, None where neither mixup nor cutmix is on.
+    """The blending of an experiment, None where mixup and cutmix are both off.
 
-    The random numbers of a step depend on the seed and the step alone.
+    The random numbers of a step depend only on the seed and the step.
     """
     if not (config.mixup or config.cutmix):
         return None

@@ -28,7 +28,7 @@ def make_schedule(config: Config, steps_per_epoch: int) -> optax.Schedule:
     warmup = round(config.warmup_epochs * steps_per_epoch)
     after = {
         "cosine": lambda u: peak * 0.5 * (1 + jnp.cos(jnp.pi * jnp.minimum(u / max(total - warmup, 1), 1.0))),
-        # Half a step more keeps a whole number of periods from falling just below it in float32.
+        # Half a step is added because float32 can land just below a whole number of periods.
         "step": lambda u: peak * config.gamma ** jnp.floor((u + 0.5) / (config.step_epochs * steps_per_epoch)),
         "exponential": lambda u: peak * config.gamma ** (u / steps_per_epoch),
         "constant": lambda u: peak * jnp.ones_like(u / 1),
@@ -44,7 +44,7 @@ def make_schedule(config: Config, steps_per_epoch: int) -> optax.Schedule:
 
 
 def make_optimizer(config: Config, steps_per_epoch: int) -> optax.GradientTransformation:
-    """The optimiser a configuration names.
+    """The optimiser of an experiment.
 
     Gradients are clipped first. "sgd" and "adam" add weight_decay * parameter to the gradient as PyTorch's
     SGD and Adam do; "adamw" shrinks the parameter by learning_rate * weight_decay. Every parameter decays.

@@ -1,8 +1,8 @@
-"""Training with the weights that an integer network would have.
+"""Quantisation-aware training: with the weights that an integer network would have.
 
-In every step the kernels are replaced by what rounding makes of them, and their gradient goes to the kernels
-themselves. Inference folds each norm into the kernel before it rounds (`infer.fold`), so the grid is that of the folded
-kernel: for every output a power of two, times the norm's running factor, which no gradient flows through.
+In every step the kernels are rounded, and the gradient passes straight through to the kernels themselves. Deployment
+folds each norm into the kernel before it rounds (`deploy.fold`), so the grid is that of the folded kernel: for every
+output a power of two, times the norm's running factor, through which no gradient flows.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ _NORMS = (
 
 
 def quantize_weights(params: Any, stats: Any, config: ModelConfig, bits: int) -> Any:
-    """Rounds every kernel as an integer network of so many bits would; biases and norms stay.
+    """Rounds every kernel as an integer network of this many bits would; biases and norms are unchanged.
 
-    A step's factors (TEBN) are left out of the grid, and norms per token never are in it.
+    The grid does not include a time step's factors (TEBN), nor norms per token.
 
     Args:
         params: parameters, an nnx.State of nnx.Param.
@@ -62,7 +62,7 @@ def quantize_weights(params: Any, stats: Any, config: ModelConfig, bits: int) ->
                 gain = config.v_threshold if config.norm == "tdbn" else 1.0
                 factor = flat[*place, "scale"][...] * jax.lax.rsqrt(averages[*place, "var"][...] + EPSILON) * gain
                 factor = jnp.expand_dims(factor, [i % value.ndim for i in _other_axes(value.ndim, factor.ndim, axis)])
-            # Height and width mixing keep [out, in].
+            # Kernels of height and width mixing are [out, in].
             inputs = -1 if path[-2] in ("height", "width") else tuple(_inputs(path, value.ndim))
             value = value + jax.lax.stop_gradient(_rounded(value, factor, inputs, bits) - value)
         rounded[path] = variable.replace(value)
@@ -70,21 +70,21 @@ def quantize_weights(params: Any, stats: Any, config: ModelConfig, bits: int) ->
 
 
 def make_quantized(config: Config, model: ModelConfig) -> Callable[[Any, Any], Any] | None:
-    """What a configuration's `weight_bits` asks for: a compiled function (params, stats) -> params, or None."""
+    """The rounding of an experiment, a compiled function (params, stats) -> params; None where weight_bits is 0."""
     if not config.weight_bits:
         return None
     return jax.jit(functools.partial(quantize_weights, config=model, bits=config.weight_bits))
 
 
 def _rounded(kernel, factor, inputs, bits):
-    """The kernel on its grid; what a zero factor takes away at any rate stays as it is."""
+    """The kernel on its grid; unchanged where the factor is zero."""
     most = 2 ** (bits - 1) - 1
     folded = kernel * factor
     largest = jnp.max(jnp.abs(folded), inputs, keepdims=True)
-    whole = 2.0 ** -jnp.floor(jnp.log2(most / jnp.maximum(largest, 2.0**-24)))
+    coarse = 2.0 ** -jnp.floor(jnp.log2(most / jnp.maximum(largest, 2.0**-24)))
     # The finest unit that holds the largest weight, or one finer, which clips: with few bits the first leaves most
     # weights of an output zero.
-    found = [jnp.clip(jnp.round(folded / unit), -most, most) * unit for unit in (whole, whole / 2)]
+    found = [jnp.clip(jnp.round(folded / unit), -most, most) * unit for unit in (coarse, coarse / 2)]
     lost = [jnp.sum(jnp.square(folded - near), inputs, keepdims=True) for near in found]
     folded = jnp.where(lost[1] < lost[0], found[1], found[0])
     return jnp.where(factor == 0, kernel, folded / jnp.where(factor == 0, 1, factor))

@@ -1,8 +1,8 @@
-"""Computes again the training step that stopped a run, and says where it stops being finite.
+"""Recomputes the training step that stopped a run, and reports where it stops being finite.
 
     python -m spiking_mlp_jax.train.replay WORKDIR
 
-It needs the workdir alone, not the data set, and changes nothing in it.
+It needs only the workdir, not the data set, and changes nothing in it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from flax import nnx
 
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.models.pixels import normalize
-from spiking_mlp_jax.train.average import with_average
 from spiking_mlp_jax.train.checkpoint import Checkpoints
 from spiking_mlp_jax.train.config import default_config, model_config
 from spiking_mlp_jax.train.loss import make_loss
@@ -28,22 +27,22 @@ from spiking_mlp_jax.train.mix import make_mix
 from spiking_mlp_jax.train.nonfinite import RECORDS, batch_file
 from spiking_mlp_jax.train.optimizer import make_optimizer
 from spiking_mlp_jax.train.qat import make_quantized
-from spiking_mlp_jax.train.sharding import make_mesh, placed, put_batch
+from spiking_mlp_jax.train.sharding import abstract_with_sharding, make_mesh, shard_batch
 from spiking_mlp_jax.train.state import abstract_state
-from spiking_mlp_jax.train.step import step_from_config
-from spiking_mlp_jax.utils.storage import as_path, read_lines
+from spiking_mlp_jax.train.step import make_train_step
+from spiking_mlp_jax.utils.files import as_path, read_lines
 
 
 @dataclasses.dataclass(frozen=True)
 class Replay:
-    """What a step computes.
+    """Result of a step.
 
     Attributes:
         step: the step.
         loss: its loss, penalty included.
         grad_norm: global norm of its gradient.
         variables: names of the parameters and running averages that are not finite before it.
-        layers: names of the intermediates, as `SpikingMLP` shows them to `observe`, with values that are not finite.
+        layers: names of the intermediates, as `SpikingMLP` passes them to `observe`, with values that are not finite.
         gradients: names of the parameters whose gradient is not finite.
         images: the records, as `batch_records` gives them, of the images whose logits are not finite.
     """
@@ -57,7 +56,7 @@ class Replay:
     images: list[dict[str, Any]]
 
     def lines(self) -> list[str]:
-        """The same in words."""
+        """The same as text."""
         text = [f"step {self.step}: loss {self.loss}, norm of the gradient {self.grad_norm}"]
         for what, names in (
             ("variables that are not finite before the step", self.variables),
@@ -71,13 +70,13 @@ class Replay:
 
 
 def replay(workdir: str | os.PathLike[str]) -> Replay:
-    """Computes the last step that `on_nonfinite` stopped, from the saved state and the saved images.
+    """Recomputes the last step at which `on_nonfinite` stopped a run, from the saved state and images.
 
     Args:
         workdir: of a run in a single process.
 
     Raises:
-        InputError: no step was stopped there, or what it was saved with is gone.
+        InputError: the run was not stopped by a step, or the checkpoint or images of the step are gone.
     """
     workdir = as_path(workdir)
     found = read_lines(workdir / RECORDS)
@@ -88,17 +87,15 @@ def replay(workdir: str | os.PathLike[str]) -> Replay:
     config: Any = default_config()
     config.update(json.loads((workdir / "config.json").read_text()))
     model, optimizer, mesh = model_config(config), make_optimizer(config, 1), _mesh(config)
-    graphdef, abstract = abstract_state(model, optimizer)
-    if config.ema_decay:
-        abstract = jax.eval_shape(with_average, abstract)
+    graphdef, abstract = abstract_state(model, optimizer, average=bool(config.ema_decay))
     checkpoints = Checkpoints(workdir / "checkpoints", json.loads(config.to_json()), config.keep)
     try:
         if step - 1 not in checkpoints.steps() or not file.exists():
             raise InputError(
                 f"step {step} of {workdir} cannot be replayed: checkpoints/{step - 1} or {file} is gone, because the "
-                "run went on"
+                "run was resumed"
             )
-        restored = checkpoints.restore(placed(abstract, mesh), step - 1)
+        restored = checkpoints.restore(abstract_with_sharding(abstract, mesh), step - 1)
     finally:
         checkpoints.close()
     assert restored is not None
@@ -106,7 +103,7 @@ def replay(workdir: str | os.PathLike[str]) -> Replay:
     with file.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
         batch = {name: arrays[name] for name in arrays.files}
     if len(batch["label"]) != len(entry["records"]):
-        raise InputError(f"step {step} of {workdir} was shared by several processes: replay takes a run of one")
+        raise InputError(f"step {step} of {workdir} had several processes: replay needs a run of a single one")
 
     quantized, mix = make_quantized(config, model), make_mix(config)
     loss = make_loss(config)
@@ -124,9 +121,9 @@ def replay(workdir: str | os.PathLike[str]) -> Replay:
     grads, (logits, layers) = jax.jit(jax.grad(forward, has_aux=True))(state.params)
     bad: Any = ~np.isfinite(np.asarray(logits, np.float32)).all((0, 2))
     variables = _not_finite(state.params) + _not_finite(state.stats)
-    # The step itself comes last: it takes the state's memory.
-    take = step_from_config(config, graphdef, optimizer, mesh)
-    _, metrics = take(state, put_batch(batch, mesh))
+    # The step itself comes last: it donates the state.
+    train_step = make_train_step(config, graphdef, optimizer, mesh)
+    _, metrics = train_step(state, shard_batch(batch, mesh))
     return Replay(
         step,
         float(metrics["loss"]),

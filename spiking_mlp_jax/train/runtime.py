@@ -1,10 +1,12 @@
-"""Several processes as one run: how they find each other, agree on things, and end together."""
+"""Where a run takes place: versions, and several processes that find each other, agree, and end together."""
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import multiprocessing
 import os
+import platform
 import re
 import sys
 import threading
@@ -20,17 +22,33 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from spiking_mlp_jax.errors import EXIT_LOST, InputError
+from spiking_mlp_jax.utils.files import storage_error
 from spiking_mlp_jax.utils.interrupt import StopRequest
-from spiking_mlp_jax.utils.storage import storage_error
 
 TIMEOUT = 60  # seconds
-PATIENCE = 20  # seconds of waiting for the others before saying so
+PATIENCE = 20  # seconds of waiting for the others before a message
 
+# Packages that results may depend on.
+PACKAGES = (
+    "spiking-mlp-jax jax jaxlib flax optax orbax-checkpoint grain numpy chex ml-collections "
+    "tensorflow-datasets safetensors"
+)
 # Where launchers leave the number of processes, this one's number, and its number on this machine.
 LAUNCHERS = (
     ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK"),
     ("SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID"),
 )
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, the platform and the packages that results may depend on, by name; and the devices."""
+    found = {"python": platform.python_version(), "platform": platform.platform()}
+    for name in PACKAGES.split():
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed as a package"
+    return found | {"devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}"}
 
 
 def join(
@@ -40,20 +58,20 @@ def join(
     timeout: int = TIMEOUT,
     start_timeout: int = 300,
 ) -> None:
-    """Makes this process one of the run's, if there are several; called before anything else asks JAX for devices.
+    """Makes this process one of a run's, if there are several; must come before JAX's devices are first used.
 
     Without arguments JAX looks for a cluster itself (TPU pod, SLURM, Open MPI 4), which costs nothing elsewhere: a
-    process that is alone stays as it is, with all of the machine's devices.
+    process that is alone stays alone, with all of the machine's devices.
 
     Args:
         coordinator: "HOST:PORT", where process 0 listens and all others reach it; None: found by JAX.
-        num_processes: how many there are; with a coordinator, None takes what Open MPI or SLURM says.
+        num_processes: how many there are; with a coordinator, None takes it from Open MPI or SLURM.
         process_id: which one this is, from 0; likewise.
-        timeout: seconds after which a process that is not heard of counts as dead, and the others end.
-        start_timeout: seconds in which all processes have to come.
+        timeout: seconds of silence after which a process counts as dead, and the others end.
+        start_timeout: seconds in which all processes have to start.
 
     Raises:
-        InputError: settings that name no run, or processes that do not come.
+        InputError: impossible settings, or processes that do not start.
     """
     local_device_ids = None
     if coordinator is None:
@@ -63,17 +81,17 @@ def join(
             return  # JAX would take one of the machine's GPUs where SLURM started one process
     else:
         if not re.fullmatch(r".+:\d{1,5}", coordinator):
-            raise InputError(f'coordinator must be HOST:PORT, such as node1:12345, but it is "{coordinator}"')
+            raise InputError(f'coordinator must be HOST:PORT, e.g. node1:12345, got "{coordinator}"')
         if num_processes is None and process_id is None:
             num_processes, process_id, local_device_ids = _launcher()
         if num_processes is None or process_id is None:
             raise InputError("a coordinator needs both numbers: add --num_processes N and --process_id I")
         if not 0 <= process_id < num_processes:
-            raise InputError(f"process_id is {process_id}, but must be below num_processes, which is {num_processes}")
-    # JAX's own way to notice SIGTERM is not used, see StopVote; it would only take the signal away from Python.
+            raise InputError(f"process_id must be below num_processes, which is {num_processes}, got {process_id}")
+    # JAX's own handling of SIGTERM is not used, see StopVote; it would only hide the signal from Python.
     jax.config.update("jax_enable_preemption_service", False)
-    # At the end of the time JAX ends the process, with words that only its makers understand.
-    waiting = f"waiting for the other processes: all have to be started within {start_timeout} s, and to reach "
+    # After start_timeout JAX ends the process, with a message for its developers.
+    waiting = f"waiting for the other processes: all must start within {start_timeout} s and reach "
     timer = threading.Timer(
         PATIENCE, print, [waiting + (coordinator or "the first one's machine")], {"file": sys.stderr, "flush": True}
     )
@@ -110,7 +128,7 @@ def join(
 
 
 def leave() -> None:
-    """Waits for the other processes to come this far, and parts with them; alone it does nothing.
+    """Waits for the other processes to get here, and disconnects; alone it does nothing.
 
     Raises:
         jax.errors.JaxRuntimeError: one of them has died.
@@ -119,10 +137,10 @@ def leave() -> None:
 
 
 def check_alike(values: dict[str, Any]) -> None:
-    """Refuses processes that were not started alike; all of them call it together.
+    """Refuses processes that were not started alike; all of them call it.
 
     Args:
-        values: JSON values by name that have to be the same in all of them.
+        values: JSON values by name that must be the same in all of them.
 
     Raises:
         InputError: one is not; every process raises it.
@@ -141,7 +159,7 @@ def check_alike(values: dict[str, Any]) -> None:
 
 
 def union(numbers: set[int]) -> set[int]:
-    """The numbers, below 2^31 and not negative, of all processes, which call it together."""
+    """The numbers, below 2^31 and not negative, of all processes, which all call it."""
     if jax.process_count() == 1:
         return numbers
     most = int(multihost_utils.process_allgather(np.int32(len(numbers))).max())
@@ -153,9 +171,9 @@ def union(numbers: set[int]) -> set[int]:
 def end_together(kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
     """Ends this process at once where an error would end one of several; for contextlib.ExitStack.push.
 
-    The ordinary way out waits for the others, to finish a checkpoint and to part, while they wait for this process in
-    a collective operation. Ended at once, its connections close, and the others end as well: at once on CPUs, where
-    gloo notices, and when its heartbeat has been missing for the timeout of `join` elsewhere.
+    The ordinary way out waits for the others, to finish a checkpoint and to disconnect, while they wait for this
+    process in a collective operation. If it ends at once, its connections close, and the others end, too: at once on
+    CPUs, where gloo notices, and elsewhere when its heartbeat has been missing for the timeout of `join`.
     """
     if error is None or jax.process_count() == 1:
         return
@@ -165,13 +183,14 @@ def end_together(kind: type[BaseException] | None, error: BaseException | None, 
     if isinstance(error, InputError):
         message, code = f"error: {error} ({who})", error.exit_code
     elif isinstance(error, KeyboardInterrupt):
-        message, code = f"{who} stopped: the same command continues from the last checkpoint, if there is one", 130
-    elif _is_lost(error):
-        reason = f"if a connection failed ({_first_words(error)}), another process has ended and says why"
         message, code = (
-            f"error: {who} cannot go on: {reason}; the same command continues from the last checkpoint",
-            EXIT_LOST,
+            f"{who} stopped: rerun the same command to resume from the last checkpoint, if any",
+            130,
         )
+    elif _is_lost(error):
+        reason = f"if a connection failed ({_first_words(error)}), another process has ended and reports why"
+        message = f"error: {who} cannot go on: {reason}; rerun the same command to resume from the last checkpoint"
+        code = EXIT_LOST
     else:
         message, code = "".join(traceback.format_exception(error)) + f"error: {who} failed", 1
     print(message, file=sys.stderr, flush=True)
@@ -181,19 +200,19 @@ def end_together(kind: type[BaseException] | None, error: BaseException | None, 
 
 
 class StopVote:
-    """A request to stop that all processes hear at the same step, whichever of them got the signal.
+    """A request to stop that all processes see at the same step, whichever of them got the signal.
 
-    Each step ends with a vote, one integer summed over all devices. As with a step's metrics, its result is fetched
-    while the next step runs, so that the devices never wait for the host; they stop one step later for that.
+    Each step ends with a vote, one integer summed over all devices. Like a step's metrics, its result is fetched while
+    the next step runs, so that the devices never wait for the host; therefore they stop one step later.
 
     Args:
-        stop: the signals that this process got.
+        stop: the signals of this process.
     """
 
     def __init__(self, stop: StopRequest):
         self._stop = stop
         self._alone = jax.process_count() == 1
-        self._heard, self._heard_at, self._vote = False, 0.0, None
+        self._seen, self._seen_at, self._vote = False, 0.0, None
         mesh = Mesh(np.array(jax.devices()), ("device",))
         self._split = NamedSharding(mesh, PartitionSpec("device"))
         self._sum = jax.jit(jnp.sum, out_shardings=NamedSharding(mesh, PartitionSpec()))
@@ -201,20 +220,20 @@ class StopVote:
     @property
     def requested(self) -> bool:
         """Whether to stop: with several processes the same in all of them, and new only after `count`."""
-        return self._stop.requested if self._alone else self._heard
+        return self._stop.requested if self._alone else self._seen
 
     @property
     def since(self) -> float:
-        """When the request came, by time.monotonic; in a process that got no signal, when it heard of it."""
-        return self._stop.since or self._heard_at
+        """When the request came, by time.monotonic; in a process that got no signal, when it learned of it."""
+        return self._stop.since or self._seen_at
 
     def count(self) -> None:
-        """Hears the last step's vote and starts this step's; all processes call it after each step."""
+        """Reads the last step's vote and starts this step's; all processes call it after each step."""
         if self._alone:
             return
         if self._vote is not None:
-            self._heard = bool(np.asarray(self._vote) > 0)
-            self._heard_at = time.monotonic()
+            self._seen = bool(np.asarray(self._vote) > 0)
+            self._seen_at = time.monotonic()
         mine = np.full(jax.local_device_count(), self._stop.requested, np.int32)
         self._vote = self._sum(jax.make_array_from_process_local_data(self._split, mine))
 

@@ -3,15 +3,15 @@
 The rules, all of them:
 
 - every device has its own images, whatever the mesh;
-- norms' running averages, step counters and metrics are the same on every device;
-- parameters and everything shaped like them (momentum, second moments) are the same along "data" and, where they are
-  large enough to be worth it, shared out along "fsdp": each of its devices stores one part.
+- norms' running averages, step counters and metrics are replicated;
+- parameters and everything shaped like them (momentum, second moments) are replicated along "data" and, where they are
+  large enough to be worth it, sharded along "fsdp".
 
-The mesh has the axis "fsdp" only where more than one device shares out parameters.
+The mesh has the axis "fsdp" only where more than one device shards the parameters.
 
 References: Rajbhandari et al., "ZeRO: memory optimizations toward training trillion parameter models", 2020; Zhao et
-al., "PyTorch FSDP", 2023 (there "hybrid" sharding; here parameters are put together once a step, not once a layer:
-they are small beside what the layers' inputs take).
+al., "PyTorch FSDP", 2023 (there "hybrid" sharding; here parameters are gathered once a step, not once a layer: they are
+small beside the layers' inputs).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 
 AXIS = "data"
 FSDP = "fsdp"
-# Entries from which an array is shared out. Below, the memory is nothing and each array costs two messages a step.
+# Smaller arrays are not sharded: their memory is negligible, and each costs two messages a step.
 SMALLEST = 2**14
 
 
@@ -33,9 +33,8 @@ def make_mesh(devices: Sequence[Any] | None = None, fsdp: int = 1) -> Mesh:
     """A mesh over the devices, by default all of every process; one device is a mesh too.
 
     Args:
-        devices: what the mesh is made of.
-        fsdp: how many devices share out the parameters, a divisor of their number; neighbours do, because they are
-            connected best.
+        devices: of the mesh.
+        fsdp: how many devices shard the parameters, a divisor of their number; neighbours, which are connected best.
     """
     devices = jax.devices() if devices is None else devices
     if fsdp == 1:
@@ -49,13 +48,13 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def split_batch(mesh: Mesh) -> NamedSharding:
-    """The leading axis shared out over the devices: images, labels, masks."""
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """The leading axis sharded over all devices: images, labels, masks."""
     return NamedSharding(mesh, PartitionSpec(mesh.axis_names))
 
 
 def shared_axis(shape: Sequence[int], mesh: Mesh | AbstractMesh) -> int | None:
-    """Which axis of a parameter is shared out along "fsdp": the longest that divides, None for none."""
+    """Which axis of a parameter is sharded along "fsdp": the longest that divides, None for none."""
     parts = mesh.shape.get(FSDP, 1)
     axes = [axis for axis, length in enumerate(shape) if length % parts == 0]
     if parts == 1 or math.prod(shape) < SMALLEST or not axes:
@@ -64,7 +63,7 @@ def shared_axis(shape: Sequence[int], mesh: Mesh | AbstractMesh) -> int | None:
 
 
 def parameter_specs(tree: Any, mesh: Mesh) -> Any:
-    """Where parameters, and what is shaped like them, lie: a PartitionSpec for each array or shape of a tree."""
+    """A PartitionSpec for each array or shape of a tree of parameters, or of what is shaped like them."""
 
     def spec(x):
         axis = shared_axis(x.shape, mesh)
@@ -74,42 +73,60 @@ def parameter_specs(tree: Any, mesh: Mesh) -> Any:
 
 
 def state_shardings(state: Any, mesh: Mesh) -> Any:
-    """Where each array of a TrainState lies.
-
-    Args:
-        state: a TrainState of arrays or of jax.ShapeDtypeStruct.
-        mesh: the mesh.
-
-    Returns:
-        a TrainState of NamedSharding.
-    """
+    """A TrainState of NamedSharding, one for each array or jax.ShapeDtypeStruct of a TrainState."""
     specs = parameter_specs(state, mesh).replace(stats=jax.tree.map(lambda _: PartitionSpec(), state.stats))
     return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs, is_leaf=lambda x: isinstance(x, PartitionSpec))
 
 
-def placed(state: Any, mesh: Mesh) -> Any:
-    """A TrainState's shapes with the places of its arrays, as jax.ShapeDtypeStruct."""
+def abstract_with_sharding(state: Any, mesh: Mesh) -> Any:
+    """A TrainState's shapes, dtypes and shardings, as jax.ShapeDtypeStruct."""
     return jax.tree.map(
         lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), state, state_shardings(state, mesh)
     )
 
 
-def put_together(state: Any, mesh: Mesh) -> Any:
-    """The state with every array whole on every device; to be called by all processes. Itself without "fsdp"."""
+def abstract_batch(batch_size: int, image_size: int, in_channels: int, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes, dtypes and shardings of a batch: uint8 "image" [B, H, W, C] and int32 "label" [B]."""
+    shape = (batch_size, image_size, image_size, in_channels)
+    return {
+        "image": jax.ShapeDtypeStruct(shape, "uint8", sharding=batch_sharding(mesh)),
+        "label": jax.ShapeDtypeStruct(shape[:1], "int32", sharding=batch_sharding(mesh)),
+    }
+
+
+def replicate(state: Any, mesh: Mesh) -> Any:
+    """The state gathered on every device; all processes call it. The state itself without "fsdp"."""
     if FSDP not in mesh.shape:
         return state
     return jax.jit(lambda tree: tree, out_shardings=replicated(mesh))(state)
 
 
-def put_batch(batch: Any, mesh: Mesh) -> Any:
-    """Moves a batch to the devices.
-
-    Args:
-        batch: tree of arrays [b, ...], this process's share of the batch.
-        mesh: the mesh.
+def shard_batch(batch: Any, mesh: Mesh) -> Any:
+    """Moves this process's share of a batch, a tree of arrays [b, ...], to the devices.
 
     Returns:
-        the same tree of global arrays, split over the mesh by their leading axis.
+        the same tree of global arrays, sharded by their leading axis.
     """
-    sharding = split_batch(mesh)
+    sharding = batch_sharding(mesh)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+
+
+def is_sharded(shape: Sequence[int], fsdp: int) -> bool:
+    """Whether so many devices shard a parameter of this shape."""
+    # The rule only asks how long the axis is.
+    return fsdp > 1 and shared_axis(shape, AbstractMesh((1, fsdp), (AXIS, FSDP))) is not None
+
+
+def size_of(x: Any) -> int:
+    """Bytes of an array, or of a shape with a dtype."""
+    return math.prod(x.shape) * x.dtype.itemsize
+
+
+def bytes_of(tree: Any) -> int:
+    """Bytes of all arrays, or shapes with dtypes, of a tree."""
+    return sum(size_of(x) for x in jax.tree.leaves(tree))
+
+
+def device_bytes(tree: Any, fsdp: int) -> float:
+    """Bytes that a device stores of parameters, or of what is shaped like them."""
+    return sum(size_of(x) / (fsdp if is_sharded(x.shape, fsdp) else 1) for x in jax.tree.leaves(tree))

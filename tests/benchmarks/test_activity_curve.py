@@ -9,8 +9,7 @@ import pytest
 from benchmarks import activity
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.models.topology import dense_operations, neuron_counts
-from spiking_mlp_jax.train.arguments import load_config
-from spiking_mlp_jax.train.config import model_config
+from spiking_mlp_jax.train.config import load_config, model_config
 from spiking_mlp_jax.train.loop import Result
 from tests.support.random_model import make_data, make_workdir, random_model
 

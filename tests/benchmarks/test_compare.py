@@ -17,8 +17,7 @@ from benchmarks import __main__ as command
 from benchmarks import compare, ours, report, tpu
 from benchmarks.cases import CASES, CPU_SIDES, GPU_CASES, GPU_SIDES, PEER, QUICK_CASES
 from spiking_mlp_jax.models.config import ModelConfig
-from spiking_mlp_jax.train.arguments import load_config
-from spiking_mlp_jax.train.config import model_config
+from spiking_mlp_jax.train.config import load_config, model_config
 
 ROOT = Path(__file__).parents[2]
 

@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from benchmarks import scaling
+from benchmarks import roofline, scaling
 from spiking_mlp_jax import SpikingMLP
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.models.config import VARIANTS, ModelConfig
 from spiking_mlp_jax.nn.norm import BatchNorm
-from spiking_mlp_jax.train import roofline
 from spiking_mlp_jax.train.config import default_config, model_config
 from spiking_mlp_jax.train.dry_run import macs_per_step
 from spiking_mlp_jax.train.optimizer import make_optimizer

@@ -12,7 +12,7 @@ from spiking_mlp_jax.data.sources import open_source
 from spiking_mlp_jax.data.transforms import Augment
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.train.config import default_config
-from spiking_mlp_jax.train.loop import train
+from spiking_mlp_jax.train.loop import fit
 
 
 @pytest.fixture
@@ -114,7 +114,7 @@ def test_a_run_names_them_in_its_log_and_stops_past_the_limit(folder, tmp_path):
     config.update(dataset="folder", data_dir=str(folder), num_classes=2, in_channels=1, image_size=12, patch_size=6)
     config.update(dim=6, depths=(1,), time_steps=1, batch_size=16, eval_batch_size=40, epochs=1, mean=(0.5,))
     config.update(std=(0.5,), max_bad_images=0.04, compilation_cache="off")
-    result = train(config, tmp_path / "run")
+    result = fit(config, tmp_path / "run")
     assert result.finished
     log = (tmp_path / "run" / "log.txt").read_text()
     for split in ("train", "test"):
@@ -122,7 +122,7 @@ def test_a_run_names_them_in_its_log_and_stops_past_the_limit(folder, tmp_path):
     assert json.loads((tmp_path / "run" / "evaluation.json").read_text())["images"] == 77
     config.max_bad_images = 0.02
     with pytest.raises(InputError, match="more than max_bad_images"):
-        train(config, tmp_path / "other")
+        fit(config, tmp_path / "other")
 
 
 def test_processes_count_together(folder):

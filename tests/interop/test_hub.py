@@ -21,7 +21,7 @@ from spiking_mlp_jax.cli import main as cli
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.interop.hub import model_card, save_pretrained, write_card
 from spiking_mlp_jax.models import weights
-from spiking_mlp_jax.utils.checksums import verify
+from spiking_mlp_jax.utils.files import verify
 from tests.support.random_model import random_model
 
 FILES = ("README.md", "SHA256SUMS", "config.json", "model.safetensors")

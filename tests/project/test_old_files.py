@@ -13,13 +13,12 @@ from spiking_mlp_jax.deploy import artifact, reference
 from spiking_mlp_jax.deploy.engine import Engine
 from spiking_mlp_jax.models import weights
 from spiking_mlp_jax.models.pixels import normalize
-from spiking_mlp_jax.train.average import with_average
 from spiking_mlp_jax.train.checkpoint import Checkpoints
 from spiking_mlp_jax.train.config import default_config, model_config, to_dict
 from spiking_mlp_jax.train.logging import read_metrics
-from spiking_mlp_jax.train.loop import train
+from spiking_mlp_jax.train.loop import fit
 from spiking_mlp_jax.train.optimizer import make_optimizer
-from spiking_mlp_jax.train.state import abstract_state
+from spiking_mlp_jax.train.state import abstract_state, with_average
 
 OLD = Path(__file__).parents[1] / "oracles" / "v0_1_0"
 
@@ -75,7 +74,7 @@ def test_a_run_goes_on_from_its_checkpoint(tmp_path, monkeypatch):
         for i, leaf in enumerate(leaves):
             np.testing.assert_array_equal(leaf, file[str(i)])
     before = read_metrics(workdir)
-    result = train(config, workdir)
+    result = fit(config, workdir)
     assert (result.step, result.finished) == (12, True)
     lines = read_metrics(workdir)
     assert lines[: len(before)] == before

@@ -42,7 +42,7 @@ def fork(config, workdir):
         log = os.open(workdir.with_suffix(".out"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(log, 1)
         os.dup2(log, 2)
-        status = 0 if loop.train(config, workdir).finished else 3
+        status = 0 if loop.fit(config, workdir).finished else 3
     except BaseException:
         traceback.print_exc()
     finally:

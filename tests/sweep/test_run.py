@@ -208,7 +208,7 @@ def test_killed_and_resumed(tmp_path, monkeypatch, capsys):
     shown, err = capsys.readouterr()
     assert "broken/seed0: FAILED" in err and "nowhere" in err
     log = (first / "log.txt").read_text()
-    assert "interrupted: the same command continues at step" in log and "resuming at step" in log
+    assert "interrupted: rerun the same command to resume at step" in log and "resuming at step" in log
     assert log.count("finished at step 48 of 48") == 1
     assert sorted(str(path.relative_to(out / "results")) for path in (out / "results").rglob("*.json")) == [
         "broken/seed0.json", "layer/seed0.json", "t1/seed0.json"

@@ -15,9 +15,9 @@ from spiking_mlp_jax.analysis.activity.rates import rates as activity_rates
 from spiking_mlp_jax.models.pixels import normalize
 from spiking_mlp_jax.models.topology import dense_operations, fan_out, neuron_counts
 from spiking_mlp_jax.train.config import MODEL_FIELDS, default_config
-from spiking_mlp_jax.train.loss import make_activity, make_loss
+from spiking_mlp_jax.train.loss import make_activity
 from spiking_mlp_jax.train.optimizer import make_optimizer
-from spiking_mlp_jax.train.sharding import make_mesh, put_batch
+from spiking_mlp_jax.train.sharding import make_mesh, shard_batch
 from spiking_mlp_jax.train.state import abstract_state, init_state
 from spiking_mlp_jax.train.step import make_train_step
 from tests.support.tiny import tiny_config
@@ -37,11 +37,13 @@ def experiment(weight, measure="rates", optimizer="sgd", learning_rate=1.0, **fi
         momentum=0.0,
         learning_rate=learning_rate,
         schedule="constant",
+        mean=MEAN,
+        std=STD,
     )
     mesh = make_mesh(jax.devices()[:1])
     rule = make_optimizer(config, 10)
     graphdef, _ = abstract_state(model, rule)
-    step = make_train_step(graphdef, rule, make_loss(config), MEAN, STD, mesh, make_activity(config))
+    step = make_train_step(config, graphdef, rule, mesh)
     state = init_state(model, rule, 0, mesh)
     rng = np.random.default_rng(0)
     batch = {
@@ -49,7 +51,7 @@ def experiment(weight, measure="rates", optimizer="sgd", learning_rate=1.0, **fi
         "label": rng.integers(3, size=8, dtype=np.int32),
     }
     return types.SimpleNamespace(
-        config=config, model=model, graphdef=graphdef, state=state, step=step, batch=put_batch(batch, mesh)
+        config=config, model=model, graphdef=graphdef, state=state, step=step, batch=shard_batch(batch, mesh)
     )
 
 

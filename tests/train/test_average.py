@@ -6,12 +6,10 @@ import numpy as np
 import optax
 import pytest
 
-from spiking_mlp_jax.train.average import Average, update_average, with_average
 from spiking_mlp_jax.train.config import default_config
-from spiking_mlp_jax.train.eval_only import evaluated
-from spiking_mlp_jax.train.loss import make_loss
-from spiking_mlp_jax.train.sharding import make_mesh, put_batch
-from spiking_mlp_jax.train.state import TrainState, abstract_state, init_state
+from spiking_mlp_jax.train.evaluate import evaluated
+from spiking_mlp_jax.train.sharding import make_mesh, shard_batch
+from spiking_mlp_jax.train.state import Average, TrainState, abstract_state, init_state, update_average, with_average
 from spiking_mlp_jax.train.step import make_train_step
 from tests.support.tiny import tiny_config
 
@@ -37,6 +35,7 @@ def test_the_mean_of_numbers():
 def runs():
     """States before and after each of four steps, on one device and on eight."""
     config, optimizer = default_config(), optax.sgd(0.1)
+    config.update(mean=(0.5,), std=(0.5,), ema_decay=0.3)
     model = tiny_config(depths=(1,))
     rng = np.random.default_rng(0)
     images = rng.integers(256, size=(4, 16, 16, 16, 1), dtype=np.uint8)
@@ -45,11 +44,11 @@ def runs():
     for devices in (1, 8):
         mesh = make_mesh(jax.devices()[:devices])
         graphdef, _ = abstract_state(model, optimizer)
-        step = make_train_step(graphdef, optimizer, make_loss(config), (0.5,), (0.5,), mesh, ema_decay=0.3)
+        step = make_train_step(config, graphdef, optimizer, mesh)
         state = with_average(init_state(model, optimizer, 0, mesh))
         found[devices] = [jax.device_get(state)]
         for image, label in zip(images, labels, strict=True):
-            state, _ = step(state, put_batch({"image": image, "label": label}, mesh))
+            state, _ = step(state, shard_batch({"image": image, "label": label}, mesh))
             found[devices].append(jax.device_get(state))
     return found
 

@@ -1,5 +1,6 @@
-"""Everything a user can get wrong is answered in one sentence, before anything is compiled."""
+"""Everything a user can get wrong is answered in one line, before anything is compiled."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,10 +10,20 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from spiking_mlp_jax.cli import train
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.models.config import VARIANTS, ModelConfig
-from spiking_mlp_jax.train.arguments import load_config, read_arguments
-from spiking_mlp_jax.train.config import MODEL_FIELDS, default_config, in_todays_words, model_config, to_dict, validate
+from spiking_mlp_jax.train.config import (
+    FIELDS,
+    MODEL_FIELDS,
+    default_config,
+    load_config,
+    migrate_config,
+    model_config,
+    shipped_config,
+    to_dict,
+    validate,
+)
 
 ROOT = Path(__file__).parents[2]
 FASHION = str(ROOT / "configs" / "fashion_mnist.py")
@@ -36,12 +47,12 @@ def test_shipped_configs_are_valid(path):
 
 
 @pytest.mark.parametrize(("older", "remat"), [(False, "none"), (True, "block"), ("block", "block")])
-def test_older_configurations_in_todays_words(older, remat):
+def test_older_configurations_are_migrated(older, remat):
     today = to_dict(default_config())
     later = ("neuron_backend", "activity_weight", "activity_measure", "init_weights", "ema_decay", "eval_only")
     saved = {name: value for name, value in today.items() if name not in later}
-    assert in_todays_words({**saved, "remat": older}) == {**today, "remat": remat}
-    assert in_todays_words({**today, "neuron_backend": "xla"})["neuron_backend"] == "xla"
+    assert migrate_config({**saved, "remat": older}) == {**today, "remat": remat}
+    assert migrate_config({**today, "neuron_backend": "xla"})["neuron_backend"] == "xla"
 
 
 def test_imagenet_variants_are_the_papers():
@@ -149,10 +160,50 @@ def test_no_value_causes_anything_but_an_input_error(field, value):
         assert len(str(error).splitlines()) == 1
 
 
+def read(arguments):
+    return train.experiment(*train.parser().parse_known_args(arguments))
+
+
 def test_arguments():
-    config, rest = read_arguments(["--config", FASHION + ":demo", "--workdir=x", "--config.dim=48"])
-    assert config.dim == 24
-    assert rest == ["--workdir=x", "--config.dim=48"]
+    arguments = ["--config", FASHION + ":demo", "--workdir=x", "--config.dim=48", "--config.v_reset=None"]
+    config = read([*arguments, "--noconfig.detach_reset", "--config.mean=(0.5,)", "--config.epochs", "3"])
+    assert (config.dim, config.v_reset, config.detach_reset, config.mean, config.epochs) == (48, None, False, (0.5,), 3)
+    chosen, words = train.parser().parse_known_args(arguments)
+    assert chosen.workdir == "x" and words == arguments[3:]
+    assert load_config(FASHION + ":demo", ["dim=48", "--config.epochs=3"]).to_dict() == {
+        **load_config(FASHION + ":demo").to_dict(), "dim": 48, "epochs": 3
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [
+        ("fashion_mnist", "fashion_mnist.py"),
+        ("fashion_mnist:demo", "fashion_mnist.py:demo"),
+        ("configs/imagenet.py:mlp_t", "imagenet.py:mlp_t"),
+        ("imagenet:mlp_t", "imagenet.py:mlp_t"),
+    ],
+)
+def test_shipped_names(name, path, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert to_dict(load_config(name)) == to_dict(load_config(f"{ROOT}/configs/{path}"))
+
+
+def test_names_that_are_not_shipped(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert shipped_config("sweeps/norm") == str(ROOT / "configs" / "sweeps" / "norm.py")
+    assert shipped_config("../train") is None
+    with pytest.raises(InputError, match='there is no config file "fashion_mnst": did you mean "fashion_mnist"'):
+        load_config("fashion_mnst:demo")
+    with pytest.raises(InputError, match="defines no function get_config"):
+        load_config("sweeps/norm")
+
+
+def test_every_field_is_declared_once():
+    assert sorted(default_config()) == sorted([*MODEL_FIELDS, *FIELDS])
+    assert all(field.help and len(field.help) < 120 for field in FIELDS.values())
+    described = re.findall(r"^    (?:  )?(?:  )?(\w+): ", (ModelConfig.__doc__ or "").partition("Raises")[0], re.M)
+    assert described == list(MODEL_FIELDS)
 
 
 @pytest.mark.parametrize(
@@ -170,11 +221,14 @@ def test_arguments():
         ([f"--config={ROOT}/configs/cifar10.py:225"], '"224"'),
         ([f"--config={ROOT}/configs/fashion_mnst.py"], "fashion_mnist.py"),
         (["--config=nowhere/at/all.py"], "there is no config file"),
+        ([f"--config={FASHION}", "dim=48"], "write overrides as --config.NAME=VALUE"),
+        ([f"--config={FASHION}", "48"], 'unexpected argument "48"'),
+        ([f"--config={FASHION}", "--timeout=0"], "a whole number of at least 1"),
     ],
 )
 def test_wrong_arguments(arguments, said):
     with pytest.raises(InputError) as error:
-        read_arguments(arguments)
+        read(arguments)
     assert said in str(error.value)
 
 
@@ -182,7 +236,7 @@ def test_wrong_arguments(arguments, said):
 def test_only_configs_are_suggested(path, monkeypatch):
     monkeypatch.chdir(ROOT)
     with pytest.raises(InputError) as error:
-        read_arguments([f"--config={path}"])
+        read([f"--config={path}"])
     assert "configs/cifar10.py" in str(error.value) and "train.py" not in str(error.value)
 
 
@@ -233,17 +287,17 @@ def test_train_py_answers_in_one_line(tmp_path, arguments, said):
 @pytest.mark.parametrize(
     ("patch", "status", "said"),
     [
-        ("arguments.read_arguments = stop", 130, "stopped: "),
-        ("loop.train = stop", 130, "stopped: "),
-        ("loop.train = lambda *_: loop.Result(3, True, 0.5); plots.plot_workdir = stop", 130, "stopped: "),
-        ("loop.train = lambda *_: loop.Result(3, True, None)", 2, "error: there are no weights and no plots"),
+        ("config.load_config = stop", 130, "stopped: "),
+        ("loop.fit = stop", 130, "stopped: "),
+        ("loop.fit = lambda *_: loop.Result(3, True, 0.5); plots.plot_workdir = stop", 130, "stopped: "),
+        ("loop.fit = lambda *_: loop.Result(3, True, None)", 2, "error: there are no weights and no plots"),
     ],
 )
 def test_train_py_ends_in_one_line(tmp_path, patch, status, said):
     script = f"""
 import runpy, sys
 from spiking_mlp_jax.analysis import plots
-from spiking_mlp_jax.train import arguments, loop
+from spiking_mlp_jax.train import config, loop
 def stop(*_):
     raise KeyboardInterrupt
 {patch}

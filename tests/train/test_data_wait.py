@@ -4,8 +4,8 @@ import threading
 
 import pytest
 
-from spiking_mlp_jax.train import data_wait
-from spiking_mlp_jax.train.data_wait import DataWait
+from spiking_mlp_jax.train import logging
+from spiking_mlp_jax.train.logging import DataWait
 
 
 class Clock:
@@ -36,7 +36,7 @@ class Outputs:
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr(data_wait, "time", clock)
+    monkeypatch.setattr(logging, "time", clock)
     return clock
 
 

@@ -11,8 +11,7 @@ from flax import nnx
 
 from spiking_mlp_jax.models.config import ModelConfig
 from spiking_mlp_jax.models.spiking_mlp import SpikingMLP
-from spiking_mlp_jax.train.arguments import load_config
-from spiking_mlp_jax.train.config import validate
+from spiking_mlp_jax.train.config import load_config, validate
 from spiking_mlp_jax.train.dry_run import describe, macs_per_step, parameter_count
 from spiking_mlp_jax.train.optimizer import make_optimizer
 from spiking_mlp_jax.train.state import abstract_state

@@ -17,14 +17,12 @@ from flax import nnx
 
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.models import weights
-from spiking_mlp_jax.train import loop, profile
-from spiking_mlp_jax.train.average import Average, with_average
+from spiking_mlp_jax.train import loop
 from spiking_mlp_jax.train.checkpoint import Checkpoints
-from spiking_mlp_jax.train.config import default_config, model_config, to_dict
-from spiking_mlp_jax.train.data_wait import DataWait
-from spiking_mlp_jax.train.logging import read_metrics
+from spiking_mlp_jax.train.config import default_config, model_config, parse_window, to_dict
+from spiking_mlp_jax.train.logging import DataWait, Profiler, read_metrics
 from spiking_mlp_jax.train.optimizer import make_optimizer
-from spiking_mlp_jax.train.state import abstract_state
+from spiking_mlp_jax.train.state import Average, abstract_state, with_average
 from tests.support.random_model import meta_for, random_model
 from tests.support.shades import forget_compiled, write_shades
 
@@ -78,7 +76,7 @@ def whole(shared, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(DataWait, "so_far", lambda self: (0.25, 0.125))
-        assert loop.train(make_config(shared), workdir).finished
+        assert loop.fit(make_config(shared), workdir).finished
     return workdir
 
 
@@ -117,25 +115,25 @@ def test_an_interrupted_run_continues_bit_for_bit(shared, whole, tmp_path, monke
     traces, calls = [], []
     monkeypatch.setattr(jax.profiler, "start_trace", traces.append)
     monkeypatch.setattr(jax.profiler, "stop_trace", lambda: traces.append("end"))
-    put_batch = loop.put_batch
+    shard_batch = loop.shard_batch
 
     def interrupting(batch, mesh):
         calls.append(1)
         if len(calls) == 5:
             os.kill(os.getpid(), signal.SIGINT)
-        return put_batch(batch, mesh)
+        return shard_batch(batch, mesh)
 
-    monkeypatch.setattr(loop, "put_batch", interrupting)
+    monkeypatch.setattr(loop, "shard_batch", interrupting)
     config = make_config(shared)
-    assert loop.train(config, tmp_path).step == 5
+    assert loop.fit(config, tmp_path).step == 5
     # The window is over: the rest of the run is not traced.
-    assert loop.train(config, tmp_path).finished
+    assert loop.fit(config, tmp_path).finished
     assert traces == [str(tmp_path / "profile"), "end"]
     chex.assert_trees_all_equal(restored(config, tmp_path).state, restored(config, whole).state)
     for name in ("config.json", "model.safetensors"):
         assert (tmp_path / "weights" / name).read_bytes() == (whole / "weights" / name).read_bytes()
     with pytest.raises(InputError, match=r"ema_decay \(0.9 there, 0.0 now\)"):
-        loop.train(make_config(shared, ema_decay=0.0), tmp_path)
+        loop.fit(make_config(shared, ema_decay=0.0), tmp_path)
 
 
 def test_evaluation_alone(shared, whole, tmp_path, monkeypatch):
@@ -146,7 +144,7 @@ def test_evaluation_alone(shared, whole, tmp_path, monkeypatch):
     workdir = tmp_path / "run"
     shutil.copytree(whole, workdir)
     before = files(workdir)
-    result = loop.train(make_config(shared, eval_only=True), workdir)
+    result = loop.fit(make_config(shared, eval_only=True), workdir)
     assert splits == ["test"]
     after = files(workdir)
     changed = {path.relative_to(workdir).name for path in after if after[path] != before.get(path)}
@@ -157,7 +155,7 @@ def test_evaluation_alone(shared, whole, tmp_path, monkeypatch):
     # The best weights, given to an empty workdir, give what they had when they were kept.
     best = weights.read_config(whole / "weights")[1]["result"]
     config = make_config(shared, eval_only=True, init_weights=str(whole), ema_decay=0.0)
-    assert loop.train(config, tmp_path / "new").best_accuracy == best["accuracy"]
+    assert loop.fit(config, tmp_path / "new").best_accuracy == best["accuracy"]
     found = json.loads((tmp_path / "new" / "evaluation.json").read_text())
     assert (found["step"], found["loss"], found["images"]) == (0, best["loss"], 20)
     assert {path.name for path in files(tmp_path / "new")} == {"evaluation.json", "log.txt"}
@@ -165,11 +163,11 @@ def test_evaluation_alone(shared, whole, tmp_path, monkeypatch):
 
 def test_nothing_to_evaluate(shared, tmp_path):
     with pytest.raises(InputError, match="holds no checkpoint, and init_weights names no weights"):
-        loop.train(make_config(shared, eval_only=True, init_weights=""), tmp_path)
+        loop.fit(make_config(shared, eval_only=True, init_weights=""), tmp_path)
     with pytest.raises(InputError, match="know 3 classes, but num_classes is 4"):
-        loop.train(make_config(shared, eval_only=True), tmp_path)
+        loop.fit(make_config(shared, eval_only=True), tmp_path)
     with pytest.raises(InputError, match="num_classes is 5"):
-        loop.train(make_config(shared, eval_only=True, num_classes=5), tmp_path)
+        loop.fit(make_config(shared, eval_only=True, num_classes=5), tmp_path)
 
 
 def test_train_py_draws_nothing_after_an_evaluation(tmp_path):
@@ -177,7 +175,7 @@ def test_train_py_draws_nothing_after_an_evaluation(tmp_path):
     script = f"""
 import runpy, sys
 from spiking_mlp_jax.train import loop
-loop.train = lambda *_: loop.Result(3, True, None)
+loop.fit = lambda *_: loop.Result(3, True, None)
 config = "{root}/configs/fashion_mnist.py"
 sys.argv = ["train.py", "--config", config, "--workdir={tmp_path}", "--config.eval_only=True"]
 runpy.run_path("{root}/train.py", run_name="__main__")
@@ -203,7 +201,7 @@ def test_windows_of_the_profiler(monkeypatch, window, steps, traced):
     said: list[str] = []
     monkeypatch.setattr(jax.profiler, "start_trace", lambda folder: seen.append(now[0]))
     monkeypatch.setattr(jax.profiler, "stop_trace", lambda: seen.append(now[0]))
-    profiler = profile.Profiler(window, "folder", said.append)
+    profiler = Profiler(parse_window(window), "folder", said.append)
     for step in steps:
         now[0] = step
         profiler.between_steps(step, np.zeros(1))
@@ -215,14 +213,14 @@ def test_windows_of_the_profiler(monkeypatch, window, steps, traced):
 @pytest.mark.parametrize("text", ["5", "5:5", "6:5", "a:b", "-1:3", "1:2:3", ":", "1.0:2"])
 def test_bad_windows(text):
     with pytest.raises(InputError, match="profile_steps"):
-        profile.parse_window(text)
+        parse_window(text)
 
 
 def test_a_window_that_no_step_reaches_is_refused(shared, tmp_path):
-    profile.check_window("", 5)
-    profile.check_window("4:9", 5)
+    assert parse_window("", 5) is None
+    assert parse_window("4:9", 5) == (4, 9)
     with pytest.raises(InputError, match=r'"5:9" begins after the run.s last step, 5'):
-        profile.check_window("5:9", 5)
+        parse_window("5:9", 5)
     with pytest.raises(InputError, match="last step, 2"):
-        loop.train(make_config(shared, max_steps=2, profile_steps="2:4"), tmp_path)
+        loop.fit(make_config(shared, max_steps=2, profile_steps="2:4"), tmp_path)
     assert not list(tmp_path.iterdir())

@@ -17,21 +17,19 @@ from spiking_mlp_jax.models.pixels import normalize
 from spiking_mlp_jax.nn.norm import BatchNorm, LayerNorm
 from spiking_mlp_jax.train.checkpoint import Checkpoints
 from spiking_mlp_jax.train.config import default_config
-from spiking_mlp_jax.train.gradients import make_gradients
-from spiking_mlp_jax.train.loss import make_loss
 from spiking_mlp_jax.train.optimizer import make_optimizer
 from spiking_mlp_jax.train.sharding import (
+    abstract_with_sharding,
+    batch_sharding,
     make_mesh,
     parameter_specs,
-    placed,
-    put_batch,
-    put_together,
+    replicate,
+    shard_batch,
     shared_axis,
-    split_batch,
     state_shardings,
 )
 from spiking_mlp_jax.train.state import abstract_state
-from spiking_mlp_jax.train.step import make_train_step
+from spiking_mlp_jax.train.step import make_gradients, make_train_step
 from tests.support.tiny import tiny_config
 
 BATCH = 16
@@ -41,12 +39,12 @@ WIDE = {"depths": (1, 1), "dim": 48}
 
 def experiment(devices, fsdp=1, model=None, optimizer="sgd", **options):
     config = default_config()
-    config.epochs, config.optimizer = 1, optimizer
+    config.update(epochs=1, optimizer=optimizer, mean=(0.5,), std=(0.25,), **options)
     mesh = make_mesh(jax.devices()[:devices], fsdp)
     model = model or tiny_config(**WIDE)
     rule = make_optimizer(config, 10)
     graphdef, abstract = abstract_state(model, rule)
-    step = make_train_step(graphdef, rule, make_loss(config), (0.5,), (0.25,), mesh, **options)
+    step = make_train_step(config, graphdef, rule, mesh)
     return types.SimpleNamespace(mesh=mesh, abstract=abstract, step=step, graphdef=graphdef)
 
 
@@ -65,9 +63,9 @@ def run(parts, batches):
     state = start(parts.abstract)
     state, losses = jax.device_put(state, state_shardings(state, parts.mesh), may_alias=False), []
     for batch in batches:
-        state, metrics = parts.step(state, put_batch(batch, parts.mesh))
+        state, metrics = parts.step(state, shard_batch(batch, parts.mesh))
         losses.append({name: float(value) for name, value in metrics.items()})
-    return losses, jax.device_get(put_together(state, parts.mesh)), state
+    return losses, jax.device_get(replicate(state, parts.mesh)), state
 
 
 def images(count, seed=0):
@@ -242,10 +240,10 @@ def test_what_crosses_devices(statistics, fsdp, accumulate, fields):
     model = tiny_config(**WIDE, **fields)
     parts = experiment(8, fsdp, model=model, norm_statistics=statistics, accumulate=accumulate)
     batch = {
-        name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=split_batch(parts.mesh))
+        name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=batch_sharding(parts.mesh))
         for name, x in images(BATCH).items()
     }
-    found = collectives(parts.step.lower(placed(parts.abstract, parts.mesh), batch).compile().as_text())
+    found = collectives(parts.step.lower(abstract_with_sharding(parts.abstract, parts.mesh), batch).compile().as_text())
     params = [x.shape for x in jax.tree.leaves(parts.abstract.params)]
     averages = [x.shape for x in jax.tree.leaves(parts.abstract.stats) if x.dtype == jnp.float32]
     norms = len(averages) // 2
@@ -301,7 +299,7 @@ def test_checkpoints_move_between_meshes(tmp_path):
     checkpoints.save(jax.device_put(state, state_shardings(state, four.mesh)), {}, {})
     for fsdp in (1, 2):
         mesh = make_mesh(fsdp=fsdp)
-        restored = checkpoints.restore(placed(four.abstract, mesh))
+        restored = checkpoints.restore(abstract_with_sharding(four.abstract, mesh))
         assert restored is not None
         chex.assert_trees_all_equal(jax.device_get(restored.state), state)
         wanted = jax.tree.leaves(state_shardings(state, mesh))

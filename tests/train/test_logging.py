@@ -33,7 +33,7 @@ class Terminal(io.StringIO):
 
 def test_lines_where_there_is_no_terminal(tmp_path):
     stream = io.StringIO()
-    display = Display(tmp_path / "log.txt", 0, 100, stream)
+    display = Display(tmp_path / "log.txt", 100, stream)
     display.say("hello [bold] 12")
     display.step(1, "epoch 1/2", "loss 2")
     display.step(2, "epoch 1/2", "loss 1")
@@ -50,7 +50,8 @@ def test_a_bar_on_a_terminal(tmp_path, monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "120")
     stream = Terminal()
-    display = Display(tmp_path / "log.txt", 0, 100, stream)
+    display = Display(tmp_path / "log.txt", 100, stream)
+    display.start(0)
     display.step(1, "epoch 1/2", "loss 2")
     display.step(50, "epoch 1/2", "loss 1.25")
     display.report(50, "epoch 1/2", "loss 1.25")
@@ -59,7 +60,8 @@ def test_a_bar_on_a_terminal(tmp_path, monkeypatch):
     text = stream.getvalue()
     assert "loss 1.25" in text and "left" in text and "evaluated" in text and "step 50/100" not in text
     assert "step 50/100" in (tmp_path / "log.txt").read_text()
-    hidden = Display(None, 0, 100, Terminal(), show=False)
+    hidden = Display(None, 100, Terminal(), show=False)
+    hidden.start(0)
     hidden.step(50, "epoch 1/2", "loss 1.25")
     hidden.report(50, "epoch 1/2", "loss 1.25")
     hidden.say("evaluated")

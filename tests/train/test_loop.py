@@ -70,14 +70,14 @@ class Watch:
 
     def __init__(self, patch):
         self.seen, self.signal_at = [], 0
-        self.put_batch = loop.put_batch
-        patch.setattr(loop, "put_batch", self)
+        self.shard_batch = loop.shard_batch
+        patch.setattr(loop, "shard_batch", self)
 
     def __call__(self, batch, mesh):
         self.seen.append(batch["image"].tobytes() + batch["label"].tobytes())
         if len(self.seen) == self.signal_at:
             os.kill(os.getpid(), signal.SIGINT)
-        return self.put_batch(batch, mesh)
+        return self.shard_batch(batch, mesh)
 
 
 @pytest.fixture
@@ -91,7 +91,7 @@ def whole(shared, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch:
         watch = Watch(patch)
-        result = loop.train(make_config(shared), workdir)
+        result = loop.fit(make_config(shared), workdir)
     assert result.finished and result.step == LAST
     return workdir, watch.seen
 
@@ -105,7 +105,7 @@ from spiking_mlp_jax.train import loop
 from spiking_mlp_jax.train.config import default_config
 config = default_config()
 config.update(json.loads(sys.argv[1]))
-assert loop.train(config, sys.argv[2]).finished
+assert loop.fit(config, sys.argv[2]).finished
 """
     lines = {}
     for choice in ("default", "auto"):
@@ -126,7 +126,7 @@ def test_each_step_is_compiled_once(shared, tmp_path):
     jax.monitoring.register_event_duration_secs_listener(count)
     try:
         # A batch size of its own, so that no other test has compiled it.
-        loop.train(make_config(shared, batch_size=8), tmp_path)
+        loop.fit(make_config(shared, batch_size=8), tmp_path)
     finally:
         jax.monitoring.unregister_event_duration_listener(count)
     for step in ("train_step", "eval_step"):
@@ -183,15 +183,15 @@ def test_an_interrupted_run_continues_bit_for_bit(shared, whole, watch, tmp_path
     config = make_config(shared)
     watch.signal_at = at
     handler = signal.getsignal(signal.SIGINT)
-    result = loop.train(config, tmp_path)
+    result = loop.fit(config, tmp_path)
     assert not result.finished and result.step == at
     assert signal.getsignal(signal.SIGINT) is handler
     assert kept_steps(tmp_path) == [at]
-    assert "the same command continues" in capsys.readouterr().out
+    assert "rerun the same command to resume at step" in capsys.readouterr().out
     # What a killed process may have written after its last checkpoint must not appear twice.
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"step": 8, "epoch": 1.3, "split": "train", "loss": 9.0}) + '\n{"step": 9, "ep')
-    assert loop.train(config, tmp_path).finished
+    assert loop.fit(config, tmp_path).finished
     workdir, seen = whole
     assert watch.seen == seen
     first, second = restored(config, workdir), restored(config, tmp_path)
@@ -214,10 +214,10 @@ def test_a_penalised_run_from_given_weights_continues_bit_for_bit(shared, whole,
         epochs=1,
     )
     first_states = []
-    step_from_config = loop.step_from_config
+    make_train_step = loop.make_train_step
 
     def watched(*arguments):
-        step = step_from_config(*arguments)
+        step = make_train_step(*arguments)
 
         def run(state, *rest):
             first_states.append(jax.device_get(state))
@@ -225,8 +225,8 @@ def test_a_penalised_run_from_given_weights_continues_bit_for_bit(shared, whole,
 
         return run
 
-    monkeypatch.setattr(loop, "step_from_config", watched)
-    assert loop.train(config, tmp_path / "one").finished
+    monkeypatch.setattr(loop, "make_train_step", watched)
+    assert loop.fit(config, tmp_path / "one").finished
     assert f"starting from the weights of {tmp_path / 'weights'}" in capsys.readouterr().out
     _, params, stats = nnx.split(weights.load(tmp_path / "weights")[0], nnx.Param, nnx.BatchStat)
     assert first_states[0].step == 0
@@ -237,9 +237,9 @@ def test_a_penalised_run_from_given_weights_continues_bit_for_bit(shared, whole,
     assert f"activity {train_lines[-1]['activity']:.4f}" in (tmp_path / "one" / "log.txt").read_text()
     watch.seen.clear()
     watch.signal_at = 3
-    assert loop.train(config, tmp_path / "two").step == 3
+    assert loop.fit(config, tmp_path / "two").step == 3
     shutil.rmtree(tmp_path / "weights")
-    assert loop.train(config, tmp_path / "two").finished
+    assert loop.fit(config, tmp_path / "two").finished
     first, second = restored(config, tmp_path / "one"), restored(config, tmp_path / "two")
     chex.assert_trees_all_equal(first.state, second.state)
     assert first.data == second.data and first.progress == second.progress
@@ -249,14 +249,14 @@ def test_a_penalised_run_from_given_weights_continues_bit_for_bit(shared, whole,
 @pytest.mark.slow
 def test_a_window_of_fewer_metrics_is_continued(shared, tmp_path):
     config = make_config(shared, activity_weight=0.5, max_steps=2, log_every=4, epochs=1, checkpoint_every=1)
-    loop.train(config, tmp_path)
+    loop.fit(config, tmp_path)
     (tmp_path / "checkpoints" / "2" / "manifest.json").unlink()
     (run,) = (tmp_path / "checkpoints" / "2").glob("run/metadata")
     saved = json.loads(run.read_text())
     del saved["progress"]["window"]["activity"]
     run.write_text(json.dumps(saved))
     config.max_steps = 3
-    assert loop.train(config, tmp_path).step == 3
+    assert loop.fit(config, tmp_path).step == 3
     assert lines(tmp_path)[-2]["activity"] > 0
 
 
@@ -272,7 +272,7 @@ def test_the_newest_and_the_best_are_kept(shared, tmp_path, monkeypatch):
 
     monkeypatch.setattr(loop, "evaluate", fixed)
     config = make_config(shared, epochs=3, checkpoint_every=2, keep=2)
-    result = loop.train(config, tmp_path)
+    result = loop.fit(config, tmp_path)
     assert result.best_accuracy == 0.9
     assert kept_steps(tmp_path) == [6, 16, 18]
     assert weights.load(tmp_path / "weights")[1]["result"]["step"] == 6
@@ -282,7 +282,7 @@ def test_the_newest_and_the_best_are_kept(shared, tmp_path, monkeypatch):
 def test_a_finished_run_has_nothing_to_do(shared, whole, watch):
     workdir, _ = whole
     before = (workdir / "metrics.jsonl").read_text()
-    assert loop.train(make_config(shared, log_every=2), workdir).finished
+    assert loop.fit(make_config(shared, log_every=2), workdir).finished
     assert watch.seen == []
     assert (workdir / "metrics.jsonl").read_text() == before
 
@@ -291,7 +291,7 @@ def test_another_configuration_is_refused_by_name(shared, whole):
     workdir, _ = whole
     before = (workdir / "config.json").read_text()
     with pytest.raises(InputError, match=r"seed \(0 there, 1 now\).*tau \(2.0 there, 3.0 now\)"):
-        loop.train(make_config(shared, seed=1, tau=3.0), workdir)
+        loop.fit(make_config(shared, seed=1, tau=3.0), workdir)
     assert (workdir / "config.json").read_text() == before
 
 
@@ -339,15 +339,15 @@ def test_other_data_is_refused(shared, whole, tmp_path):
         for prefix in ("train", "t10k"):
             shutil.copy(path, tmp_path / path.name.replace("t10k", prefix))
     with pytest.raises(InputError, match="6 steps an epoch, but this data has 2"):
-        loop.train(make_config(shared, data_dir=str(tmp_path)), workdir)
+        loop.fit(make_config(shared, data_dir=str(tmp_path)), workdir)
     with pytest.raises(InputError, match="num_classes is 4"):
-        loop.train(make_config(shared, num_classes=4), workdir)
+        loop.fit(make_config(shared, num_classes=4), workdir)
 
 
 def test_a_workdir_that_cannot_be_made(shared, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="workdir"):
-        loop.train(make_config(shared), tmp_path / "file" / "run")
+        loop.fit(make_config(shared), tmp_path / "file" / "run")
     with pytest.raises(InputError, match="compilation_cache"):
         loop.use_compilation_cache(str(tmp_path / "file" / "cache"))
 
@@ -355,10 +355,10 @@ def test_a_workdir_that_cannot_be_made(shared, tmp_path):
 @pytest.mark.slow
 def test_a_run_continues_with_parameters_shared_out_otherwise(shared, tmp_path):
     fields = dict(dim=48, accumulate=2, norm_statistics="device")
-    assert loop.train(make_config(shared, fsdp=2, max_steps=2, **fields), tmp_path).step == 2
+    assert loop.fit(make_config(shared, fsdp=2, max_steps=2, **fields), tmp_path).step == 2
     network, _ = weights.load(tmp_path / "weights")
     assert network.config.dim == 48
-    result = loop.train(make_config(shared, fsdp=4, max_steps=4, **fields), tmp_path)
+    result = loop.fit(make_config(shared, fsdp=4, max_steps=4, **fields), tmp_path)
     assert result.step == 4 and result.finished
 
 
@@ -372,7 +372,7 @@ def test_the_second_signal_stops_at_once():
 
 
 def test_dry_runs_train_nothing(shared, tmp_path, watch, capsys):
-    assert loop.train(make_config(shared, dry_run=True), tmp_path / "none").step == 0
+    assert loop.fit(make_config(shared, dry_run=True), tmp_path / "none").step == 0
     assert not (tmp_path / "none").exists()
     assert "GMAC" in capsys.readouterr().out
     assert watch.seen == []
@@ -388,16 +388,16 @@ def strict(text):
 @pytest.mark.slow
 def test_a_diverged_run_is_saved_but_never_the_best(shared, tmp_path, capsys):
     config = make_config(shared, learning_rate=1e38, optimizer="adam", max_steps=3, log_every=1, on_nonfinite="skip")
-    result = loop.train(config, tmp_path)
+    result = loop.fit(config, tmp_path)
     assert result.finished and result.step == 3 and result.best_accuracy is None
     assert kept_steps(tmp_path) == [3]
     assert not (tmp_path / "weights").exists()
-    assert "these weights are not kept" in capsys.readouterr().out
+    assert "these weights are not saved" in capsys.readouterr().out
     found = [strict(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert found[-1]["split"] == "eval" and found[-1]["loss"] is None
     assert strict((tmp_path / "evaluation.json").read_text())["loss"] is None
     assert read_metrics(tmp_path) == found
     config.max_steps = 2
-    assert loop.train(config, tmp_path).step == 3
+    assert loop.fit(config, tmp_path).step == 3
     said = capsys.readouterr().out
-    assert "the run is at step 3 and was to stop after 2" in said and "3 of 2" not in said
+    assert "already at step 3 (max_steps=2)" in said and "3 of 2" not in said

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from spiking_mlp_jax.models.spiking_mlp import mean_logits
 from spiking_mlp_jax.train import loss
 from spiking_mlp_jax.train.config import default_config
 
@@ -89,8 +90,8 @@ def test_wrong_rank_is_refused(batch):
 def test_bfloat16_logits_are_averaged_in_float32():
     # The means differ by 2^-9, which bfloat16 cannot tell beside 1.
     logits = jnp.array([[[1.0, 1.0]], [[1.0, 1.0]], [[1.0, 1.0]], [[1.0, 1.0 + 2**-7]]], jnp.bfloat16)
-    scores = loss.class_scores(logits)
+    scores = mean_logits(logits)
     assert scores.dtype == jnp.float32
     assert scores.argmax() == 1 and logits.mean(0).argmax() == 0
     with jax.enable_x64(True):
-        assert loss.class_scores(np.zeros((2, 1, 3))).dtype == jnp.float64
+        assert mean_logits(np.zeros((2, 1, 3))).dtype == jnp.float64

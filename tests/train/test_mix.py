@@ -13,7 +13,7 @@ from spiking_mlp_jax.train.config import default_config
 from spiking_mlp_jax.train.loss import make_loss
 from spiking_mlp_jax.train.mix import make_mix
 from spiking_mlp_jax.train.optimizer import make_optimizer
-from spiking_mlp_jax.train.sharding import make_mesh, put_batch, replicated
+from spiking_mlp_jax.train.sharding import make_mesh, replicated, shard_batch
 from spiking_mlp_jax.train.state import abstract_state, init_state
 from spiking_mlp_jax.train.step import make_train_step
 from tests.support.tiny import tiny_batches, tiny_config
@@ -110,11 +110,11 @@ BATCH = 16
 
 def experiment(mesh):
     config = default_config()
-    config.epochs, config.mixup, config.cutmix, config.num_classes = 1, 0.8, 1.0, 3
+    config.update(epochs=1, mixup=0.8, cutmix=1.0, num_classes=3, mean=(0.5,), std=(0.25,))
     optimizer = make_optimizer(config, 10)
     model = tiny_config(depths=(1, 1))
     graphdef, abstract = abstract_state(model, optimizer)
-    step = make_train_step(graphdef, optimizer, make_loss(config), (0.5,), (0.25,), mesh, mix=make_mix(config))
+    step = make_train_step(config, graphdef, optimizer, mesh)
     return types.SimpleNamespace(model=model, optimizer=optimizer, abstract=abstract, step=step)
 
 
@@ -126,9 +126,9 @@ def test_one_and_eight_devices_mix_alike_and_exchange_no_images(x64):
         if fresh is None:
             fresh = jax.device_get(init_state(parts.model, parts.optimizer, 3, mesh))
         state, losses = jax.device_put(fresh, replicated(mesh)), []
-        step = parts.step.lower(state, put_batch(next(tiny_batches(1, BATCH)), mesh)).compile()
+        step = parts.step.lower(state, shard_batch(next(tiny_batches(1, BATCH)), mesh)).compile()
         for batch in tiny_batches(3, BATCH):
-            state, metrics = step(state, put_batch(batch, mesh))
+            state, metrics = step(state, shard_batch(batch, mesh))
             losses.append(float(metrics["loss"]))
         results.append((losses, jax.device_get((state.params, state.stats))))
     program = step.as_text()  # the one for eight devices

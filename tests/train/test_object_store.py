@@ -15,9 +15,9 @@ from orbax.checkpoint._src.path import gcs_utils
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.models import weights
 from spiking_mlp_jax.train import loop
+from spiking_mlp_jax.train.checkpoint import MANIFEST
 from spiking_mlp_jax.train.config import to_dict
-from spiking_mlp_jax.train.manifest import MANIFEST
-from spiking_mlp_jax.utils.storage import as_path
+from spiking_mlp_jax.utils.files import as_path
 from tests.support.killer import configuration
 from tests.support.shades import forget_compiled, write_shades
 from tests.train.test_loop import lines, restored
@@ -96,19 +96,19 @@ def config(tmp_path):
 
 @pytest.mark.slow
 def test_a_run_in_a_bucket_is_that_on_a_disk(bucket, config, tmp_path, monkeypatch, capsys):
-    assert loop.train(config, tmp_path / "disk").finished
+    assert loop.fit(config, tmp_path / "disk").finished
     # The same in a bucket, interrupted once and damaged once.
-    put_batch, calls = loop.put_batch, []
+    shard_batch, calls = loop.shard_batch, []
 
     def interrupting(*arguments):
         calls.append(0)
         if len(calls) == 6:
             os.kill(os.getpid(), signal.SIGTERM)
-        return put_batch(*arguments)
+        return shard_batch(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "put_batch", interrupting)
-        result = loop.train(config, f"{BUCKET}/run")
+        patch.setattr(loop, "shard_batch", interrupting)
+        result = loop.fit(config, f"{BUCKET}/run")
     assert not result.finished and result.step == 6
     assert bucket.moved == []
     run = bucket.root / "run"
@@ -117,7 +117,7 @@ def test_a_run_in_a_bucket_is_that_on_a_disk(bucket, config, tmp_path, monkeypat
     # An upload that never ended: a folder under its final name, without the file that is written last.
     shutil.copytree(run / "checkpoints" / "4", run / "checkpoints" / "7")
     (run / "checkpoints" / "7" / "commit_success.txt").unlink()
-    assert loop.train(config, f"{BUCKET}/run").finished
+    assert loop.fit(config, f"{BUCKET}/run").finished
     assert f"was moved to {BUCKET}/run/damaged/6" in capsys.readouterr().out
     assert bucket.moved == [(f"{BUCKET}/run/checkpoints/6", f"{BUCKET}/run/damaged/6")]
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["4", "8"]
@@ -139,4 +139,4 @@ def test_a_run_in_a_bucket_is_that_on_a_disk(bucket, config, tmp_path, monkeypat
 def test_a_store_without_its_package_is_an_input_error(config, monkeypatch):
     monkeypatch.setenv("EPATH_USE_TF", "0")
     with pytest.raises(InputError, match=r'"gs://bucket/run" cannot be reached .* gcsfs'):
-        loop.train(config, f"{BUCKET}/run")
+        loop.fit(config, f"{BUCKET}/run")

@@ -83,7 +83,7 @@ class Launch:
         self.processes = []
         for index, report in enumerate(self.reports):
             arguments, launcher = told(how, count, index, port)
-            command = [sys.executable, "-W", "ignore", ROOT / "tests" / "process_run.py", report, plots]
+            command = [sys.executable, "-W", "ignore", ROOT / "tests" / "support" / "process_run.py", report, plots]
             command += ["--config", folder / "config.py", "--workdir", workdir, "--timeout", "10", *arguments]
             process = subprocess.Popen(
                 [*map(str, command), *apart.get(f"process_{index}", ())],
@@ -145,9 +145,9 @@ def single(shared, tmp_path_factory):
     """One process with eight devices: its workdirs after one epoch of four steps, and after two."""
     folder = tmp_path_factory.mktemp("single")
     with jax.enable_x64(True):
-        loop.train(experiment(shared, max_steps=4), folder / "half")
+        loop.fit(experiment(shared, max_steps=4), folder / "half")
         shutil.copytree(folder / "half", folder / "whole")
-        assert loop.train(experiment(shared, max_steps=8), folder / "whole").step == 8
+        assert loop.fit(experiment(shared, max_steps=8), folder / "whole").step == 8
     return folder / "half", folder / "whole"
 
 
@@ -170,7 +170,7 @@ def test_one_two_and_four_processes_are_the_same_run(shared, single, tmp_path, x
     run(begun, tmp_path / "two", 2, how="slurm")
     check_same(begun, tmp_path / "two", half)
     shutil.copytree(tmp_path / "two", tmp_path / "two_one")
-    loop.train(config, tmp_path / "two_one")
+    loop.fit(config, tmp_path / "two_one")
     check_same(config, tmp_path / "two_one", whole)
     shutil.copytree(tmp_path / "two", tmp_path / "two_four")
     run(config, tmp_path / "two_four", 4, devices=1)
@@ -185,10 +185,10 @@ def test_a_signal_to_one_stops_all_at_the_same_step(shared, tmp_path, x64):
         launch.processes[1].send_signal(signal.SIGTERM)
         ends = launch.end()
     assert [code for code, *_ in ends] == [EXIT_INTERRUPTED] * 2, ends
-    assert "interrupted: the same command continues" in ends[0][1]
+    assert "interrupted: rerun the same command to resume" in ends[0][1]
     stopped = restored(config, tmp_path / "run")
     config.max_steps = int(stopped.state.step)
-    loop.train(config, tmp_path / "one")
+    loop.fit(config, tmp_path / "one")
     chex.assert_trees_all_close(stopped.state, restored(config, tmp_path / "one").state, rtol=1e-9, atol=1e-12)
 
 
@@ -267,10 +267,10 @@ def test_jax_itself_finds_nothing_here(monkeypatch):
     "arguments, message",
     [
         ((None, 2, 0), "need a coordinator"),
-        (("node1", 2, 0), 'HOST:PORT, such as node1:12345, but it is "node1"'),
+        (("node1", 2, 0), 'HOST:PORT, e.g. node1:12345, got "node1"'),
         (("node1:1", None, 0), "needs both numbers"),
         (("node1:1", None, None), "needs both numbers"),
-        (("node1:1", 2, 2), "process_id is 2"),
+        (("node1:1", 2, 2), "process_id must be below num_processes, which is 2, got 2"),
     ],
 )
 def test_impossible_settings(calls, arguments, message):

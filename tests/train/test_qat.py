@@ -11,7 +11,7 @@ from spiking_mlp_jax.deploy.quantize import quantize
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.models import weights
 from spiking_mlp_jax.train.config import validate
-from spiking_mlp_jax.train.loop import train
+from spiking_mlp_jax.train.loop import fit
 from spiking_mlp_jax.train.qat import quantize_weights
 from tests.support.random_model import random_model, variables
 from tests.train.test_loop import make_config, shared  # noqa: F401  (a fixture)
@@ -80,7 +80,7 @@ def test_gradient_passes_through():
 
 @pytest.mark.slow
 def test_the_loop_trains_evaluates_and_saves_rounded_weights(shared, tmp_path):  # noqa: F811
-    assert train(make_config(shared, weight_bits=3, epochs=1), tmp_path).finished
+    assert fit(make_config(shared, weight_bits=3, epochs=1), tmp_path).finished
     model, _ = weights.load(tmp_path / "weights")
     graphdef, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
     again = nnx.merge(graphdef, quantize_weights(params, stats, model.config, 3), stats)

@@ -23,9 +23,8 @@ from spiking_mlp_jax.data.transforms import Augment
 from spiking_mlp_jax.errors import EXIT_INTERRUPTED, InputError, NonFiniteError, StorageError
 from spiking_mlp_jax.train import loop, nonfinite
 from spiking_mlp_jax.train import step as step_module
-from spiking_mlp_jax.train.checkpoint import Checkpoints
+from spiking_mlp_jax.train.checkpoint import MANIFEST, UNLISTED, Checkpoints, find_damage
 from spiking_mlp_jax.train.config import to_dict
-from spiking_mlp_jax.train.manifest import MANIFEST, UNLISTED, find_damage
 from spiking_mlp_jax.train.replay import replay
 from spiking_mlp_jax.train.sharding import AXIS
 from tests.support.killer import configuration
@@ -57,7 +56,7 @@ def make_config(data, **fields):
 def whole(data, tmp_path_factory):
     """A run of two epochs that nothing disturbs."""
     workdir = tmp_path_factory.mktemp("whole")
-    assert loop.train(make_config(data), workdir).finished
+    assert loop.fit(make_config(data), workdir).finished
     return workdir
 
 
@@ -74,7 +73,7 @@ def test_killed_at_random_moments(data, tmp_path):
     """SIGKILL, half of the times while a checkpoint is being written."""
     # One device: the forked children start it faster.
     environment = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"}
-    arguments = [sys.executable, ROOT / "tests" / "killer.py", data, tmp_path / "runs", str(KILLS), "0"]
+    arguments = [sys.executable, ROOT / "tests" / "support" / "killer.py", data, tmp_path / "runs", str(KILLS), "0"]
     done = subprocess.run(list(map(str, arguments)), env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
@@ -90,7 +89,7 @@ def test_killed_at_random_moments(data, tmp_path):
 
 def test_sigterm_saves_and_exits_with_its_status(data, tmp_path):
     (tmp_path / "endless.py").write_text(
-        f"import sys\nsys.path.insert(0, {str(ROOT / 'tests')!r})\nfrom pathlib import Path\n"
+        f"import sys\nsys.path.insert(0, {str(ROOT / 'tests' / 'support')!r})\nfrom pathlib import Path\n"
         f"from killer import configuration\n\ndef get_config():\n"
         f"    config = configuration(Path({str(data)!r}))\n    config.epochs, config.checkpoint_every = 10**6, 0\n"
         f"    config.log_every = 1\n    return config\n"
@@ -106,25 +105,25 @@ def test_sigterm_saves_and_exits_with_its_status(data, tmp_path):
         said, _ = process.communicate(timeout=60)  # the grace period
     assert process.returncode == EXIT_INTERRUPTED == 75
     (step,) = kept_steps(tmp_path / "run")
-    assert f"interrupted: the same command continues at step {step} of" in said and "s after the signal" in said
+    assert f"interrupted: rerun the same command to resume at step {step} of" in said and "s after the signal" in said
     assert find_damage(loop.as_path(tmp_path / "run" / "checkpoints" / str(step))) is None
 
 
 @pytest.mark.slow
 def test_a_signal_ends_an_evaluation_which_is_made_up_for(data, whole, tmp_path, monkeypatch):
-    config, put_batch, calls = make_config(data, eval_batch_size=8), loop.put_batch, []
+    config, shard_batch, calls = make_config(data, eval_batch_size=8), loop.shard_batch, []
 
     def interrupting(*arguments):
         calls.append(0)
         os.kill(os.getpid(), signal.SIGTERM)
-        return put_batch(*arguments)
+        return shard_batch(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr("spiking_mlp_jax.train.evaluate.put_batch", interrupting)
-        result = loop.train(config, tmp_path)
+        patch.setattr("spiking_mlp_jax.train.evaluate.shard_batch", interrupting)
+        result = loop.fit(config, tmp_path)
     assert not result.finished and result.step == EPOCH and len(calls) == 1
     assert not (tmp_path / "evaluation.json").exists()
-    assert loop.train(config, tmp_path).finished
+    assert loop.fit(config, tmp_path).finished
     assert [line["split"] for line in lines(tmp_path)] == [line["split"] for line in lines(whole)]
     ours, theirs = restored(config, tmp_path), restored(make_config(data), whole)
     chex.assert_trees_all_equal(ours.state, theirs.state)
@@ -206,7 +205,7 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(data, whole, tm
     big = max((checkpoints / "16" / "state").rglob("*"), key=lambda path: path.stat().st_size * path.is_file())
     damage(big, how)
     config = make_config(data)
-    assert loop.train(config, tmp_path / "run").finished
+    assert loop.fit(config, tmp_path / "run").finished
     said = capsys.readouterr().out
     assert "resuming at step 8" in said
     assert f"the checkpoint of step 16 is damaged ({big.relative_to(checkpoints / '16')} " in said
@@ -219,7 +218,7 @@ def test_only_damaged_checkpoints_are_an_input_error(data, whole, tmp_path):
     for step in ("8", "16"):
         damage(tmp_path / "checkpoints" / step / "metrics" / "metrics", "cut")
     with pytest.raises(InputError, match=r"every checkpoint in .* is damaged \(16: metrics/metrics has .*; 8: "):
-        loop.train(make_config(data), tmp_path)
+        loop.fit(make_config(data), tmp_path)
     assert kept_steps(tmp_path) == [8, 16]
 
 
@@ -249,18 +248,18 @@ def small_disk(tmp_path):
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of Orbax's and TensorStore's threads
 def test_a_full_disk(data, whole, small_disk):
     config, workdir = make_config(data, max_steps=EPOCH), small_disk / "run"
-    assert loop.train(config, workdir).finished
+    assert loop.fit(config, workdir).finished
     config.max_steps = 0
     usage = os.statvfs(small_disk)
     (small_disk / "ballast").write_bytes(bytes(usage.f_bavail * usage.f_frsize - 3 * 4096))
     with pytest.raises(StorageError, match=r"No space left.*") as error:
-        loop.train(config, workdir)
+        loop.fit(config, workdir)
     assert "\n" not in str(error.value) and error.value.exit_code == 4
     assert kept_steps(workdir) == [EPOCH]
     assert find_damage(loop.as_path(workdir / "checkpoints" / str(EPOCH))) is None
     gc.collect()
     (small_disk / "ballast").unlink()
-    assert loop.train(config, workdir).finished
+    assert loop.fit(config, workdir).finished
     assert_same_run(config, workdir, whole)
 
 
@@ -268,22 +267,23 @@ def test_a_full_disk(data, whole, small_disk):
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # as above
 def test_files_that_may_not_grow(data, whole, tmp_path):
     config = make_config(data, max_steps=EPOCH)
-    assert loop.train(config, tmp_path).finished
+    assert loop.fit(config, tmp_path).finished
     config.max_steps = 0
     biggest = max(path.stat().st_size for path in (tmp_path / "checkpoints").rglob("*") if path.is_file())
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (biggest // 2, limits[1]))
     try:
         with pytest.raises(
-            StorageError, match=r"checkpoint of step 16 could not be written .* but that of step 8 is whole"
+            StorageError,
+            match=r"checkpoint of step 16 could not be written .* resume from step 8, whose checkpoint is complete",
         ):
-            loop.train(config, tmp_path)
+            loop.fit(config, tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     gc.collect()
     assert kept_steps(tmp_path) == [EPOCH]
     assert not list((tmp_path / "checkpoints").glob("*tmp*"))
-    assert loop.train(config, tmp_path).finished
+    assert loop.fit(config, tmp_path).finished
     assert_same_run(config, tmp_path, whole)
 
 
@@ -309,7 +309,7 @@ def poisoned(data, monkeypatch):
     """The loss of step 3 is NaN; the states that the training step was given and gave."""
     records = batch_records(open_source("idx", "train", data), batch_size=8, seed=0, step=3)
     wanted = jnp.array([open_source("idx", "train", data)[entry["index"]]["label"] for entry in records])
-    make_loss, step_from_config, states = step_module.make_loss, loop.step_from_config, []
+    make_loss, make_train_step, states = step_module.make_loss, loop.make_train_step, []
 
     def poisoned_loss(config):
         loss = make_loss(config)
@@ -322,7 +322,7 @@ def poisoned(data, monkeypatch):
         return of_one_device
 
     def watched(*arguments):
-        step = step_from_config(*arguments)
+        step = make_train_step(*arguments)
 
         def run(state, *rest):
             before = jax.device_get(state)
@@ -333,7 +333,7 @@ def poisoned(data, monkeypatch):
         return run
 
     monkeypatch.setattr(step_module, "make_loss", poisoned_loss)
-    monkeypatch.setattr(loop, "step_from_config", watched)
+    monkeypatch.setattr(loop, "make_train_step", watched)
     return records, states
 
 
@@ -343,7 +343,7 @@ def test_a_loss_that_is_nan_stops_the_run_or_is_skipped(data, poisoned, tmp_path
     config = make_config(data, epochs=1)
     for _ in range(2):  # the same command gets to the same point again
         with pytest.raises(NonFiniteError, match=r"the loss is nan .* at step 3, whose 8 images") as error:
-            loop.train(config, tmp_path / "stop")
+            loop.fit(config, tmp_path / "stop")
         assert error.value.exit_code == 3
     assert kept_steps(tmp_path / "stop") == [2]
     entry = json.loads((tmp_path / "stop" / "nonfinite.jsonl").read_text().splitlines()[-1])
@@ -357,7 +357,7 @@ def test_a_loss_that_is_nan_stops_the_run_or_is_skipped(data, poisoned, tmp_path
         chex.assert_trees_all_equal(before, after, jax.device_get(saved.state))
     states.clear()
     config.on_nonfinite = "skip"
-    assert loop.train(config, tmp_path / "skip").finished
+    assert loop.fit(config, tmp_path / "skip").finished
     assert "warning: step 3 was skipped: its loss is nan" in capsys.readouterr().out
     assert [int(after.step) for _, after in states] == list(range(1, 9))
     chex.assert_trees_all_equal(states[2][0].replace(step=0), states[2][1].replace(step=0))
@@ -366,7 +366,7 @@ def test_a_loss_that_is_nan_stops_the_run_or_is_skipped(data, poisoned, tmp_path
     assert [line.get("skipped") for line in found] == [1, 0, None]
     assert np.isfinite(found[0]["loss"])
     # Going on after a stop is the same as having skipped.
-    assert loop.train(config, tmp_path / "stop").finished
+    assert loop.fit(config, tmp_path / "stop").finished
     chex.assert_trees_all_equal(restored(config, tmp_path / "stop").state, restored(config, tmp_path / "skip").state)
 
 
@@ -375,7 +375,7 @@ def test_skipping_without_end_ends(data, tmp_path, monkeypatch):
     monkeypatch.setattr(nonfinite, "MOST_IN_A_ROW", 3)
     config = make_config(data, learning_rate=1e38, on_nonfinite="skip")
     with pytest.raises(NonFiniteError, match=r"^3 steps in a row up to step \d+ were skipped, the last with loss"):
-        loop.train(config, tmp_path)
+        loop.fit(config, tmp_path)
     assert len((tmp_path / "nonfinite.jsonl").read_text().splitlines()) == 3
 
 
@@ -388,7 +388,7 @@ def test_replaying_a_step(data, tmp_path, fields):
     with pytest.raises(InputError, match=r"no step of .* had a loss that is not finite"):
         replay(tmp_path)
     with pytest.raises(NonFiniteError) as error:
-        loop.train(config, tmp_path)
+        loop.fit(config, tmp_path)
     assert "replay" in str(error.value)
     entry = json.loads((tmp_path / "nonfinite.jsonl").read_text())
     before = sorted(path for path in tmp_path.rglob("*"))

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 
 from spiking_mlp_jax.train.config import default_config
-from spiking_mlp_jax.train.loss import make_loss
 from spiking_mlp_jax.train.optimizer import make_optimizer
-from spiking_mlp_jax.train.sharding import make_mesh, put_batch, replicated, split_batch
+from spiking_mlp_jax.train.sharding import batch_sharding, make_mesh, replicated, shard_batch
 from spiking_mlp_jax.train.state import abstract_state, init_state
 from spiking_mlp_jax.train.step import make_train_step
 from tests.support.tiny import tiny_batches, tiny_config
@@ -21,11 +20,11 @@ BATCH = 16
 def experiment(mesh, **fields):
     """A network and its training step on a mesh."""
     config = default_config()
-    config.epochs, config.loss = 1, "tet"
+    config.update(epochs=1, loss="tet", mean=(0.5,), std=(0.25,))
     model = tiny_config(depths=(1, 1), **fields)
     optimizer = make_optimizer(config, 10)
     graphdef, abstract = abstract_state(model, optimizer)
-    step = make_train_step(graphdef, optimizer, make_loss(config), (0.5,), (0.25,), mesh)
+    step = make_train_step(config, graphdef, optimizer, mesh)
     return types.SimpleNamespace(model=model, optimizer=optimizer, abstract=abstract, step=step)
 
 
@@ -33,7 +32,7 @@ def compiled(abstract, step, mesh):
     def placed(tree, sharding):
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
 
-    state, batch = placed(abstract, replicated(mesh)), placed(next(tiny_batches(1, BATCH)), split_batch(mesh))
+    state, batch = placed(abstract, replicated(mesh)), placed(next(tiny_batches(1, BATCH)), batch_sharding(mesh))
     return step.lower(state, batch).compile()
 
 
@@ -46,7 +45,7 @@ def test_one_and_eight_devices_agree(x64):
             fresh = jax.device_get(init_state(parts.model, parts.optimizer, 3, mesh))
         state, losses = jax.device_put(fresh, replicated(mesh)), []
         for batch in tiny_batches(3, BATCH):
-            state, metrics = parts.step(state, put_batch(batch, mesh))
+            state, metrics = parts.step(state, shard_batch(batch, mesh))
             losses.append(float(metrics["loss"]))
         assert state.step == 3
         results.append((losses, jax.device_get((state.params, state.stats, state.opt_state))))
@@ -70,7 +69,7 @@ def test_only_reductions_cross_devices(encoding):
 
 
 def check_placement(parts, step, mesh):
-    batch = put_batch(next(tiny_batches(1, BATCH)), mesh)
+    batch = shard_batch(next(tiny_batches(1, BATCH)), mesh)
     assert batch["image"].addressable_shards[0].data.shape == (BATCH // 8, 16, 16, 1)
     old = jax.device_put(
         jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), parts.abstract), replicated(mesh), may_alias=False
@@ -86,4 +85,4 @@ def check_guard(parts, mesh):
     """Once traced, a step refuses another shape instead of silently compiling again."""
     smaller = {name: values[:8] for name, values in next(tiny_batches(1, BATCH)).items()}
     with pytest.raises(AssertionError, match="traced"):
-        parts.step.lower(parts.abstract, put_batch(smaller, mesh))
+        parts.step.lower(parts.abstract, shard_batch(smaller, mesh))

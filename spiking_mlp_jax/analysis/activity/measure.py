@@ -22,8 +22,8 @@ from spiking_mlp_jax.analysis.activity.rates import (
 from spiking_mlp_jax.analysis.activity.rates import to_dict as rates_to_dict
 from spiking_mlp_jax.analysis.activity.similarity import Similarity, between_steps, image_features
 from spiking_mlp_jax.analysis.activity.trains import Intervals, Trains, intervals_of
-from spiking_mlp_jax.models.spiking_mlp import SpikingMLP
-from spiking_mlp_jax.train.loss import class_scores, image_cross_entropy
+from spiking_mlp_jax.models.spiking_mlp import SpikingMLP, mean_logits
+from spiking_mlp_jax.train.loss import image_cross_entropy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +130,7 @@ def answers(logits, labels, mask):
     """Sums over a batch's images for `stream.run`."""
     steps, _, classes = logits.shape
     # As evaluation averages them, so that the last step's answers are the same bit for bit.
-    predicted = jnp.stack([class_scores(logits[: t + 1]).argmax(-1) for t in range(steps)])
+    predicted = jnp.stack([mean_logits(logits[: t + 1]).argmax(-1) for t in range(steps)])
     pairs = jnp.where(mask, labels * classes + predicted, classes**2)
     confusion = jnp.zeros((steps, classes**2 + 1), jnp.int32).at[jnp.arange(steps)[:, None], pairs].add(1)
     loss = jnp.stack([image_cross_entropy(logits[: t + 1], labels) for t in range(steps)])

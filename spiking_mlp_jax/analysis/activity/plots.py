@@ -27,7 +27,7 @@ from spiking_mlp_jax.data.sources import Source
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.models.spiking_mlp import SpikingMLP
 from spiking_mlp_jax.train.logging import to_json
-from spiking_mlp_jax.utils.storage import write_text
+from spiking_mlp_jax.utils.files import write_whole
 
 MANY = 50  # above so many layers rows are narrower
 
@@ -420,7 +420,7 @@ def save(folder: str | os.PathLike[str], drawn: dict[str, Figure], document: dic
     try:
         folder.mkdir(parents=True, exist_ok=True)
         paths = [write(figure, folder / f"{name}.png") for name, figure in drawn.items()]
-        write_text(folder / "activity.json", to_json(document) + "\n")
+        write_whole(folder / "activity.json", to_json(document) + "\n")
     except OSError as error:
         raise InputError(f"cannot write to {folder} ({error.strerror or error}): give another folder") from error
     return [*paths, folder / "activity.json"]

@@ -24,7 +24,7 @@ from spiking_mlp_jax.deploy.cost import Cost, cost
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.models import weights
 from spiking_mlp_jax.models.pixels import normalize
-from spiking_mlp_jax.train.loss import class_scores
+from spiking_mlp_jax.models.spiking_mlp import mean_logits
 
 Progress = Callable[[str, float, float], None]
 COST_IMAGES = 200
@@ -161,7 +161,7 @@ def _make_step(run: Run):
             inputs, observe=lambda name, value: fired.observe(name, value, mask)
         )
         # The same mean as in training and evaluation, bit for bit.
-        scores = [class_scores(logits[: t + 1]) for t in range(steps)]
+        scores = [mean_logits(logits[: t + 1]) for t in range(steps)]
         log_probability = jax.nn.log_softmax(scores[-1])
         own = jnp.take_along_axis(log_probability, labels[:, None], -1)[:, 0]
         return {

@@ -33,7 +33,7 @@ from spiking_mlp_jax.analysis.report.run import Run
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.models import weights
 from spiking_mlp_jax.models.topology import neuron_counts
-from spiking_mlp_jax.train.versions import versions
+from spiking_mlp_jax.train.runtime import versions
 from spiking_mlp_jax.utils.files import write_whole
 
 MISTAKES = 12

@@ -15,20 +15,17 @@ References: Williams, Waterman, Patterson, "Roofline: an insightful visual perfo
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import AbstractMesh
 
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.models.config import ModelConfig
 from spiking_mlp_jax.models.topology import neuron_counts
 from spiking_mlp_jax.train.config import Config, model_config
-from spiking_mlp_jax.train.sharding import AXIS, FSDP, shared_axis
+from spiking_mlp_jax.train.sharding import bytes_of, device_bytes, is_sharded, size_of
 from spiking_mlp_jax.train.state import TrainState
 
 
@@ -174,7 +171,7 @@ def moved_between(config: Config, state: TrainState, devices: int) -> tuple[floa
     if devices == 1:
         return 0.0, 0
     model, fsdp, accumulate = model_config(config), config.fsdp, config.accumulate
-    shared_bytes = sum(size_of(x) for x in jax.tree.leaves(state.params) if _is_shared(x, config.fsdp))
+    shared_bytes = sum(size_of(x) for x in jax.tree.leaves(state.params) if is_sharded(x.shape, config.fsdp))
     averages = sum(size_of(x) for x in jax.tree.leaves(state.stats) if _is_average(x))
     sent = all_reduce_bytes(bytes_of(state.params) - shared_bytes + averages, devices)
     # Parts are put together and gradients shared out along "fsdp"; each part is summed along "data".
@@ -263,29 +260,9 @@ def device_work(config: Config, state: TrainState, macs_per_step: int, devices: 
     return Work(training_flops(model, macs_per_step, images), in_memory, *moved_between(config, state, devices))
 
 
-def device_bytes(tree: Any, fsdp: int) -> float:
-    """Bytes that a device stores of parameters, or of what is shaped like them."""
-    return sum(size_of(x) / (fsdp if _is_shared(x, fsdp) else 1) for x in jax.tree.leaves(tree))
-
-
-def bytes_of(tree: Any) -> int:
-    """Bytes of all arrays, or shapes of arrays, of a tree."""
-    return sum(size_of(x) for x in jax.tree.leaves(tree))
-
-
-def size_of(x: Any) -> int:
-    """Bytes of an array, or of a shape with a dtype."""
-    return math.prod(x.shape) * x.dtype.itemsize
-
-
 def _is_average(x):
     # The others count batches.
     return jnp.issubdtype(x.dtype, jnp.floating)
-
-
-def _is_shared(x, fsdp):
-    # The rule asks only how long the axis is.
-    return fsdp > 1 and shared_axis(x.shape, AbstractMesh((1, fsdp), (AXIS, FSDP))) is not None
 
 
 def training_steps(images: int, batch_size: int, epochs: int) -> int:

@@ -1,0 +1,145 @@
+"""`spiking-mlp train`, and `train.py`: one training run."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from spiking_mlp_jax.errors import EXIT_INTERRUPTED, InputError, nearest
+
+if TYPE_CHECKING:
+    from ml_collections import config_dict
+
+OPTIONS = ("--config", "--workdir", "--coordinator", "--num_processes", "--process_id", "--timeout")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InputError(message)
+
+
+def parser(**options: Any) -> Any:
+    """The command's options; `options` are those of argparse.ArgumentParser."""
+    parser = _Parser(allow_abbrev=False, **options)
+    add = parser.add_argument
+    add("--config", metavar="CONFIG", help="FILE.py, FILE.py:ARGUMENT or a shipped config, e.g. fashion_mnist:demo")
+    add("--workdir", metavar="DIR", help="folder for everything the run writes; gs:// works, too")
+    add("--coordinator", metavar="HOST:PORT", help="where process 0 of several listens")
+    add("--num_processes", type=_at_least(1), metavar="N", help="number of processes")
+    add("--process_id", type=_at_least(0), metavar="I", help="which process this is, from 0")
+    add(
+        "--timeout",
+        type=_at_least(1),
+        default=60,
+        metavar="S",
+        help="seconds after which a silent process counts as dead",
+    )
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None, prog: str = "spiking-mlp train", description: str = "") -> int:
+    """Runs the command.
+
+    Args:
+        arguments: the command line without the program's name; None takes the process's.
+        prog: the program's name in its help.
+        description: its text in its help.
+
+    Returns:
+        the exit status: 0 finished, 2 bad input, 3 loss not finite, 4 disk full, 75 interrupted and saved, 130 stopped
+        at once.
+    """
+    raw = argparse.RawDescriptionHelpFormatter
+    try:
+        chosen, words = parser(prog=prog, description=description or DESCRIPTION, formatter_class=raw).parse_known_args(
+            arguments
+        )
+        return _train(chosen, experiment(chosen, words))
+    except InputError as error:
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("stopped: rerun the same command to resume from the last checkpoint, if any", file=sys.stderr)
+        return 130
+
+
+def experiment(chosen: argparse.Namespace, words: Sequence[str]) -> config_dict.ConfigDict:
+    """The experiment that a command line names.
+
+    Args:
+        chosen: from `parser`.
+        words: the arguments it did not know, which override fields: --config.NAME=VALUE.
+
+    Raises:
+        InputError: no or an impossible config, a mistake in an override, or an unknown option.
+    """
+    for word in words:
+        option = word.partition("=")[0]
+        if option.startswith("-") and not option.startswith(("--config.", "--noconfig.")):
+            raise InputError(f'unexpected argument "{option}": {nearest(option, OPTIONS)}')
+        if not word.startswith("-") and "=" in word:
+            raise InputError(f'unexpected argument "{word}": write overrides as --config.NAME=VALUE')
+    if not chosen.config:
+        raise InputError("say what to train with --config, e.g. --config fashion_mnist:demo")
+    # Imported here, so that --help and mistakes in the command line are answered at once.
+    from spiking_mlp_jax.train.config import load_config
+
+    return load_config(chosen.config, words)
+
+
+def _train(chosen: argparse.Namespace, config: Any) -> int:
+    from absl import logging
+
+    from spiking_mlp_jax.train import loop, runtime
+
+    logging.use_absl_handler()
+    logging.set_verbosity(logging.WARNING)
+    workdir = chosen.workdir
+    if workdir is None and not config.dry_run:
+        raise InputError("say where to write with --workdir DIR, e.g. --workdir runs/demo")
+    runtime.join(chosen.coordinator, chosen.num_processes, chosen.process_id, chosen.timeout)
+    result = loop.fit(config, workdir or "")
+    runtime.leave()
+    if not result.finished:
+        return EXIT_INTERRUPTED
+    if not result.main or not workdir or config.dry_run or config.eval_only:
+        return 0
+    if result.best_accuracy is None:
+        raise InputError(
+            "there are no weights and no plots, because no evaluation had a finite loss: take a new workdir and "
+            "a lower learning rate"
+        )
+    if "://" in workdir:
+        print(f"plots: copy {workdir} to a disk and run spiking-mlp plot on the copy")
+        return 0
+    from spiking_mlp_jax.analysis.plots import plot_workdir
+
+    plot_workdir(workdir)
+    return 0
+
+
+def _at_least(least: int):
+    def number(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"must be a whole number of at least {least}, got {text!r}")
+        return int(text)
+
+    return number
+
+
+DESCRIPTION = """Trains a spiking MLP.
+
+    spiking-mlp train --config fashion_mnist:demo --workdir runs/demo
+    spiking-mlp train --config configs/fashion_mnist.py --workdir runs/t2 --config.time_steps=2
+
+--config names what to train, --config.NAME=VALUE changes a field of it. The same command resumes an interrupted run.
+Instead of training, --config.dry_run=True prints sizes and costs, and --config.eval_only=True evaluates the run's
+newest checkpoint, or the weights that --config.init_weights names.
+
+On a TPU pod, under SLURM and under Open MPI the same command in every process is one run; elsewhere add
+--coordinator HOST:PORT --num_processes N --process_id I. See docs/multiprocess.md.
+
+Exit statuses: 0 finished, 2 bad input, 3 loss not finite, 4 disk full, 5 another process died, 75 interrupted and
+saved, 130 stopped at once."""
