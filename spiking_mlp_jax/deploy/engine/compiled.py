@@ -8,18 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import numba
+from numba import config as numba_config  # pyright: ignore[reportPrivateImportUsage]
 
 from spiking_mlp_jax.deploy.engine.ends import head, stem
 from spiking_mlp_jax.deploy.engine.kernels import OPTIONS, fire, identity, layer, mix
 
-SOURCES = ("compiled", "ends", "kernels", "operands", "simd")
+SOURCES = ("ends", "kernels", "operands", "simd")
+config: Any = numba_config
 
 
 def _cache_folder() -> str:
     """A folder for these very sources: numba itself would notice changes in a kernel's own file alone."""
     sources = b"".join(Path(__file__).with_name(f"{name}.py").read_bytes() for name in SOURCES)
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    base = numba.config.CACHE_DIR or os.path.join(cache, "spiking_mlp_jax", "numba")  # pyright: ignore
+    base = config.CACHE_DIR or os.path.join(cache, "spiking_mlp_jax", "numba")
     return os.path.join(base, hashlib.sha256(sources).hexdigest()[:16])
 
 
@@ -31,7 +33,6 @@ def _compiled(function: Any) -> Any:
 
 
 def _all_compiled() -> dict[str, Any]:
-    config: Any = numba.config
     before, config.CACHE_DIR = config.CACHE_DIR, _cache_folder()
     try:
         return {function.__name__: _compiled(function) for function in (layer, fire, identity, mix, stem, head)}

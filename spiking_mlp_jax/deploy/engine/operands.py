@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from spiking_mlp_jax.deploy.network import Format, IntegerNet
+from spiking_mlp_jax.models.topology import layers
 
 
 class Neuron(NamedTuple):
@@ -132,6 +133,7 @@ class Constants:
 
     def __init__(self, net: IntegerNet):
         self.net, self.c = net, net.description
+        self.rows = {row.name: row for row in layers(net.description)}
         self.synapses, self.mixture = functools.cache(self._synapses), functools.cache(self._mixture)
 
     def neuron(self, place: Format, threshold=None, reset=None, below=None) -> Neuron:

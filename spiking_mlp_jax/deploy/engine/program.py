@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -12,40 +13,41 @@ from spiking_mlp_jax.deploy.network import Format
 
 
 class Call(NamedTuple):
-    """A kernel, how many tokens (or positions, or lanes) it runs over, and its arguments at a first time step."""
+    """A kernel, the number of tokens (positions, lanes) that it runs over, and its arguments from a time step on."""
 
     kernel: str
     extent: int
     arguments: Callable[[int], tuple]
-    scratch: int = 0  # how many of a thread's scratch arrays it takes, after its arguments
-    once: bool = False  # what does not depend on the time step: only before the first
-    unit: int = 1  # what a thread gets is a multiple of it
+    scratch: int = 0  # number of a thread's scratch arrays that it takes after its arguments
+    once: bool = False  # does not depend on the time step: runs before the first only
+    unit: int = 1  # a thread's part of the extent is a multiple of it
 
 
 class Program:
-    """Calls in order, with buffers for so many images in flight and so many time steps at once.
+    """Calls in order, and their buffers.
 
     Args:
         slots: images in flight.
         steps: time steps of a run.
-        keep: whether a run may go on where the last one ended, so that potentials are kept.
-        constants: of the network; programs share them.
+        keep: whether potentials are stored, so that a run can continue the last one.
+        constants: of the network, shared by programs.
 
     Attributes:
-        images: uint8 [slots * bytes of an image], what is classified.
+        images: uint8 [slots * bytes of an image], the input.
         logits: int32 [slots, steps, lanes of the classes].
-        stem_steps: time steps that have a potential of their own in the first stage.
+        stem_steps: time steps with a potential of their own in the first stage.
     """
 
     def __init__(self, slots: int, steps: int, keep: bool, constants: Constants):
         self.net, self.slots, self.steps, self.keep = constants.net, slots, steps, keep
         self.c = self.net.description
-        self.constants, self.neuron = constants, constants.neuron
+        self.constants, self.rows, self.neuron = constants, constants.rows, constants.neuron
         self.calls: list[Call] = []
         self._scratch: list[tuple[np.ndarray, ...]] = []
         self.room = 0
         self.shared: dict[tuple[str, np.dtype], np.ndarray] = {}
         c = self.c
+        self.words = np.zeros(0, np.uint32)
         self.images = np.zeros(slots * c.image_size * c.image_size * c.in_channels, np.uint8)
         for i, depth in enumerate(c.depths):
             potential = self.encode(i)
@@ -54,7 +56,7 @@ class Program:
         self.head()
 
     def scratch(self, threads: int) -> list[tuple[np.ndarray, ...]]:
-        """For each thread, a list for spikes, where its parts end, and the bytes of a patch."""
+        """Each thread's list of spikes, the ends of its parts, and the bytes of a patch."""
         while len(self._scratch) < threads:
             ends = np.zeros(max(8, self.steps), np.int64)
             self._scratch.append((np.zeros(self.room + 64, np.uint32), ends, np.zeros(self.patch, np.uint8)))
@@ -64,26 +66,26 @@ class Program:
     # mixing, so that what the fusion reads lies together.
 
     def buffer(self, name: str, dtype, size: int) -> np.ndarray:
-        """Memory that layers with the same name take one after another."""
+        """Memory shared by layers that run one after another."""
         key = name, np.dtype(dtype)
         if key not in self.shared or self.shared[key].size < size:
             self.shared[key] = np.zeros(size, dtype)
         return self.shared[key]
 
     def spikes(self, words: np.ndarray, tokens: int, pitch: int, channels: int, at: int = 0) -> Spikes:
-        """Bits of spikes in a buffer, for a kernel to write."""
+        """Where in a buffer a kernel writes spikes."""
         return Spikes(words, True, tokens * self.steps * pitch, self.steps * pitch, pitch, at, valid(channels))
 
     def no_spikes(self) -> Spikes:
-        """Stands where a kernel writes none."""
+        """For a kernel that writes no spikes."""
         return Spikes(np.zeros(1, np.uint32), False, 0, 0, 0, 0, valid(1))
 
     def no_place(self, dtype) -> Place:
-        """Stands where a kernel adds nothing to a potential."""
+        """For a kernel that adds nothing to a potential."""
         return Place(np.zeros(1, dtype), False, 0, 0, 0, 0)
 
     def state(self, dtype, tokens: int, lanes: int) -> tuple[State, State]:
-        """Kept potentials, for the first call and for later ones; of no tokens where there are no neurons."""
+        """Stored potentials at the first time step and later; of no tokens where there are no neurons."""
         keep = self.keep and tokens > 0
         values = np.zeros(self.slots * tokens * lanes if keep else 1, dtype)
         first = State(values, True, keep, tokens * lanes, lanes)
@@ -115,7 +117,7 @@ class Program:
     def layer(
         self, name, tokens, source, dtype, *, norm="", neuron=None, addend=None, also=None, result=None, out=None
     ):
-        """Adds a call of `kernels.layer`; an addend's and also's `step` tells how far apart their time steps are."""
+        """Adds a call of `kernels.layer`, whose result is the sum of the layer, `addend` and `also`."""
         synapses = self.constants.synapses(name, dtype)
         constants = self.constants.norm(name, dtype, tokens, norm)
         storage = next((p.values.dtype for p in (addend, also, result) if p is not None), np.dtype(dtype))
@@ -127,7 +129,7 @@ class Program:
         self.room = max(self.room, self.steps * source.positions * source.lanes)
 
         def arguments(t):
-            # Only what is kept for all time steps, the first stage's potential, lies at another place for each.
+            # The first stage's potential is stored for all time steps; other buffers hold those of one run.
             lies = addend._replace(at=addend.at + t * addend.step) if addend.values is self.first else addend
             return (
                 source, synapses, t * synapses.kernel_step, t * synapses.step, constants, t * constants.offset_step,
@@ -137,7 +139,7 @@ class Program:
         self.calls.append(Call("layer", tokens, arguments, scratch=2))
 
     def fire(self, potential: Place, tokens: int, channels: int, place: Format, out: Spikes):
-        """Adds the call that runs a potential's neurons."""
+        """Adds the call of the neurons of a stored potential."""
         lanes, neuron, zero = padded(channels), self.neuron(place), np.zeros(1, place.dtype)
         state = self.state(place.dtype, tokens, lanes)
 
@@ -148,30 +150,28 @@ class Program:
         self.calls.append(Call("fire", tokens, arguments))
 
     def encode(self, i: int) -> Place:
-        """The stage's spikes, into `self.words`; returns its potential."""
+        """Adds the calls from pixels or spikes to the stage's spikes, `self.words`; returns its potential."""
         c, name, place = self.c, f"stage{i}.encode", self.c.formats[f"stage{i}"]
         tokens, channels = c.stage_side(i) ** 2, c.stage_dim(i)
         self.pitch = 3 * padded(channels) // 32
-        before = self.words if i else None
-        self.words = np.zeros(self.slots * tokens * self.steps * self.pitch, np.uint32)
+        before, self.words = self.words, np.zeros(self.slots * tokens * self.steps * self.pitch, np.uint32)
         if i == 0:
             potential = self.stem(tokens, channels, place)
         else:
-            assert before is not None
             node = channels // 3
-            # Each of the encoding's three nodes is written in whole words, the last one past the channels.
+            # The three nodes are written in whole words, the last one beyond the channels.
             lanes = padded(channels) if c.encoding == "plain" else max(padded(channels), 2 * node + padded(node))
             values = np.zeros(self.slots * tokens * self.steps * lanes, place.dtype)
             potential = Place(values, True, tokens * self.steps * lanes, self.steps * lanes, lanes, 0)
             if c.encoding == "plain":
-                self.window(name, i, before, 2, 2, 0, c.stage_dim(i - 1), place, result=potential)
+                self.window(name, before, result=potential)
             else:
-                self.patch_encoding(name, i, before, potential, place)
+                self.patch_encoding(name, before, potential, place)
         self.fire(potential, tokens, channels, place, self.spikes(self.words, tokens, self.pitch, channels))
         return potential
 
     def stem(self, tokens: int, channels: int, place: Format) -> Place:
-        """Adds the call that turns bytes of pixels into the first potential."""
+        """Adds the call from bytes of pixels to the first potential."""
         c = self.c
         synapses = self.constants.synapses("stage0.encode", np.int32, 64)
         counts = len(self.net.arrays["stage0.encode.kernel"])
@@ -194,40 +194,40 @@ class Program:
         self.calls.append(Call("stem", tokens, lambda t: arguments, scratch=3, once=True))
         return potential
 
-    def patch_encoding(self, name, i, before, potential, place):
-        """Adds the calls of the three nodes between two stages."""
-        c = self.c
-        tokens, node = c.stage_side(i) ** 2, c.stage_dim(i) // 3
+    def patch_encoding(self, name: str, before: np.ndarray, potential: Place, place: Format):
+        """Adds the calls of spiking patch encoding's three nodes."""
+        tokens, node = self.rows[f"{name}.edge1"].positions, self.rows[f"{name}.edge1"].out
         pitch = padded(node) // 32
         first, second = (
             self.buffer(n, np.uint32, self.slots * tokens * self.steps * pitch) for n in ("node1", "node2")
         )
         at = [potential._replace(at=k * node) for k in range(3)]
-        self.window(f"{name}.cells", i, before, 3, 2, 1, c.stage_dim(i - 1), place, result=potential)
+        self.window(f"{name}.cells", before, result=potential)
         self.fire(at[0], tokens, node, place, self.spikes(first, tokens, pitch, node))
         self.window(
-            f"{name}.edge1", i, first, 3, 1, 1, node, place,
+            f"{name}.edge1", first,
             addend=at[1], result=at[1], neuron=self.neuron(place), out=self.spikes(second, tokens, pitch, node),
         )  # fmt: skip
-        self.window(f"{name}.edge2", i, second, 3, 1, 1, node, place, addend=at[2], also=at[0], result=at[2])
+        self.window(f"{name}.edge2", second, addend=at[2], also=at[0], result=at[2])
 
-    def window(self, name, i, words, size, stride, padding, channels, place, **places):
-        """A convolution: `layer` over what is under each window."""
-        c = self.c
-        side = c.stage_side(i)
+    def window(self, name: str, words: np.ndarray, **places):
+        """Adds the call of a convolution, `layer` over the tokens under each window."""
+        row = self.rows[name]
+        assert row.window is not None
+        size, stride, padding = row.window
+        side, channels = math.isqrt(row.positions), row.fan_in // size**2
         below = side * stride
         line = np.arange(side)[:, None] * stride + np.arange(size) - padding
         rows, columns = line[:, None, :, None], line[None, :, None, :]
         inside = (rows >= 0) & (rows < below) & (columns >= 0) & (columns < below)
         near = np.where(inside, rows * below + columns, -1).reshape(side * side, size * size)
         width = padded(channels) // 32
-        # The spikes of a stage lie beside those of its mixing, those of a node by themselves.
+        # The spikes of a stage are stored beside those of its mixing, those of a node alone.
         pitch = 3 * width if stride > 1 else width
         lanes = np.minimum(np.arange(32 * width), channels - 1)
-        row = padded(self.net.arrays[f"{name}.kernel"].shape[2])
         positions = [lanes + p * channels for p in range(size * size)]
-        source = self.source(words, below * below, pitch, near, width, positions, row)
-        self.layer(name, side * side, source, place.dtype, **places)
+        source = self.source(words, below * below, pitch, near, width, positions, padded(row.out))
+        self.layer(name, row.positions, source, self.c.formats[row.place].dtype, **places)
 
     def block(self, i: int, name: str, potential: Place):
         """Adds the calls of a block."""
@@ -264,7 +264,7 @@ class Program:
             out=self.spikes(hidden_words, tokens, wide, hidden),
         )  # fmt: skip
 
-        word = max(place.word, c.formats[f"{name}.project"].word) if c.per_token else place.word
+        word = max(place.word, c.formats[self.rows[f"{name}.project"].place].word)
         rows = np.minimum(np.arange(32 * wide), hidden - 1)
         source = self.source(hidden_words, tokens, wide, near, wide, [rows], 32 * width)
         self.layer(
@@ -273,7 +273,7 @@ class Program:
         )  # fmt: skip
 
     def mix(self, i: int, name: str, axis: int):
-        """Adds the call of row or column mixing."""
+        """Adds the call of row or column mixing along an axis."""
         c, place = self.c, self.c.formats[name]
         side, width = c.stage_side(i), padded(c.stage_dim(i)) // 32
         token = self.steps * self.pitch
@@ -291,7 +291,7 @@ class Program:
         self.calls.append(Call("mix", side, arguments))
 
     def identity(self, i: int, name: str):
-        """Adds the call of plain encoding's neurons beside the mixing."""
+        """Adds the call of the identity's neurons of "plain" encoding."""
         c, place = self.c, self.c.formats[name]
         tokens, channels = c.stage_side(i) ** 2, c.stage_dim(i)
         lanes = padded(channels)
@@ -305,7 +305,7 @@ class Program:
         )
 
     def head(self):
-        """Adds the call that sums a row of weights for each spike."""
+        """Adds the call of the head, which sums a row of weights for each spike."""
         c = self.c
         last = c.stages - 1
         tokens, channels = c.stage_side(last) ** 2, c.stage_dim(last)
