@@ -337,7 +337,7 @@ def test_images_of_another_layout_are_refused(small):
 
 
 def test_a_network_that_is_not_folded_is_refused():
-    with pytest.raises(InputError, match="not a SpikingMLP: give what `fold` makes"):
+    with pytest.raises(InputError, match="expected a FoldedNet, as `fold` returns it, got SpikingMLP"):
         to_nir(random_model(depths=(1,)))
 
 

@@ -1,6 +1,6 @@
 """A folded network as a graph of the Neuromorphic Intermediate Representation (NIR).
 
-What a layer of the folded network becomes, in the form of rows (`nir_graph.RowsForm`):
+What a layer of the folded network becomes, in the form of rows (`forms.RowsForm`):
 
     stem, downsampling, fusing, channel mixing   Conv2d
     mixing along a row                           Affine, batched over channels and rows
@@ -12,8 +12,8 @@ What a layer of the folded network becomes, in the form of rows (`nir_graph.Rows
     head                                         Flatten and Affine
 
 The graph gets the image at every step; the logits are the mean of its output over the steps. Potentials start at
-v_reset. NIR is about continuous time: a step of the network stands for dt seconds, so tau is tau * dt seconds, and
-forward Euler with that dt gives the network's equations back.
+v_reset. NIR has continuous time: a step of the network is dt seconds, so tau is tau * dt seconds, and forward Euler
+with that dt gives the network's equations.
 
 Reference: Pedersen et al., "Neuromorphic intermediate representation: a unified instruction set for interoperable
 brain-inspired computing", Nature Communications 15, 2024.
@@ -32,6 +32,7 @@ import numpy as np
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.interop.nir.forms import FORMS
 from spiking_mlp_jax.interop.nir.graph import DT, MAX_MEGABYTES, Form, Neurons, PerToken, Size, require_nir
+from spiking_mlp_jax.models.topology import Layer, Walk
 from spiking_mlp_jax.utils.files import write_whole
 
 if TYPE_CHECKING:
@@ -46,14 +47,14 @@ def to_nir(net: FoldedNet, *, form: str = "rows", dt: float = DT, max_dense: flo
 
     Args:
         net: of LIF, PLIF or IF neurons with a hard reset, and weights that are the same at every step.
-        form: "rows" or "dense", see `nir_forms`.
-        dt: seconds that a time step stands for.
-        max_dense: megabytes that the graph's parameters may take.
+        form: "rows" or "dense", see `forms`.
+        dt: seconds of a time step.
+        max_dense: limit of the graph's parameters in megabytes.
 
     Returns:
-        a `nir.NIRGraph` that `nir` has checked. Its input is the normalised image [C, H, W] reshaped, its output the
+        a `nir.NIRGraph`, checked by `nir`. Its input is the normalised image [C, H, W] reshaped, its output the
         logits of a step; a layer of neurons has the folded network's name with underscores ("stage0_block0_token").
-        Its metadata says dt, time_steps, the form, and how pixels are normalised.
+        Its metadata has dt, time_steps, the form, mean and std.
 
     Raises:
         InputError: the nir package is missing, NIR has no node for what the network does, the graph would be larger
@@ -72,7 +73,7 @@ def to_nir(net: FoldedNet, *, form: str = "rows", dt: float = DT, max_dense: flo
     if form not in FORMS:
         raise InputError(f'there is no form "{form}" of a NIR graph: it is {" or ".join(FORMS)}')
     if not isinstance(net, FoldedNet):
-        raise InputError(f"a folded network is exported, not a {type(net).__name__}: give what `fold` makes of one")
+        raise InputError(f"expected a FoldedNet, as `fold` returns it, got {type(net).__name__}")
     if not (isinstance(dt, numbers.Real) and math.isfinite(dt) and dt > 0):
         raise InputError(f"dt must be a positive number of seconds, but it is {dt!r}")
     if not MIN_DT <= dt <= 1 / MIN_DT:
@@ -95,7 +96,7 @@ def to_nir(net: FoldedNet, *, form: str = "rows", dt: float = DT, max_dense: flo
 
 
 def write_nir(graph: Any, path: str | os.PathLike[str]) -> int:
-    """Writes a graph as an HDF5 file that `nir.read` reads, whole or not at all; its bytes.
+    """Writes a graph atomically as an HDF5 file that `nir.read` reads; returns its size in bytes.
 
     Raises:
         InputError: the nir package is missing, or the file cannot be written.
@@ -118,122 +119,122 @@ def _check(net: FoldedNet) -> None:
         steps = [x.shape[0] for key, x in entries.items() if key in ("kernel", "low")]
         if steps and steps[0] > 1:
             raise InputError(
-                f"NIR's weights are the same at every step, but {name} has weights of its own for each of "
+                f"NIR's weights are the same at every step, but {name} has different weights at each of "
                 f'{steps[0]} steps (norm="tebn"): train with norm="batch" or "tdbn"'
             )
 
 
-class _Export:
-    """One walk through the network; its methods are those of `folded._Forward`."""
+class _Export(Walk):
+    """Adds a network to a form. Spikes are the name of a node, potentials the names of nodes with that sum."""
 
     def __init__(self, net: FoldedNet, form: Form):
-        self.net, self.config, self.form = net, net.config, form
+        super().__init__(net.config)
+        self.arrays, self.form = net.arrays, form
 
     def network(self):
-        c, form = self.config, self.form
-        size = Size(c.in_channels, c.image_size)
-        x = form.input(size)
-        for i in range(c.stages):
-            h = self.encode(i, x, size)
-            size = Size(c.stage_dim(i), c.stage_side(i))
-            x = self.fire(f"stage{i}.encode", h, size)
-            for j in range(c.depths[i]):
-                x = self.block(f"stage{i}.block{j}", x, h, size)
-        kernel, bias = self.map("head")
-        form.output(form.head("head", x, kernel, bias, size), c.num_classes)
+        """Adds all nodes, from input to output."""
+        c = self.c
+        self.form.output(self.run(self.form.input(Size(c.in_channels, c.image_size))), c.num_classes)
 
-    def encode(self, i, x, size) -> list[str]:
-        """Names of the nodes whose sum the stage's potential is."""
-        name, c = f"stage{i}.encode", self.config
-        if i == 0 or c.encoding == "plain":
-            step = c.patch_size if i == 0 else 2
-            return [self.conv(f"{name}_map", x, *self.window(name, step), size, step, 0)]
-        kernel, bias = self.window(f"{name}.cells", 3)
-        third = kernel.shape[-1] // 3
-        half = Size(third, size.side // 2)
-        # The third node's potential has the first node's in it.
+    def linear(self, layer, spikes):
+        kernel, bias = self.weights(layer)
+        size = _input_size(layer)
+        if layer.window is not None:
+            k, stride, padding = layer.window
+            kernel = kernel.reshape(k, k, size.channels, -1)
+            return [self.form.conv(_node(f"{layer.name}_map"), spikes, kernel, bias, size, stride, padding)]
+        if layer.kind in ("height", "width"):
+            return [self.form.along(_node(f"{layer.name}_map"), spikes, kernel, bias, size, layer.kind)]
+        norm = self.per_token(layer)
+        if layer.neurons.per_token and self.in_neurons:
+            norm = None
+        return [self.form.conv(_node(layer.name), spikes, kernel[None, None], bias, size, per_token=norm)]
+
+    def patch_encoding(self, i, x):
+        name = f"stage{i}.encode"
+        cells, *edges = (self.layers[f"{name}.{part}"] for part in ("cells", "edge1", "edge2"))
+        size, half = _input_size(cells), _input_size(edges[0])
+        third = half.channels
+        kernel, bias = self.weights(cells)
+        kernel = kernel.reshape(3, 3, size.channels, -1)
+        # The third node's potential contains the first node's.
         whole, whole_bias = kernel.copy(), bias.copy()
         whole[..., 2 * third :] += kernel[..., :third]
         whole_bias[2 * third :] += bias[:third]
-        h = [self.conv(f"{name}.cells", x, whole, whole_bias, size, 2, 1)]
+        h = [self.form.conv(_node(cells.name), x, whole, whole_bias, size, 2, 1)]
         potentials = []
-        for k in range(2):
+        for k, layer in enumerate(edges):
             part = slice(k * third, (k + 1) * third)
-            cell = self.conv(f"{name}.cell{k + 1}", x, kernel[..., part], bias[part], size, 2, 1)
-            node = self.fire(f"{name}.node{k + 1}", [cell, *potentials], half)
-            edge, edge_bias = self.window(f"{name}.edge{k + 1}", 3)
+            cell = self.form.conv(_node(f"{name}.cell{k + 1}"), x, kernel[..., part], bias[part], size, 2, 1)
+            node = self.fire(self.neurons[f"{name}.node{k + 1}"], [cell, *potentials])
+            edge, edge_bias = self.weights(layer)
+            edge = edge.reshape(3, 3, third, third)
             if k == 0:
-                potentials = [self.conv(f"{name}.edge1_node", node, edge, edge_bias, half, 1, 1)]
-            before, behind = (k + 1) * third, (1 - k) * third
-            wide = np.pad(edge, ((0, 0), (0, 0), (0, 0), (before, behind)))
-            h.append(self.conv(f"{name}.edge{k + 1}", node, wide, np.pad(edge_bias, (before, behind)), half, 1, 1))
+                potentials = [self.form.conv(_node(f"{layer.name}_node"), node, edge, edge_bias, half, 1, 1)]
+            pad = (k + 1) * third, (1 - k) * third
+            wide = np.pad(edge, ((0, 0), (0, 0), (0, 0), pad))
+            h.append(self.form.conv(_node(layer.name), node, wide, np.pad(edge_bias, pad), half, 1, 1))
         return h
 
-    def block(self, name, x, h, size):
-        potential = h + self.token(name, x, size)
-        x = self.fire(f"{name}.token", potential, size)
-        return self.fire(f"{name}.channel", [*potential, self.channel(name, x, size)], size)
+    def identity(self, layer, spikes):
+        low, high = (np.asarray(self.arrays[layer.name][key][0], np.float64) for key in ("low", "high"))
+        kernel = np.diag(high - low)[None, None]
+        return [self.form.conv(_node(f"{layer.name}_map"), spikes, kernel, low, _input_size(layer))]
 
-    def token(self, name, x, size) -> list[str]:
-        parts = [x]
-        if self.config.encoding == "plain":
-            low, high = (np.asarray(self.net.arrays[f"{name}.identity"][key][0], np.float64) for key in ("low", "high"))
-            values = self.conv(f"{name}.identity_map", x, np.diag(high - low)[None, None], low, size)
-            parts = [self.fire(f"{name}.identity", [values], size)]
-        for axis in ("height", "width"):
-            kernel, bias = self.map(f"{name}.{axis}")
-            mixed = self.form.along(_node(f"{name}.{axis}_map"), x, kernel, bias, size, axis)
-            parts.append(self.fire(f"{name}.{axis}", [mixed], size))
-        kernel, bias = self.map(f"{name}.fuse")
-        # The bias is added once, with the first of the three.
+    def fuse(self, layer, parts):
+        kernel, bias = self.weights(layer)
+        size = Size(layer.out, layer.neurons.shape[0])
+        # The bias is added once, with the first part.
         return [
-            self.conv(f"{name}.fuse_{part}", source, matrix[None, None], bias * (part == "identity"), size)
-            for part, source, matrix in zip(("identity", "height", "width"), parts, np.split(kernel, 3), strict=True)
+            self.form.conv(_node(f"{layer.name}_{part}"), source, matrix[None, None], b, size)
+            for part, source, matrix, b in zip(
+                ("identity", "height", "width"), parts, np.split(kernel, 3), (bias, 0 * bias, 0 * bias), strict=True
+            )
         ]
 
-    def channel(self, name, x, size):
-        hidden = Size(size.channels * self.config.expansion, size.side)
-        norm = self.hidden_norm(f"{name}.expand")
-        in_neurons = self.form.per_neuron and self.config.neuron != "if"
-        before, within = (None, norm) if in_neurons else (norm, None)
-        kernel, bias = self.map(f"{name}.expand")
-        z = self.conv(f"{name}.expand", x, kernel[None, None], bias, size, per_token=before)
-        x = self.fire(f"{name}.hidden", [z], hidden, within)
-        entries = self.net.arrays[f"{name}.project"]
-        kernel, bias = self.map(f"{name}.project")
-        norm = None
-        if "scale" in entries:
-            norm = PerToken(np.asarray(entries["scale"], np.float64), np.asarray(entries["offset"][0], np.float64))
-        return self.conv(f"{name}.project", x, kernel[None, None], bias, hidden, per_token=norm)
+    def head(self, layer, spikes):
+        c = self.c
+        size = Size(layer.fan_in, c.stage_side(c.stages - 1))
+        return self.form.head("head", spikes, *self.weights(layer), size)
 
-    def hidden_norm(self, name) -> PerToken | None:
-        """What was divided out of the thresholds: a z + c of each token."""
-        entries = {key: np.asarray(x, np.float64) for key, x in self.net.arrays[name].items()}
-        if "threshold" not in entries:
-            return None
-        c = self.config
-        constant = entries["constant"] > 0
-        scale = (c.v_threshold - (c.v_reset or 0.0)) / (entries["threshold"] - entries["reset"])
-        offset = entries["offset"][0]
-        return PerToken(np.where(constant, 0.0, scale), np.where(constant, offset, scale * offset))
-
-    def conv(self, name, source, kernel, bias, size, stride=1, padding=0, per_token=None):
-        return self.form.conv(_node(name), source, kernel, bias, size, stride, padding, per_token)
-
-    def fire(self, name, sources, size, per_token=None):
-        c = self.config
-        tau = float(self.net.arrays[f"{name}.neurons"]["tau"]) if c.neuron == "plif" else c.tau
+    def fire(self, neurons, potential):
+        c = self.c
+        tau = float(self.arrays[f"{neurons.short}.neurons"]["tau"]) if c.neuron == "plif" else c.tau
         constants = Neurons(c.neuron != "if", tau, c.v_threshold, c.v_reset or 0.0, c.decay_input)
-        return self.form.neurons(_node(name), sources, size, constants, per_token)
+        norm = self.per_token(self.layers[neurons.layer]) if neurons.per_token and self.in_neurons else None
+        size = Size(neurons.shape[2], neurons.shape[0])
+        return self.form.neurons(_node(neurons.short), potential, size, constants, norm)
 
-    def map(self, name):
+    def add(self, a, b, place):
+        return a + b
+
+    @property
+    def in_neurons(self) -> bool:
+        """Whether the norm of tokens that `fold` divided out of thresholds goes into the neurons' constants."""
+        return self.form.per_neuron and self.c.neuron != "if"
+
+    def per_token(self, layer) -> PerToken | None:
+        """The norm of tokens after a layer's weights, a z + c."""
+        entries = {key: np.asarray(x, np.float64) for key, x in self.arrays[layer.name].items()}
+        if "threshold" in entries:
+            c, constant, offset = self.c, entries["constant"] > 0, entries["offset"][0]
+            scale = (c.v_threshold - (c.v_reset or 0.0)) / (entries["threshold"] - entries["reset"])
+            return PerToken(np.where(constant, 0.0, scale), np.where(constant, offset, scale * offset))
+        return PerToken(entries["scale"], entries["offset"][0]) if "scale" in entries else None
+
+    def weights(self, layer):
         """Kernel [fan_in, out] and bias [out]."""
-        return tuple(np.asarray(self.net.arrays[name][key][0], np.float64) for key in ("kernel", "bias"))
+        return tuple(np.asarray(self.arrays[layer.name][key][0], np.float64) for key in ("kernel", "bias"))
 
-    def window(self, name, side):
-        """Kernel [side, side, in, out] and bias [out]."""
-        kernel, bias = self.map(name)
-        return kernel.reshape(side, side, -1, kernel.shape[-1]), bias
+
+def _input_size(layer: Layer) -> Size:
+    """The grid that a layer with neurons reads."""
+    assert layer.neurons is not None
+    side, _, channels = layer.neurons.shape
+    if layer.window is not None:
+        size, stride, _ = layer.window
+        return Size(layer.fan_in // size**2, side * stride)
+    return Size(layer.fan_in if layer.kind == "dense" else channels, side)
 
 
 def _node(name: str) -> str:

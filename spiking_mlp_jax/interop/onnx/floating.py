@@ -1,4 +1,4 @@
-"""The folded network in floating point as an ONNX model: the equations of `deploy/forward.py`, one for one."""
+"""The folded network in floating point as an ONNX model: the equations of `deploy.forward.Folded`."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ import numpy as np
 
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.interop.onnx.graph import Graph, described
-from spiking_mlp_jax.interop.onnx.network import FLOAT, Network, Signal, along
+from spiking_mlp_jax.interop.onnx.network import FLOAT, Network, along
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
     from spiking_mlp_jax.deploy.fold import FoldedNet
+    from spiking_mlp_jax.models.topology import Neurons
 
 
 def float_model(folded: FoldedNet, *, pixels: bool = False, data: dict[str, Any] | None = None) -> ModelProto:
@@ -22,21 +23,21 @@ def float_model(folded: FoldedNet, *, pixels: bool = False, data: dict[str, Any]
 
     Args:
         folded: from `fold`.
-        pixels: whether the model takes raw pixels and normalises them itself, by `folded.mean` and `folded.std`: those
-            that were given to `fold` or came with the weights, else 0 and 1.
-        data: "data" of the weights, which is stored with the model: how pictures become pixels, and the classes' names.
+        pixels: take uint8 pixels and normalise them with `folded.mean` and `folded.std`, which were given to `fold` or
+            came with the weights, else 0 and 1.
+        data: "data" of the weights, to store with the model: preprocessing and class names.
 
     Returns:
         a model with the input "images" [batch, H, W, C], float32 and normalised, or with `pixels` uint8; and the output
         "logits", float32 [batch, K], averaged over the time steps. All arithmetic is in float32.
 
     Raises:
-        InputError: onnx is not installed, weights are not finite, or too large for one file.
+        InputError: onnx is not installed, or weights are not finite or too large for one file.
     """
     from spiking_mlp_jax.deploy.fold import FoldedNet
 
     if not isinstance(folded, FoldedNet):
-        raise InputError(f"a folded network is exported, not a {type(folded).__name__}: give what `fold` makes of one")
+        raise InputError(f"expected a FoldedNet, as `fold` returns it, got {type(folded).__name__}")
     c = folded.config
     net = _FloatNetwork(Graph(), folded)
     graph, images = net.graph, "images"
@@ -68,68 +69,50 @@ class _FloatNetwork(Network):
             return values
         values = values.astype(np.float32)
         if not np.all(np.isfinite(values)):
-            raise InputError(f"{layer} of the network has a {key} that is no number: train it again")
+            raise InputError(f"{layer} has a {key} with NaN or inf: retrain the network")
         return values
 
-    def stem(self, patches):
-        return self.map("stage0.encode", patches)
-
     def scaled(self, layer, sums, axis):
-        bias = along(self.entry(layer, "bias"), len(sums.tail), axis)
-        steps = max(sums.steps, len(self.arrays[layer]["bias"]))
-        named = self.graph.constant(bias, f"{layer}.bias")
+        bias = along(self.entry(layer.name, "bias"), len(sums.tail), axis)
+        steps = max(sums.steps, len(self.arrays[layer.name]["bias"]))
+        named = self.graph.constant(bias, f"{layer.name}.bias")
         return sums._replace(name=self.graph.op("Add", sums.name, named), steps=steps)
 
-    def channel(self, name, x):
-        layer = f"{name}.expand"
-        with self.graph.scope("hidden"):
-            z = self.map(layer, x)
-            constants = {}
-            if "threshold" in self.arrays[layer]:
-                constants = {key: self.entry(layer, key)[:, None] for key in ("threshold", "reset", "below")}
-                constant = self.entry(layer, "constant")[:, None]
-                if constant.any():
-                    z = z._replace(name=self.graph.op("Where", constant, np.float32(0), z.name))
-                z = self.plus(z, along(self.entry(layer, "offset"), 2, -2))
-            x = self.fire(f"{name}.hidden", z, **constants)
-        layer = f"{name}.project"
-        with self.graph.scope("project"):
-            z = self.map(layer, x)
-            if "scale" not in self.arrays[layer]:
-                return z
-            z = z._replace(name=self.graph.op("Mul", z.name, self.entry(layer, "scale")[:, None]))
-            return self.plus(z, along(self.entry(layer, "offset"), 2, -2))
+    def per_token(self, layer, z):
+        op, entries = self.graph.op, self.arrays[layer.name]
+        if "scale" in entries:
+            name = op("Mul", z.name, self.entry(layer.name, "scale")[:, None])
+        else:
+            constant = self.entry(layer.name, "constant")[:, None]
+            name = op("Where", constant, np.float32(0), z.name) if constant.any() else z.name
+        return z._replace(name=op("Add", name, along(self.entry(layer.name, "offset"), 2, -2)))
 
-    def head(self, x):
-        counts = self.graph.op("ReduceSum", x.name, np.array([2]), keepdims=0)
-        return self.map("head", x._replace(name=counts, tail=x.tail[1:]))
+    def head(self, layer, spikes):
+        counts = self.graph.op("ReduceSum", spikes.name, np.array([2]), keepdims=0)
+        return self.map(layer, spikes._replace(name=counts, tail=spikes.tail[1:]))
 
-    def plus(self, x: Signal, values: np.ndarray) -> Signal:
-        """The sum with constants, which have T time steps only where x has."""
-        return x._replace(name=self.graph.op("Add", x.name, values))
-
-    def fire(self, neurons, x, threshold=None, reset=None, below=None):
+    def fire(self, neurons, potential):
         c, op = self.c, self.graph.op
-        level = np.float32(c.v_threshold) if threshold is None else threshold
-        rest = np.float32(c.v_reset or 0.0) if reset is None else reset
-        turned = np.zeros((), bool) if below is None else below
+        level, rest, below = np.float32(c.v_threshold), np.float32(c.v_reset or 0.0), np.zeros((), bool)
+        if neurons.per_token:
+            level, rest, below = (self.entry(neurons.layer, key)[:, None] for key in ("threshold", "reset", "below"))
         with self.graph.scope("neuron"):
             v: str | np.ndarray = np.asarray(rest)
             fired = []
-            for t, now in enumerate(self.per_step(x)):
+            for t, now in enumerate(self.per_step(potential)):
                 h = self.charged(neurons, v, now, np.asarray(rest))
-                fired.append(self.fired(h, np.asarray(level), turned))
+                fired.append(self.fired(h, np.asarray(level), below))
                 if t + 1 < c.time_steps:
                     after = op("Sub", h, np.asarray(level)) if c.v_reset is None else np.asarray(rest)
                     v = op("Where", fired[-1], after, h)
-            return self.spikes(x, fired, FLOAT)
+            return self.spikes(potential, fired, FLOAT)
 
-    def charged(self, neurons: str, v: str | np.ndarray, x: str, reset: np.ndarray) -> str:
+    def charged(self, neurons: Neurons, v: str | np.ndarray, x: str, reset: np.ndarray) -> str:
         """The potential before it is compared; v is an array at the first step."""
         c, op = self.c, self.graph.op
         if c.neuron == "if":
             return self.sum(v, x)
-        tau = self.entry(f"{neurons}.neurons", "tau") if c.neuron == "plif" else np.float32(c.tau)
+        tau = self.entry(f"{neurons.short}.neurons", "tau") if c.neuron == "plif" else np.float32(c.tau)
         if c.decay_input:
             drive = x if isinstance(v, np.ndarray) else op("Sub", x, op("Sub", v, reset) if reset.any() else v)
             return self.sum(v, op("Div", drive, np.asarray(tau)))
@@ -138,5 +121,5 @@ class _FloatNetwork(Network):
         return op("Add", op("Sub", v, op("Div", op("Sub", v, reset) if reset.any() else v, np.asarray(tau))), x)
 
     def sum(self, v: str | np.ndarray, x: str) -> str:
-        """v + x, and x alone where v is an array of zeros."""
+        """v + x, or x alone if v is an array of zeros."""
         return x if isinstance(v, np.ndarray) and not v.any() else self.graph.op("Add", v, x)

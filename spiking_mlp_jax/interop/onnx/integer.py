@@ -1,11 +1,11 @@
 """The integer network as an ONNX model of integer operators: the reference's integers, bit for bit.
 
-A map of spikes is a MatMulInteger of 0 and 1 with the int8 weights; pixels are eight bit planes, each such a map. So
-no sum of two products leaves 16 bits, in which some processors' instructions for these products saturate. ONNX shifts
-unsigned integers only: a potential is moved up by a power of two that makes it positive, shifted, and moved back.
-Potentials are int32; int64 takes over where the range analysis shows that moving up needs a 33rd bit.
+A linear layer is a MatMulInteger of 0 and 1 with the int8 weights; pixels are eight bit planes, one product each. So no
+sum of two products exceeds 16 bits, at which some processors' instructions for these products saturate. ONNX shifts
+unsigned integers only: a potential is raised by a power of two that makes it positive, shifted, and lowered again.
+Potentials are int32, or int64 where the range analysis shows that the raised one needs a 33rd bit.
 
-A runtime carries out MatMulInteger with multiplications, which our engine does without.
+Runtimes multiply in MatMulInteger; the engine does not.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def integer_model(net: IntegerNet) -> ModelProto:
         InputError: onnx is not installed; the network would not pass `artifact.check`, or is too large for one file.
     """
     if not isinstance(net, IntegerNet):
-        raise InputError(f"an integer network is exported, not a {type(net).__name__}: give what `quantize` makes")
+        raise InputError(f"expected an IntegerNet, as `quantize` returns it, got {type(net).__name__}")
     artifact.check(net)
     c, run = net.description, _IntegerNetwork(Graph(), net)
     graph = run.graph
@@ -73,67 +73,43 @@ class _IntegerNetwork(Network):
         values = np.asarray(self.arrays[f"{layer}.{key}"])
         return values if key in ("kernel", "below", "constant") else values.astype(np.int32)
 
-    def place(self, name: str) -> str:
-        """The place of a layer's or its neurons' format."""
-        stage, _, rest = name.partition(".")
-        part = {"expand": "hidden"}.get(name.rpartition(".")[2], name.rpartition(".")[2])
-        own = {"height", "width", "identity", "hidden", *(["project"] if self.c.per_token else [])}
-        if name == "head" or (rest and part in own):
-            return name.rpartition(".")[0] + f".{part}" if rest else name
-        return stage
-
-    def stem(self, patches):
-        # The planes stand before the tokens; shifted to the left, what was above a bit falls out.
+    def stem(self, layer, pixels):
+        # The planes come before the tokens; shifted to the left, what is above a bit falls out.
+        patches = self.windows(pixels, *layer.window)
         patches = self.reshaped(patches, (1, *patches.tail))
         bits = np.arange(8).reshape(8, 1, 1)
         high = self.graph.op("BitShift", patches.name, (7 - bits).astype(np.uint8), direction="LEFT")
         planes = self.graph.op("BitShift", high, np.uint8(7), direction="RIGHT")
-        sums = self.accumulate("stage0.encode", Signal(planes, 1, (8, *patches.tail[1:])))
+        sums = self.accumulate(layer, Signal(planes, 1, (8, *patches.tail[1:])))
         worth = self.graph.op("Mul", sums.name, (1 << bits).astype(np.int32))
         acc = self.graph.op("ReduceSum", worth, np.array([2]), keepdims=0)
-        # The stem's sum counts for no format before it is shifted.
-        kernel = self.arrays["stage0.encode.kernel"]
-        right = int(np.maximum(-self.entry("stage0.encode", "shift"), 0).max())
+        # The range analysis covers the stem's sum only after its shift.
+        kernel = self.arrays[f"{layer.name}.kernel"]
+        right = int(np.maximum(-self.entry(layer.name, "shift"), 0).max())
         most = 255 * int(np.abs(kernel, dtype=np.int32).sum(1).max()) + (1 << right >> 1)
-        sums = sums._replace(name=acc, tail=sums.tail[1:])
-        return self._scaled("stage0.encode", sums, -1, max(ranges.bits(-most, most), self.bits["stage0"]))
+        bound = max(ranges.bits(-most, most), self.bits[layer.place])
+        return self.scaled(layer, sums._replace(name=acc, tail=sums.tail[1:]), -1, bound)
 
-    def scaled(self, layer, sums, axis):
-        return self._scaled(layer, sums, axis, self.bits[self.place(layer)])
-
-    def _scaled(self, layer, sums, axis, bits):
-        by, bias = (along(self.entry(layer, key), len(sums.tail), axis) for key in ("shift", "bias"))
-        steps = max(sums.steps, len(self.arrays[f"{layer}.bias"]))
+    def scaled(self, layer, sums, axis, bits=None):
+        bits = self.bits[layer.place] if bits is None else bits
+        by, bias = (along(self.entry(layer.name, key), len(sums.tail), axis) for key in ("shift", "bias"))
+        steps = max(sums.steps, len(self.arrays[f"{layer.name}.bias"]))
         bias = bias.astype(np.int64) - _raised(by, bits)
         wide = bits > 31 or by.max() > 30 or bias.min() < -(2**31) or bias.max() >= 2**31
         found = self.graph.op("Add", self.shifted(sums.name, by, bits, wide), _constant(bias, wide))
         return sums._replace(name=self.graph.op("Cast", found, to=INT32) if wide else found, steps=steps)
 
-    def channel(self, name, x):
-        layer, constants = f"{name}.expand", {}
-        with self.graph.scope("hidden"):
-            z = self.map(layer, x)
-            if self.c.per_token:
-                constants = {key: self.entry(layer, key)[:, None] for key in ("threshold", "reset", "below")}
-                constant = self.entry(layer, "constant")[:, None]
-                if constant.any():
-                    z = z._replace(name=self.graph.op("Where", constant, np.int32(0), z.name))
-                offset = along(self.entry(layer, "offset"), 2, -2)
-                z = z._replace(
-                    name=self.graph.op("Add", z.name, offset), steps=max(z.steps, len(self.entry(layer, "offset")))
-                )
-            x = self.fire(f"{name}.hidden", z, **constants)
-        with self.graph.scope("project"):
-            z = self.map(f"{name}.project", x)
-            return self.per_token(name, z) if self.c.per_token else z
-
-    def per_token(self, name: str, z: Signal) -> Signal:
-        """A token's scale, as signed powers of two, and its offset."""
-        layer, op = f"{name}.project", self.graph.op
-        exponents, signs = (self.arrays[f"{layer}.{key}"].astype(np.int64) for key in ("exponents", "signs"))
-        offset = self.entry(layer, "offset")
-        bits = self.bits[name.partition(".")[0]]
-        rest = along(offset, 2, -2).astype(np.int64)
+    def per_token(self, layer, z):
+        op, offset = self.graph.op, self.entry(layer.name, "offset")
+        steps = max(z.steps, len(offset))
+        rest = along(offset, 2, -2)
+        if f"{layer.name}.constant" in self.arrays:
+            constant = self.entry(layer.name, "constant")[:, None]
+            name = op("Where", constant, np.int32(0), z.name) if constant.any() else z.name
+            return z._replace(name=op("Add", name, rest), steps=steps)
+        # A token's scale is a sum of signed powers of two.
+        exponents, signs = (self.arrays[f"{layer.name}.{key}"].astype(np.int64) for key in ("exponents", "signs"))
+        bits, rest = self.bits[layer.neurons.place], rest.astype(np.int64)
         used = [d for d in range(signs.shape[1]) if signs[:, d].any()]
         # All terms are summed before they are moved back down.
         wide = bits + len(used).bit_length() > 31 or exponents.max() > 30
@@ -148,12 +124,12 @@ class _IntegerNetwork(Network):
             total = op("Mul", z.name, np.int32(0))
             wide = False
         total = op("Add", total, _constant(rest, wide))
-        return z._replace(name=op("Cast", total, to=INT32) if wide else total, steps=max(z.steps, len(offset)))
+        return z._replace(name=op("Cast", total, to=INT32) if wide else total, steps=steps)
 
-    def head(self, x):
-        sums = self.accumulate("head", x)
+    def head(self, layer, spikes):
+        sums = self.accumulate(layer, spikes)
         total = self.graph.op("ReduceSum", sums.name, np.array([2]), keepdims=0)
-        logits = self.scaled("head", sums._replace(name=total, tail=sums.tail[1:]), -1)
+        logits = self.scaled(layer, sums._replace(name=total, tail=sums.tail[1:]), -1)
         return self.each_step(logits, self.c.time_steps)
 
     def shifted(self, x: str, by: np.ndarray, bits: int, wide: bool) -> str:
@@ -176,12 +152,13 @@ class _IntegerNetwork(Network):
         moved = self.graph.op("BitShift", self.graph.op("Cast", x, to=unsigned), distance, direction="RIGHT")
         return self.graph.op("Cast", moved, to=signed)
 
-    def fire(self, neurons, x, threshold=None, reset=None, below=None):
-        c, op, place = self.c, self.graph.op, self.place(neurons)
-        form, bits, lif = c.formats[place], self.bits[place], c.neuron != "if"
-        threshold = np.array(form.threshold if threshold is None else threshold, np.int64)
-        rest = np.array(form.reset if reset is None else reset, np.int64)
-        turned = np.zeros((), bool) if below is None else below
+    def fire(self, neurons, potential):
+        c, op, form, bits = self.c, self.graph.op, self.c.formats[neurons.place], self.bits[neurons.place]
+        lif, below = c.neuron != "if", np.zeros((), bool)
+        threshold, rest = (np.array(value, np.int64) for value in (form.threshold, form.reset))
+        if neurons.per_token:
+            threshold, rest = (self.entry(neurons.layer, k)[:, None].astype(np.int64) for k in ("threshold", "reset"))
+            below = self.entry(neurons.layer, "below")[:, None]
         gain = (1 << c.leak) - 1 if lif else 1
         # The potential is carried moved up, so that it can be shifted as it is.
         up = 1 << max(bits - 1, c.leak) if c.leak else 0
@@ -189,25 +166,25 @@ class _IntegerNetwork(Network):
         level, start = (threshold << c.leak) + up, rest + (up >> c.leak)
         pull = (rest if lif else 0) + up - (up >> c.leak) * gain
         with self.graph.scope("neuron"):
-            driven = op("Cast", x.name, to=INT64) if wide else x.name
+            driven = op("Cast", potential.name, to=INT64) if wide else potential.name
             if lif and not c.decay_input and c.leak:
                 driven = op("Mul", driven, _constant(np.array(1 << c.leak), wide))
             if np.any(pull):
                 driven = op("Add", driven, _constant(pull, wide))
             v: str | None = None
             fired = []
-            for t, now in enumerate(self.per_step(x._replace(name=driven))):
+            for t, now in enumerate(self.per_step(potential._replace(name=driven))):
                 charged = now
                 if v is not None and gain:
                     charged = op("Add", now, v if gain == 1 else op("Mul", v, _constant(np.array(gain), wide)))
                 elif np.any(start * gain):
                     charged = op("Add", now, _constant(start * gain, wide))
-                fired.append(self.fired(charged, _constant(level, wide), turned))
+                fired.append(self.fired(charged, _constant(level, wide), below))
                 if t + 1 < c.time_steps:
                     quiet = self.right(charged, np.array(c.leak), wide) if c.leak else charged
                     after = op("Sub", quiet, _constant(threshold, wide)) if c.soft_reset else _constant(start, wide)
                     v = op("Where", fired[-1], after, quiet)
-            return self.spikes(x, fired, UINT8)
+            return self.spikes(potential, fired, UINT8)
 
 
 def _constant(values: np.ndarray, wide: bool) -> np.ndarray:
