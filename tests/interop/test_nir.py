@@ -193,7 +193,7 @@ def test_strict_differs_exactly_at_the_threshold():
     ("fields", "options", "said"),
     [
         (dict(v_reset=None), {}, "soft reset"),
-        (dict(norm="tebn"), {}, "weights of its own for each of 2 steps"),
+        (dict(norm="tebn"), {}, "different weights at each of 2 steps"),
         ({}, dict(dt=0.0), "positive number of seconds"),
         ({}, dict(dt=1e-45), "must be from 1e-30 to 1e"),
         ({}, dict(dt=1e300), "must be from 1e-30 to 1e"),
