@@ -21,7 +21,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from spiking_mlp_jax.errors import EXIT_INTERRUPTED, InputError
 from spiking_mlp_jax.utils.files import write_whole
@@ -31,22 +31,6 @@ LOG, LOCK, SLURM_JOB = "sweep.log", "sweep.lock", "slurm_job.json"
 MODULE = "spiking_mlp_jax.sweep.jobs"
 # Longer than a predecessor needs for its last step, evaluation and save.
 PATIENCE = 120.0
-
-
-class Job(Protocol):
-    """The methods of a subprocess.Popen that a sweep uses."""
-
-    def poll(self) -> int | str | None:
-        """The exit status, or why there is none; None while the job runs or waits."""
-
-    def terminate(self) -> None:
-        """Asks the job to save and end."""
-
-    def kill(self) -> None:
-        """Ends the job at once."""
-
-    def wait(self) -> Any:
-        """Waits until a killed job has ended."""
 
 
 class Process(subprocess.Popen[bytes]):
@@ -134,7 +118,7 @@ class Slurm:
 
 
 class SlurmJob:
-    """A submitted task with the methods of `Job`."""
+    """A submitted task with the methods of a subprocess.Popen that a sweep uses."""
 
     def __init__(self, job: Any, note: Path):
         self._job, self._note = job, note

@@ -62,14 +62,10 @@ def accuracy_figure(sweep: Sweep, table: Sequence[Row]) -> Figure | None:
         width = 0.012 * ((ticks[-1] - ticks[0]) or 1.0)
         for index, group in enumerate(groups.values()):
             group = sorted(group, key=lambda row: row.values[at])
-            colour, marker = _look(index)
             # Side by side where several have the same x.
             aside = 2.5 * width * (index - (len(groups) - 1) / 2)
-            xs = [row.values[at] + aside for row in group]
-            axes.plot(xs, [100 * row.measures["accuracy"].mean for row in group], color=colour, linewidth=1.2, zorder=1)
             name = label(sweep, group[0], without=sweep.x) if len(groups) > 1 else None
-            for i, (x, row) in enumerate(zip(xs, group, strict=True)):
-                _draw(axes, x, row.measures["accuracy"], colour, marker, None if i else name, width)
+            _line(axes, index, [(row.values[at] + aside, row.measures["accuracy"]) for row in group], name, width)
         if len(ticks) <= 10:
             axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axes.set_xlabel({"time_steps": "time steps T"}.get(sweep.x, sweep.x))
@@ -152,14 +148,9 @@ def steps_figure(sweep: Sweep, table: Sequence[Row]) -> Figure | None:
     axes = figure.subplots()
     width = 0.012 * (sweep.test_time_steps[-1] - sweep.test_time_steps[0])
     for index, row in enumerate(table):
-        colour, marker = _look(index)
         aside = 1.5 * width * (index - (len(table) - 1) / 2)
-        steps = [s for s in sweep.test_time_steps if s in row.by_time_steps]
-        means = [100 * row.by_time_steps[s].mean for s in steps]
-        axes.plot([s + aside for s in steps], means, color=colour, linewidth=1.2, zorder=1)
-        for i, s in enumerate(steps):
-            name = None if i else _train_label(sweep, row)
-            _draw(axes, s + aside, row.by_time_steps[s], colour, marker, name, width / 2)
+        points = [(s + aside, row.by_time_steps[s]) for s in sweep.test_time_steps if s in row.by_time_steps]
+        _line(axes, index, points, _train_label(sweep, row), width / 2)
     axes.set_xticks(sweep.test_time_steps)
     axes.set_xlabel("time steps T in test")
     _finish(axes, sweep, table)
@@ -247,6 +238,14 @@ def _scatter(axes: Axes, sweep: Sweep, table, across: str, up: str, hollow: bool
 def _look(index: int) -> tuple[str, str]:
     """Colour and marker of a run or group; the first 64 differ."""
     return COLOURS[index % len(COLOURS)], MARKERS[(index + index // len(COLOURS)) % len(MARKERS)]
+
+
+def _line(axes: Axes, index: int, points: Sequence[tuple[float, Spread]], name: str | None, width: float) -> None:
+    """Draws spreads at several x and a line through their means."""
+    colour, marker = _look(index)
+    axes.plot([x for x, _ in points], [100 * y.mean for _, y in points], color=colour, linewidth=1.2, zorder=1)
+    for i, (x, y) in enumerate(points):
+        _draw(axes, x, y, colour, marker, None if i else name, width)
 
 
 def _draw(axes: Axes, x: float, spread: Spread, colour: str, marker: str, name: str | None, width: float) -> None:

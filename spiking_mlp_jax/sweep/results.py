@@ -20,7 +20,9 @@ from spiking_mlp_jax.sweep.plan import Run, Sweep
 from spiking_mlp_jax.sweep.table import MEASURES
 from spiking_mlp_jax.train.checkpoint import FREE_FIELDS
 from spiking_mlp_jax.train.config import migrate_config, to_dict
-from spiking_mlp_jax.utils.files import write_whole
+from spiking_mlp_jax.utils.files import read_json, write_whole
+
+AGAIN = "delete it to measure the run again"
 
 # Fields that change where and how fast a run is computed, not its result.
 _FREE = {*FREE_FIELDS, "workers"} - {"max_steps"}
@@ -51,23 +53,6 @@ def write_result(workdir: Path, run: Run, document: Mapping[str, Any]) -> None:
     write_whole(file, json.dumps(whole, indent=1, allow_nan=False) + "\n")
 
 
-def read_json(file: Path) -> dict[str, Any] | None:
-    """The object in a JSON file; None if there is no file.
-
-    Raises:
-        InputError: it cannot be read.
-    """
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file} cannot be read ({error}); delete it to measure the run again") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{file} is not a JSON object; delete it to measure the run again")
-    return content
-
-
 def differences(saved: Mapping[str, Any], run: Run) -> list[str]:
     """The fields in which a saved configuration differs from a run's, in words."""
     then, now = migrate_config(dict(saved)), migrate_config(to_dict(run.config))
@@ -84,12 +69,12 @@ def refuse_stale(sweep: Sweep, workdirs: Iterable[Path]) -> None:
     for workdir in workdirs:
         stale = {}
         for run in sweep.runs:
-            result = read_json(result_file(workdir, run))
+            result = read_json(result_file(workdir, run), AGAIN)
             if result is None or result.get("status") != "done":
-                result = {"config": read_json(run_folder(workdir, run) / "config.json")}
+                result = {"config": read_json(run_folder(workdir, run) / "config.json", AGAIN)}
             saved = result.get("config", {})
             if saved is not None and not isinstance(saved, dict):
-                raise InputError(f"{result_file(workdir, run)} is corrupt; delete it to measure the run again")
+                raise InputError(f"{result_file(workdir, run)} is corrupt; {AGAIN}")
             if saved is not None and (different := differences(saved, run)):
                 stale[run.key] = ", ".join(different[:_SHOWN]) + (" and more" if len(different) > _SHOWN else "")
         if stale:
@@ -119,7 +104,7 @@ def gather(sweep: Sweep, workdirs: Sequence[Path]) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for run in sweep.runs:
         files = [result_file(workdir, run) for workdir in workdirs]
-        results = [_checked(x, file, run) for file in files if (x := read_json(file)) is not None]
+        results = [_checked(x, file, run) for file in files if (x := read_json(file, AGAIN)) is not None]
         # A run that failed with another configuration is tried again with this one.
         results = [x for x in results if not differences(x.get("config", {}), run)]
         if results:
@@ -139,5 +124,5 @@ def _checked(result: dict[str, Any], file: Path, run: Run) -> dict[str, Any]:
         values = [result.get(part, {}).get(name) for name, (part, *_) in MEASURES.items()]
         fits = all(isinstance(value, int | float | None) for value in [*values, *measured["by_time_steps"].values()])
     if not fits:
-        raise InputError(f"{file} is corrupt; delete it to measure the run again")
+        raise InputError(f"{file} is corrupt; {AGAIN}")
     return result

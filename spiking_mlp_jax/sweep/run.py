@@ -20,13 +20,14 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from spiking_mlp_jax.errors import EXIT_INTERRUPTED, EXIT_NONFINITE, EXIT_STORAGE
-from spiking_mlp_jax.sweep.jobs import LOG, OUTPUT, Job, Process, Slurm
+from spiking_mlp_jax.sweep.jobs import LOG, OUTPUT, Process, Slurm, SlurmJob
 from spiking_mlp_jax.sweep.plan import Run, Sweep
-from spiking_mlp_jax.sweep.results import read_json, run_folder, write_result
+from spiking_mlp_jax.sweep.results import AGAIN, run_folder, write_result
 from spiking_mlp_jax.train.config import to_dict
+from spiking_mlp_jax.utils.files import read_json
 from spiking_mlp_jax.utils.interrupt import StopRequest
 
-Start = Callable[[str, dict[str, Any]], Job]
+Start = Callable[[str, dict[str, Any]], Process | SlurmJob]
 _POLL_SECONDS = 0.2
 _TAIL_BYTES = 4096
 _SHOWN = 90  # characters of a run's last line
@@ -69,7 +70,7 @@ def run_sweep(
             document |= {"status": "done", "measured": results[run.key]["measured"]}
         if error is None:
             part = "measured" if task == "train" else "latency"
-            document[part] = read_json(run_folder(workdir, run) / OUTPUT[task])
+            document[part] = read_json(run_folder(workdir, run) / OUTPUT[task], AGAIN)
         results[run.key] = document
         write_result(workdir, run, document)
 
@@ -97,7 +98,7 @@ def run_sweep(
 @dataclasses.dataclass
 class _Running:
     run: Run
-    job: Job
+    job: Process | SlurmJob
     slot: int
     log: Path
     start: int  # of this job's part of the log

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import re
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from spiking_mlp_jax.errors import InputError, StorageError
 
@@ -140,6 +141,27 @@ def read_lines(path: str | os.PathLike[str]) -> list[str]:
     """The lines of a text file; empty if there is no file."""
     file = as_path(path)
     return file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+
+
+def read_json(path: str | os.PathLike[str], advice: str) -> dict[str, Any] | None:
+    """The object in a JSON file; None if there is no file.
+
+    Args:
+        path: of a local file.
+        advice: what to do about a corrupt one, for the error message.
+
+    Raises:
+        InputError: it is not readable JSON, or not an object.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not readable JSON ({error}); {advice}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} is not a JSON object; {advice}")
+    return content
 
 
 def short_reason(error: Exception) -> str:

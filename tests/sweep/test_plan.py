@@ -217,5 +217,5 @@ def test_failed_and_unfinished_runs_of_another_configuration(tmp_path):
     with pytest.raises(InputError, match="epochs: 2 there, 3 now"):
         gather(changed, [out])
     (out / "results" / f"{run.key}.json").write_text("{")
-    with pytest.raises(InputError, match=r"seed0\.json cannot be read"):
+    with pytest.raises(InputError, match=r"seed0\.json is not readable JSON"):
         gather(sweep, [out])

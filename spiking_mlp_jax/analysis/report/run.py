@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,9 @@ from spiking_mlp_jax.models import weights
 from spiking_mlp_jax.models.config import ModelConfig
 from spiking_mlp_jax.models.spiking_mlp import SpikingMLP
 from spiking_mlp_jax.train.logging import read_metrics
+from spiking_mlp_jax.utils.files import read_json
+
+AGAIN = "copy it again or remove it"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,28 +108,11 @@ def open_run(where: str, dataset: str | None = None, data_dir: str | None = None
         source=source,
         without=without,
         # A weights folder's own config.json describes the network, not a run.
-        settings=read_object(around / "config.json") if own else {},
-        versions=read_object(around / "versions.json"),
+        settings=(read_json(around / "config.json", AGAIN) or {}) if own else {},
+        versions=read_json(around / "versions.json", AGAIN) or {},
         metrics=_metrics(around),
         evaluation=_evaluation(around, (meta.get("result") or {}).get("step"), model.config.num_classes),
     )
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """A JSON object, {} where there is no file.
-
-    Raises:
-        InputError: the file is corrupt.
-    """
-    if not os.path.isfile(path):
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not readable JSON ({error}); copy it again or remove it") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path} is not a JSON object; copy it again or remove it")
-    return content
 
 
 def _metrics(workdir: Path) -> list[dict[str, Any]]:
@@ -144,14 +128,14 @@ def _metrics(workdir: Path) -> list[dict[str, Any]]:
     except (KeyError, TypeError, ValueError):
         fits = False
     if not fits:
-        raise InputError(f"{workdir / 'metrics.jsonl'} is corrupt; copy it again or remove it")
+        raise InputError(f"{workdir / 'metrics.jsonl'} is corrupt; {AGAIN}")
     return lines
 
 
 def _evaluation(workdir: Path, step: int | None, classes: int) -> dict[str, Any]:
     """WORKDIR/evaluation.json; {} if it is about other weights (only the best evaluation saves its weights)."""
     path = workdir / "evaluation.json"
-    found = read_object(path)
+    found = read_json(path, AGAIN) or {}
     if step is None or found.get("step") != step:
         return {}
     try:
@@ -161,9 +145,7 @@ def _evaluation(workdir: Path, step: int | None, classes: int) -> dict[str, Any]
     except (KeyError, TypeError, ValueError):
         fits = False
     if not fits:
-        raise InputError(
-            f"{path} has no valid accuracy and confusion matrix of {classes} classes; copy it again or remove it"
-        )
+        raise InputError(f"{path} has no valid accuracy and confusion matrix of {classes} classes; {AGAIN}")
     return found
 
 
