@@ -65,7 +65,7 @@ def write_report(page: str, path: str | os.PathLike[str]) -> Path:
     Raises:
         InputError: it cannot be written.
     """
-    write_whole(path, [page.encode("utf-8")])
+    write_whole(path, page)
     return Path(path)
 
 
