@@ -39,7 +39,9 @@ def test_the_wheel_holds_the_package_and_nothing_else(built):
     wheel, _ = built
     assert wheel.name == f"spiking_mlp_jax-{VERSION}-py3-none-any.whl"
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    assert names == files_of("spiking_mlp_jax")
+    configs = {f"spiking_mlp_jax/{name}" for name in files_of("configs")}
+    assert "spiking_mlp_jax/configs/sweeps/norm.py" in configs
+    assert names == files_of("spiking_mlp_jax") | configs
     assert wheel.stat().st_size < 20e6
 
 
@@ -95,6 +97,13 @@ def test_the_wheel_runs_in_an_empty_folder(built, tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(str(site))
     assert done.stdout.splitlines()[-1].endswith("Ankle boot")
+    command = [sys.executable, "-c", program, "train", "--config", "fashion_mnist:demo", "--config.dry_run=True"]
+    command += ["--config.dim=6", "--config.depths=(1,)", "--config.time_steps=1", "--config.batch_size=16"]
+    done = subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, timeout=600)
+    assert (done.returncode, list(home.iterdir())) == (0, []), done.stderr
+    assert "GMAC per time step" in done.stdout
+    done = subprocess.run([*command, "--config.dimm=6"], cwd=home, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2 and 'error: there is no config field "dimm"' in done.stderr
 
 
 def test_demo(tmp_path, monkeypatch, capsys):
