@@ -89,7 +89,7 @@ def test_reports_of_the_shipped_configs(name, lines):
     config = load_config(f"{CONFIGS}/{name}")
     validate(config, jax.device_count())
     # The last line, the temporaries, would compile the step.
-    report = list(itertools.islice(describe(config), 10))
+    report = list(itertools.islice(describe(config), 11))
     assert report[-1].startswith("  batch ")
     for start, value in lines.items():
         assert any(line.startswith(f"{start:<22}{value}") for line in report), (start, report)
@@ -101,5 +101,5 @@ def test_report_allocates_nothing():
     before = len(jax.live_arrays())
     text = "\n".join(describe(config))
     assert len(jax.live_arrays()) == before
-    for word in ("parameters", "GMAC per time step", "memory per device", "temporaries", "2 a step"):
+    for word in ("parameters", "GMAC per time step", "norm statistics", "memory per device", "temporaries", "2 a step"):
         assert word in text
