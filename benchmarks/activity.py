@@ -31,10 +31,9 @@ from spiking_mlp_jax.analysis.activity.stream import in_network_order
 from spiking_mlp_jax.analysis.plots import BLUE, GREY, ORANGE, write
 from spiking_mlp_jax.data.sources import open_source
 from spiking_mlp_jax.data.transforms import fit_image
-from spiking_mlp_jax.deploy.compile import compile_weights
+from spiking_mlp_jax.deploy.compile import compile
 from spiking_mlp_jax.deploy.engine import Engine
 from spiking_mlp_jax.errors import InputError
-from spiking_mlp_jax.models import weights
 from spiking_mlp_jax.models.config import ModelConfig
 from spiking_mlp_jax.models.topology import dense_operations, fan_out, neuron_counts
 from spiking_mlp_jax.train.config import load_config, model_config
@@ -78,7 +77,7 @@ def measured(config: Any, workdir: Path) -> dict[str, Any]:
 
 def engine_speeds(workdirs: list[Path], data_dir: str | None) -> list[float]:
     """Images a second of each run's compiled network, medians over turns of all."""
-    engines = [Engine(compile_weights(weights.find(workdir), data_dir=data_dir)) for workdir in workdirs]
+    engines = [Engine(compile(workdir, data_dir=data_dir)) for workdir in workdirs]
     c = engines[0].description
     source = open_source(c.data["dataset"], "test", data_dir)
     fitting = c.image_size, c.in_channels, c.data["resize_mode"], c.data["eval_resize"]

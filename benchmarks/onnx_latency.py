@@ -47,7 +47,7 @@ def prepare(name: str, data_dir: str | None, count: int) -> tuple[dict[str, Any]
     """The sides' files, made from one network; its test images and their classes; the files' sizes in words."""
     from spiking_mlp_jax.analysis.samples import take
     from spiking_mlp_jax.deploy import artifact
-    from spiking_mlp_jax.deploy.compile import compile_weights
+    from spiking_mlp_jax.deploy.compile import compile
     from spiking_mlp_jax.deploy.fold import fold
     from spiking_mlp_jax.interop.onnx.floating import float_model
     from spiking_mlp_jax.interop.onnx.integer import integer_model
@@ -56,7 +56,7 @@ def prepare(name: str, data_dir: str | None, count: int) -> tuple[dict[str, Any]
     folder = weights.find(name)
     model, meta = weights.load(folder)
     samples = take(model.config, meta["data"], count, data_dir=data_dir)
-    net = compile_weights(folder, data_dir=data_dir)
+    net = compile(folder, data_dir=data_dir)
     floating = float_model(fold(model), pixels=True, data=meta["data"]).SerializeToString()
     integer = integer_model(net).SerializeToString()
     size = f".smlp {artifact.size(net):,}, ONNX float {len(floating):,}, ONNX integer {len(integer):,} bytes"

@@ -14,8 +14,8 @@ from jaxtyping import Float, Int, UInt8
 from spiking_mlp_jax.data.damaged import Damaged, next_decodable
 from spiking_mlp_jax.data.pipeline import eval_batches, fit_image
 from spiking_mlp_jax.data.sources import Chosen, Source, open_source
+from spiking_mlp_jax.data.trained import open_trained
 from spiking_mlp_jax.errors import InputError
-from spiking_mlp_jax.models import weights
 from spiking_mlp_jax.models.config import ModelConfig
 from spiking_mlp_jax.models.pixels import normalize
 from spiking_mlp_jax.models.spiking_mlp import SpikingMLP
@@ -37,19 +37,16 @@ def open_test_images(
     Raises:
         InputError: there is no such network, its weights are not all finite, or the data cannot be opened.
     """
-    folder = weights.find(where)
-    model, meta = weights.load(folder)
-    if "data" not in meta:
-        raise InputError(f'{folder / weights.CONFIG} has no "data", which says how images become inputs: save it again')
+    trained = open_trained(where)
+    folder, model = trained.folder, trained.model
     for path, variable in nnx.to_flat_state(nnx.state(model)):
         if not np.all(np.isfinite(np.asarray(variable[...]))):
             name = ".".join(map(str, path))
             raise InputError(
                 f"{name} in {folder} has values that are not finite: the training diverged or the file was changed"
             )
-    if dataset is None and data_dir is None:
-        data_dir = weights.data_dir(folder)
-    return folder, model, meta["data"], open_source(dataset or meta["data"]["dataset"], "test", data_dir)
+    assert folder is not None
+    return folder, model, trained.data, trained.source("test", dataset, data_dir)
 
 
 @dataclasses.dataclass(frozen=True)

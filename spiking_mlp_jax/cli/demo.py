@@ -9,6 +9,7 @@ import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from spiking_mlp_jax.cli.options import add_command, positive
 from spiking_mlp_jax.errors import InputError
 
 PICTURES = 4
@@ -16,16 +17,9 @@ SHOWN = 6
 NETWORK = "fashion_mnist"
 
 
-def add_commands(commands, command, positive, run: Callable[[Sequence[str]], int]) -> None:
-    """Adds the command's parser.
-
-    Args:
-        commands: of argparse.
-        command: function that makes one with a summary, a description, examples and a note.
-        positive: reads a whole number of at least 1.
-        run: runs a command line of `spiking-mlp` and returns its exit status.
-    """
-    parser = command(
+def add_commands(commands, run: Callable[[Sequence[str]], int]) -> None:
+    """Adds the parser to the subparsers of `spiking-mlp`, whose command lines `run` runs."""
+    parser = add_command(
         commands,
         "demo",
         "a tour of a minute or two: classify, compile, audit, look inside",

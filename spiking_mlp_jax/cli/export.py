@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from spiking_mlp_jax.cli.deploy import NETWORK, WHERE, check_export, is_compiled, refuse_compiled
+from spiking_mlp_jax.cli.options import NETWORK, WHERE, add_command, check_export, is_compiled, refuse_compiled
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.interop.nir.graph import DT, MAX_MEGABYTES
 
 
-def add_commands(commands, command, positive) -> None:
-    """Adds the commands' parsers; the arguments are those of `cli.deploy.add_commands`."""
-    parser = command(
+def add_commands(commands) -> None:
+    """Adds the parsers to the subparsers of `spiking-mlp`."""
+    parser = add_command(
         commands,
         "export-stablehlo",
         "write a trained network as one file that JAX alone can run",
@@ -35,7 +35,7 @@ def add_commands(commands, command, positive) -> None:
     )
     parser.set_defaults(run=_export_stablehlo)
 
-    parser = command(
+    parser = add_command(
         commands,
         "export-onnx",
         "write a network as an ONNX file",
@@ -54,7 +54,7 @@ def add_commands(commands, command, positive) -> None:
     )
     parser.set_defaults(run=_export_onnx)
 
-    parser = command(
+    parser = add_command(
         commands,
         "export-nir",
         "write a network as a NIR graph, for simulators and neuromorphic hardware",

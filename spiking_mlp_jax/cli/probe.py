@@ -1,96 +1,89 @@
-"""The command `spiking-mlp probe`: looks into a network. `receptive-fields` is here, `activity` has its own file."""
+"""The commands `probe activity` and `probe receptive-fields`."""
 
 from __future__ import annotations
 
 import argparse
-import os
+import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from spiking_mlp_jax.cli import probe_activity as cli_probe_activity
-from spiking_mlp_jax.cli.deploy import WHERE
+from spiking_mlp_jax.cli.options import WHERE, add_command, add_data, number, positive, use_jax_cache, whole
 from spiking_mlp_jax.errors import InputError
+from spiking_mlp_jax.utils.paths import output_folder, real_name
 from spiking_mlp_jax.utils.progress import shown_progress
 
+if TYPE_CHECKING:
+    from spiking_mlp_jax.analysis.activity.measure import Activity
 
-def add_commands(commands, command, positive) -> None:
-    """Adds the command's parsers.
 
-    Args:
-        commands: of argparse.
-        command: function that makes one with a summary, a description, examples and a note.
-        positive: type of whole numbers from 1 on.
-    """
-    parser = command(
+def add_commands(commands) -> None:
+    """Adds the parsers to the subparsers of `spiking-mlp`."""
+    parser = add_command(
         commands,
         "probe",
         "look into a network",
-        "Measures what the neurons of a network do, and ends in figures and a JSON file.",
+        "Measures what the neurons of a network do, and writes figures and a JSON file.",
         "spiking-mlp probe receptive-fields fashion_mnist -o fields\n"
         "  spiking-mlp probe activity fashion_mnist -o activity",
     )
-    parser.set_defaults(run=lambda chosen: parser.print_help())
     kinds = parser.add_subparsers(dest="kind", metavar="WHAT")
-    _add_receptive_fields(kinds, command, positive)
-    cli_probe_activity.add(kinds)
+    _add_receptive_fields(kinds)
+    _add_activity(kinds)
 
 
-def _add_receptive_fields(kinds, command, positive) -> None:
-    fields = command(
+def _add_receptive_fields(kinds) -> None:
+    parser = add_command(
         kinds,
         "receptive-fields",
         "what in an image makes units fire",
         "Mixing profiles, effective receptive fields by input gradients, spike-triggered averages and covariances "
-        "under white noise and natural images, and Gabor fits to all of them; beside an untrained network, shuffled "
-        "pixels and shifted spikes. Interrupted, it goes on with the same command.",
+        "under white noise and natural images, and Gabor fits to all of them; next to an untrained network, shuffled "
+        "pixels and shifted spikes. After an interruption, the same command continues.",
         "spiking-mlp probe receptive-fields fashion_mnist -o fields\n"
         "  spiking-mlp probe receptive-fields runs/cifar10_small -o fields --images 10000 --noise 40000\n"
         "  spiking-mlp probe receptive-fields fashion_mnist -o fields --layer stage0.encode.spikes",
         "Gabor fits take most of the time: about a third of a second each, twelve for every unit of a layer. "
-        "docs/receptive_fields.md says what is measured, how, and what came out.",
+        "docs/receptive_fields.md describes the measurements and the results.",
+        run=_receptive_fields,
     )
-    fields.add_argument("weights", metavar="NETWORK", help=WHERE)
-    fields.add_argument("-o", "--output", metavar="FOLDER", help="for figures and JSON (default: fields/NETWORK)")
-    fields.add_argument("--images", type=positive, default=2000, metavar="N", help="natural images (default: 2000)")
-    fields.add_argument("--noise", type=positive, default=20_000, metavar="N", help="noise images (default: 20000)")
-    fields.add_argument(
+    parser.add_argument("network", metavar="NETWORK", help=WHERE)
+    parser.add_argument("-o", "--output", metavar="FOLDER", help="for figures and JSON (default: fields/NETWORK)")
+    parser.add_argument("--images", type=positive, default=2000, metavar="N", help="natural images (default: 2000)")
+    parser.add_argument("--noise", type=positive, default=20_000, metavar="N", help="noise images (default: 20000)")
+    parser.add_argument(
         "--gradients", type=positive, default=64, metavar="N", help="images whose gradients are averaged (default: 64)"
     )
-    fields.add_argument("--units", type=positive, default=24, metavar="N", help="channels of each layer (default: 24)")
-    fields.add_argument(
+    parser.add_argument("--units", type=positive, default=24, metavar="N", help="channels of each layer (default: 24)")
+    parser.add_argument(
         "--covariances", type=positive, default=4, metavar="N", help="of these, with a covariance (default: 4)"
     )
-    fields.add_argument(
+    parser.add_argument(
         "--least", type=positive, default=100, metavar="N", help="spikes that a unit needs (default: 100)"
     )
-    fields.add_argument(
+    parser.add_argument(
         "--layer",
         action="append",
         metavar="NAME",
-        help="a layer of spikes, may be repeated (default: what leaves each stage)",
+        help="a layer that spikes; may be repeated (default: the output of each stage)",
     )
-    fields.add_argument(
+    parser.add_argument(
         "--contrast",
         type=float,
         default=1.0,
         metavar="S",
-        help="standard deviation of the noise, where 1 is that of the images (default: 1)",
+        help="standard deviation of the noise relative to the images' (default: 1)",
     )
-    fields.add_argument("--binary", action="store_true", help="binary noise in place of Gaussian noise")
-    fields.add_argument("--seed", type=int, default=0, metavar="S", help="of all that is random (default: 0)")
-    fields.add_argument("--batch-size", type=positive, default=256, metavar="N", help="images at a time (default: 256)")
-    fields.add_argument("--dataset", metavar="NAME", help="data to take images from (default: what it was trained on)")
-    fields.add_argument("--data-dir", metavar="DIR", help="folder of the data (default: the workdir's)")
-    fields.set_defaults(run=_receptive_fields)
+    parser.add_argument("--binary", action="store_true", help="binary instead of Gaussian noise")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="random seed (default: 0)")
+    add_data(parser, batch_size=256)
 
 
 def _receptive_fields(chosen: argparse.Namespace) -> None:
     if not 0 <= chosen.seed < 2**31:
-        raise InputError(f"--seed is {chosen.seed}, but it must be at least 0 and below 2**31")
+        raise InputError(f"--seed must be at least 0 and below 2**31, got {chosen.seed}")
     if not 0 < chosen.contrast < 1e6:
-        raise InputError(f"--contrast is {chosen.contrast}, but it must be a positive number")
-    out = Path(chosen.output or Path("fields") / Path(os.path.abspath(chosen.weights)).name)
-    if out.exists() and not out.is_dir():
-        raise InputError(f"{out} is not a folder: give another with -o")
+        raise InputError(f"--contrast must be a positive number, got {chosen.contrast}")
+    out = output_folder(chosen.output or Path("fields") / real_name(chosen.network))
     from spiking_mlp_jax.analysis.fields.plots import figures
     from spiking_mlp_jax.analysis.fields.responses import default_layers
     from spiking_mlp_jax.analysis.fields.study import Settings, study
@@ -98,11 +91,10 @@ def _receptive_fields(chosen: argparse.Namespace) -> None:
     from spiking_mlp_jax.analysis.plots import write
     from spiking_mlp_jax.analysis.samples import open_test_images
     from spiking_mlp_jax.train.logging import to_json
-    from spiking_mlp_jax.utils.compilation_cache import use_compilation_cache
     from spiking_mlp_jax.utils.files import write_whole
 
-    use_compilation_cache("auto")
-    _, model, data, source = open_test_images(chosen.weights, chosen.dataset, chosen.data_dir)
+    use_jax_cache()
+    _, model, data, source = open_test_images(chosen.network, chosen.dataset, chosen.data_dir)
     layers = tuple(chosen.layer or default_layers(model.config))
     settings = Settings(
         layers=layers,
@@ -119,10 +111,122 @@ def _receptive_fields(chosen: argparse.Namespace) -> None:
     )
     with shown_progress() as progress:
         parts = study(model, data, source, settings, out / "parts", progress)
-    document = {"network": str(chosen.weights), **summarize(parts, model.config, settings, list(layers))}
+    document = {"network": str(chosen.network), **summarize(parts, model.config, settings, list(layers))}
     write_whole(out / "receptive_fields.json", [(to_json(document, indent=1) + "\n").encode()])
     written = [
         write(figure, out / f"{name}.png") for name, figure in figures(parts, model.config, list(layers)).items()
     ]
     print(table(document))
     print(f"\n{out / 'receptive_fields.json'} has all figures; drawn: {', '.join(path.name for path in written)}")
+
+
+def _add_activity(kinds) -> None:
+    parser = add_command(
+        kinds,
+        "activity",
+        "firing rates, dead units, spike trains, potentials, what each step buys",
+        "Runs the network on test images drawn at random and measures each layer: firing rate by time step, channel "
+        "and token, units that never or always fire, spike counts and inter-spike intervals, membrane potentials "
+        "against the threshold, similarity between time steps; and the accuracy after each step. Writes figures and "
+        "activity.json, and prints a table.",
+        "spiking-mlp probe activity fashion_mnist\n"
+        "  spiking-mlp probe activity runs/demo -o activity --images 10000\n"
+        "  spiking-mlp probe activity runs/cifar10 --data-dir DIR",
+        run=_activity,
+    )
+    parser.add_argument("network", metavar="NETWORK", help=WHERE)
+    parser.add_argument("-o", "--output", metavar="FOLDER", help="where to write (default: activity/NETWORK)")
+    parser.add_argument("--images", type=positive, default=1000, metavar="N", help="test images (default: 1000)")
+    parser.add_argument("--seed", type=whole(0), default=0, metavar="S", help="seed of the draw (default: 0)")
+    add_data(parser, batch_size=64)
+    parser.add_argument(
+        "--similarity-images",
+        type=whole(0),
+        default=256,
+        metavar="N",
+        help="images over which time steps are compared; 0: none (default: 256)",
+    )
+    parser.add_argument(
+        "--features",
+        choices=("channel", "neuron"),
+        default="channel",
+        help="what represents an image there: each channel's rate or each neuron's (default: channel)",
+    )
+    parser.add_argument(
+        "--dead", type=number(0, 1), default=0.0, metavar="R", help="rate up to which a unit is dead (default: 0)"
+    )
+    parser.add_argument(
+        "--saturated", type=number(0, 1), default=1.0, metavar="R", help="rate from which it is saturated (default: 1)"
+    )
+
+
+def _activity(chosen: argparse.Namespace) -> None:
+    # Reported before minutes have passed.
+    if chosen.dead >= chosen.saturated:
+        raise InputError(f"--dead {chosen.dead:g} must be below --saturated {chosen.saturated:g}")
+    output = output_folder(chosen.output or Path("activity") / real_name(chosen.network))
+    from spiking_mlp_jax.analysis.activity import plots
+    from spiking_mlp_jax.analysis.activity.measure import measure
+    from spiking_mlp_jax.analysis.samples import drawn, labelled_batches, open_test_images
+    from spiking_mlp_jax.data.damaged import Damaged
+    from spiking_mlp_jax.models import weights
+
+    use_jax_cache()
+    folder, model, data, whole_set = open_test_images(chosen.network, chosen.dataset, chosen.data_dir)
+    source = drawn(whole_set, chosen.images, chosen.seed)
+    damaged = Damaged(source, weights.max_bad_images(folder), lambda text: print(text, file=sys.stderr))
+    with shown_progress() as progress:
+        found = measure(
+            model,
+            labelled_batches(source, model.config, data, chosen.batch_size, damaged),
+            dead=chosen.dead,
+            saturated=chosen.saturated,
+            similarity_images=chosen.similarity_images,
+            features=chosen.features,
+            seed=chosen.seed,
+            batch_size=chosen.batch_size,
+            progress=lambda done: progress("test images", done, len(source)),
+        )
+    figures = plots.figures(found)
+    figures["raster"] = plots.raster(model, source, data, data["class_names"])
+    document = {"network": chosen.network, "dataset": chosen.dataset or data["dataset"], "seed": chosen.seed}
+    document |= {"features": chosen.features, **found.to_dict()}
+    paths = plots.save(output, figures, document)
+    for line in table(found):
+        print(line)
+    print()
+    for path in paths:
+        print(path)
+
+
+def table(found: Activity) -> list[str]:
+    """The lines that the command prints: each layer's rate, dead and saturated neurons; accuracy after each step."""
+    from spiking_mlp_jax.analysis.activity.plots import label
+
+    rates, units = found.rates, found.units
+    width = max(len(label(name)) for name in rates.layer)
+    lines = [
+        f"{rates.images:,} images; dead: rate <= {100 * units.dead:g} %, "
+        f"saturated: rate >= {100 * units.saturated:g} %",
+        f"{'layer':{width}}     rate  dead neurons  saturated  dead channels",
+    ]
+    marks = dict.fromkeys(units.silent_layers, "  silent") | dict.fromkeys(units.saturated_layers, "  saturated")
+    for name, rate in rates.layer.items():
+        share, dead = units.units[name].shares(), units.units[name].dead_channels
+        lines.append(
+            f"{label(name):{width}}  {100 * rate:5.2f} %       {100 * share['dead_neurons']:5.1f} %    "
+            f"{100 * share['saturated_neurons']:5.1f} %  {dead.sum():5} of {len(dead)}{marks.get(name, '')}"
+        )
+    if found.information is not None:
+        about = found.information
+        lines += ["", "steps  accuracy  (± s.e.)  this step alone  as at the end    loss"]
+        for step, accuracy in enumerate(about.accuracy):
+            lines.append(
+                f"{step + 1:5}  {100 * accuracy:6.2f} %  ({100 * about.errors[step]:4.2f})   "
+                f"       {100 * about.alone[step]:6.2f} %       {100 * about.agreement[step]:6.2f} %  "
+                f"{about.loss[step]:.4f}"
+            )
+    wrong = sum(found.membrane.mismatches.values())
+    if wrong:
+        lines += ["", f"note: {wrong:,} spikes differ from the potentials computed again, by rounding"]
+    return lines

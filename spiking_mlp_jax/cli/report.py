@@ -7,20 +7,14 @@ import shlex
 import sys
 from pathlib import Path
 
-from spiking_mlp_jax.cli.deploy import WHERE
+from spiking_mlp_jax.cli.options import WHERE, add_command, positive
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.utils.progress import shown_progress
 
 
-def add_commands(commands, command, positive) -> None:
-    """Adds the command's parser.
-
-    Args:
-        commands: of argparse.
-        command: function that makes one with a summary, a description, examples and a note.
-        positive: type of whole numbers from 1 on.
-    """
-    parser = command(
+def add_commands(commands) -> None:
+    """Adds the parser to the subparsers of `spiking-mlp`."""
+    parser = add_command(
         commands,
         "report",
         "write an HTML page about a trained network",

@@ -5,21 +5,15 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
+from spiking_mlp_jax.cli.options import add_command, positive
 from spiking_mlp_jax.errors import EXIT_INTERRUPTED, InputError
 
 
-def add_commands(commands, command, positive) -> None:
-    """Adds the command's parser.
-
-    Args:
-        commands: of argparse.
-        command: function that makes one with a summary, a description, examples and a note.
-        positive: type of whole numbers from 1 on.
-    """
-    parser = command(
+def add_commands(commands) -> None:
+    """Adds the parser to the subparsers of `spiking-mlp`."""
+    parser = add_command(
         commands,
         "sweep",
         "train variations of an experiment with several seeds and compare them",
@@ -54,14 +48,6 @@ def add_commands(commands, command, positive) -> None:
     parser.add_argument("--retime", action="store_true", help="measure latency again, of all finished runs here")
     parser.add_argument("--dry-run", action="store_true", help="list the runs and their status")
     parser.set_defaults(run=_sweep, overrides=[])
-
-
-def take_overrides(chosen: argparse.Namespace, rest: Sequence[str]) -> list[str]:
-    """Takes --config.NAME=VALUE from the arguments that argparse left over, and returns the others."""
-    if chosen.command != "sweep":
-        return list(rest)
-    chosen.overrides = [x for x in rest if re.match(r"--(no)?config\.", x)]
-    return [x for x in rest if x not in chosen.overrides]
 
 
 def _shard(text: str) -> tuple[int, int]:

@@ -8,13 +8,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from spiking_mlp_jax.cli.deploy import WHERE, check_export
+from spiking_mlp_jax.cli.options import WHERE, add_command, check_export
 from spiking_mlp_jax.errors import InputError, nearest
 
 
-def add_commands(commands, command, positive) -> None:
-    """Adds the commands' parsers; the arguments are those of `cli.deploy.add_commands`."""
-    parser = command(
+def add_commands(commands) -> None:
+    """Adds the parsers to the subparsers of `spiking-mlp`."""
+    parser = add_command(
         commands,
         "convert",
         "convert weights of the official PyTorch code, in both directions",
@@ -54,7 +54,7 @@ def add_commands(commands, command, positive) -> None:
     ]
     parser.set_defaults(run=_convert, file_options=[option.dest for option in options])
 
-    parser = command(
+    parser = add_command(
         commands,
         "hub",
         "write a trained network as a folder for the Hugging Face Hub",
@@ -79,7 +79,7 @@ def add_commands(commands, command, positive) -> None:
     parser.add_argument("--data-dir", metavar="DIR", help="with --evaluate: folder of the data")
     parser.set_defaults(run=_hub)
 
-    parser = command(
+    parser = add_command(
         commands,
         "download",
         "download a network from the Hugging Face Hub",

@@ -109,6 +109,20 @@ def open_source(dataset: str, split: str, data_dir: str | os.PathLike[str] | Non
     return IdxSource(folder, split) if dataset == "idx" else FolderSource(folder, split)
 
 
+def check_classes(source: Source, num_classes: int, name: str, dataset: str) -> Source:
+    """Returns the source if it has as many classes as the network.
+
+    Raises:
+        InputError: it has another number.
+    """
+    if len(source.class_names) != num_classes:
+        raise InputError(
+            f"{name} knows {num_classes} classes, but {dataset} has {len(source.class_names)}: name its own dataset "
+            "with --dataset and --data-dir"
+        )
+    return source
+
+
 def _open_fashion_mnist(split: str, folder: Path | None) -> Source:
     if folder is None:
         return EmbeddedSource(split)

@@ -5,6 +5,8 @@ Randomness comes only from the `np.random.Generator` that is passed in.
 
 import dataclasses
 import math
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -13,7 +15,7 @@ from spiking_mlp_jax.data.image import Encoded, decode_crop, decode_image, to_ch
 from spiking_mlp_jax.data.jitter import color_jitter, random_erasing
 from spiking_mlp_jax.data.randaugment import RandAugment
 from spiking_mlp_jax.errors import InputError
-from spiking_mlp_jax.models.pixels import check_resize
+from spiking_mlp_jax.models.pixels import Pixels, check_resize
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,6 +124,21 @@ def fit_image(
         scale = image_size / longer
         image = resize(image, max(1, round(height * scale)), max(1, round(width * scale)))
     return centre_pad(image, image_size)
+
+
+def fitted(images: Iterable[np.ndarray], network: Any, pixels: Pixels) -> np.ndarray:
+    """`fit_image` of each image, as a network takes them.
+
+    Args:
+      images: uint8 [h, w] or [h, w, 1 | 3 | 4] each.
+      network: anything with `image_size` and `in_channels`: a `ModelConfig`, or a `Description`.
+      pixels: its resize mode.
+
+    Returns:
+      uint8 [N, image_size, image_size, in_channels].
+    """
+    settings = network.image_size, network.in_channels, pixels.resize_mode, pixels.eval_resize
+    return np.stack([fit_image(image, *settings) for image in images])
 
 
 def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:

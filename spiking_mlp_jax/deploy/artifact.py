@@ -39,6 +39,7 @@ from spiking_mlp_jax.deploy.artifact_layout import Entry, aligned, pack, table, 
 from spiking_mlp_jax.deploy.network import Description, IntegerNet, array_shapes
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.utils.files import write_whole
+from spiking_mlp_jax.utils.paths import user_path
 
 MAGIC = b"\x89SMLP\r\n\x1a"
 VERSION = 1
@@ -47,6 +48,17 @@ MAX_FILE = 1 << 32
 MAX_HEADER = 1 << 20
 _PREFIX = struct.Struct("<8sIIQ8s32s")
 _HASHED = _PREFIX.size - 32
+
+
+def is_compiled(where: str | os.PathLike[str]) -> bool:
+    """Whether a path means a compiled network, by its name (.smlp) or its first bytes."""
+    path = user_path(where)
+    if path.suffix == ".smlp":
+        return not os.path.isdir(path)
+    if not os.path.isfile(path):
+        return False
+    with open(path, "rb") as file:
+        return file.read(len(MAGIC)) == MAGIC
 
 
 def save(net: IntegerNet, path: str | os.PathLike[str]) -> None:

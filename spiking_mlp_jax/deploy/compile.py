@@ -1,45 +1,78 @@
-"""From a folder of trained weights to an integer network, in one call."""
+"""Trained networks to integer networks, in one call; and either to files."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 
 import numpy as np
 
 from spiking_mlp_jax.data.damaged import next_decodable
-from spiking_mlp_jax.data.sources import open_source
-from spiking_mlp_jax.data.transforms import fit_image
+from spiking_mlp_jax.data.trained import Trained, open_trained
+from spiking_mlp_jax.deploy import artifact
 from spiking_mlp_jax.deploy.fold import fold
 from spiking_mlp_jax.deploy.network import IntegerNet
 from spiking_mlp_jax.deploy.quantize import quantize
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.models import weights
+from spiking_mlp_jax.models.spiking_mlp import SpikingMLP
+from spiking_mlp_jax.utils.paths import user_path
 
 
-def compile_weights(
-    folder: Path, bits: int = 8, *, images: int = 512, dataset: str | None = None, data_dir: str | None = None
+def compile(
+    network: SpikingMLP | Trained | str | os.PathLike[str],
+    bits: int = 8,
+    *,
+    images: int = 512,
+    dataset: str | None = None,
+    data_dir: str | os.PathLike[str] | None = None,
 ) -> IntegerNet:
-    """Folds and quantises trained weights, with training images of their own data for calibration.
+    """Folds and quantizes a trained network, calibrated on training images.
 
     Args:
-        folder: a weights folder.
-        bits: of each weight, 2 to 8.
-        images: how many training images are looked at; the same ones each time.
-        dataset: data to take them from; None for what the network was trained on.
-        data_dir: their folder; None for the workdir's, or for data inside the package.
+        network: a `SpikingMLP` with `pixels`, a workdir, a weights folder, or the name of a network in the package.
+        bits: per weight, 2 to 8.
+        images: the number of calibration images; always the same ones.
+        dataset: where they come from, see `data.sources.open_source`; None for the dataset the network was trained on,
+            which a `SpikingMLP` does not know.
+        data_dir: folder of the dataset; None where the package or the training run knows it.
+
+    Returns:
+        the integer network, proven not to overflow for any image. `save` writes it, `Engine` runs it.
 
     Raises:
-        InputError: weights without "data", or that cannot be folded or quantised; no such data.
+        InputError: there is no such network or dataset, or the network cannot be folded or quantized.
+
+    Examples:
+        >>> compile("fashion_mnist", bits=4, images=8).description.bits
+        4
     """
-    model, meta = weights.load(folder)
-    if "data" not in meta:
-        raise InputError(f'{folder / weights.CONFIG} has no "data", which says how images become inputs: save it again')
-    data, config = meta["data"], model.config
-    folded = fold(model)
-    if data_dir is None and dataset is None:
-        data_dir = weights.data_dir(folder)
-    source = open_source(dataset or data["dataset"], "train", data_dir)
+    if isinstance(network, SpikingMLP) and dataset is None:
+        raise InputError("a SpikingMLP does not know what it was trained on: give dataset")
+    trained = network if isinstance(network, Trained) else open_trained(network, dataset)
+    folded = fold(trained.model)
+    source = trained.source("train", dataset, data_dir)
     order = np.random.default_rng(0).permutation(len(source))[:images]
-    fitting = config.image_size, config.in_channels, data["resize_mode"], data["eval_resize"]
-    pixels = np.stack([fit_image(next_decodable(source, int(i))["image"], *fitting) for i in order])
-    return quantize(folded, pixels, bits, data=data)
+    pixels = trained.inputs(next_decodable(source, int(i))["image"] for i in order)
+    return quantize(folded, pixels, bits, data=trained.data)
+
+
+def save(network: IntegerNet | SpikingMLP, path: str | os.PathLike[str]) -> None:
+    """Writes a compiled network as a .smlp file, or a trained one as a weights folder.
+
+    Args:
+        network: from `compile` or `quantize`, or a `SpikingMLP`.
+        path: of the file or folder, replaced if it exists.
+
+    Raises:
+        InputError: the file cannot be written, or the network is something else.
+
+    References:
+        `deploy.artifact` and `models.weights` describe the formats; `models.weights.save` also stores metadata.
+    """
+    if isinstance(network, IntegerNet):
+        artifact.save(network, user_path(path))
+    elif isinstance(network, SpikingMLP):
+        meta = {} if network.pixels is None else {"data": open_trained(network).data}
+        weights.save(user_path(path), network, meta)
+    else:
+        raise InputError(f"network is a {type(network).__name__}: give a compiled network or a SpikingMLP")

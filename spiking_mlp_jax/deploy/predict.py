@@ -1,4 +1,4 @@
-"""Pictures in, class names out: what `spiking-mlp predict` and notebooks use."""
+"""Images in, class names out, for trained and for compiled networks; the latter without JAX."""
 
 from __future__ import annotations
 
@@ -7,131 +7,224 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import jax
 import numpy as np
-from flax import nnx
 
 from spiking_mlp_jax.data.image import picture_array, read_image
-from spiking_mlp_jax.data.transforms import fit_image
+from spiking_mlp_jax.data.sources import Source, check_classes, open_source
+from spiking_mlp_jax.data.transforms import fitted
+from spiking_mlp_jax.deploy.artifact import is_compiled
+from spiking_mlp_jax.deploy.engine import Engine
+from spiking_mlp_jax.deploy.network import Description, IntegerNet
 from spiking_mlp_jax.errors import InputError
-from spiking_mlp_jax.models.pixels import normalize
-from spiking_mlp_jax.models.spiking_mlp import SpikingMLP, mean_logits
+from spiking_mlp_jax.models.pixels import Pixels, normalize
+from spiking_mlp_jax.utils.paths import user_path
 
 if TYPE_CHECKING:
-    from jaxtyping import Float, UInt8
+    from jaxtyping import Float, Int, UInt8
     from PIL.Image import Image
+
+    from spiking_mlp_jax.models.config import ModelConfig
+    from spiking_mlp_jax.models.spiking_mlp import SpikingMLP
 
 BATCH = 32
 
 
 class Guess(NamedTuple):
-    """A class that a picture may show.
+    """A class that an image may show.
 
     Attributes:
         name: of the class, its number as text where names are not known.
         label: the class's number.
         score: softmax of the logits averaged over the time steps, from 0 to 1.
+        steps: time steps that the image took.
     """
 
     name: str
     label: int
     score: float
+    steps: int
 
 
 def classify(
-    model: SpikingMLP, pictures: Sequence[str | os.PathLike[str] | Image | np.ndarray], top: int = 5
+    network: SpikingMLP | Engine | IntegerNet | str | os.PathLike[str],
+    pictures: Sequence[str | os.PathLike[str] | Image | np.ndarray],
+    top: int = 5,
+    *,
+    steps: int | None = None,
+    margin: float | None = None,
 ) -> list[list[Guess]]:
-    """The best classes of each picture.
+    """The best classes of each image.
 
-    Pictures of any size, grey or colour, are brought to the network's size as its test images were (`model.pixels`).
+    Images of any size, grey or colour, are resized as the network's test images were.
 
     Args:
-        model: a trained network that carries its preprocessing, as those of `SpikingMLP.from_pretrained` do.
-        pictures: paths, Pillow images, or uint8 arrays [H, W] or [H, W, 1 | 3 | 4] of pixels from 0 to 255. The
-            camera's EXIF rotation is applied, transparency is laid over black.
-        top: how many classes are given.
+        network: a trained network with `pixels`, as `from_pretrained` returns it, or its name or folder; or a compiled
+            one: the path of a .smlp file, an `IntegerNet` or an `Engine`. Compiled ones need no JAX.
+        pictures: paths, Pillow images, or uint8 arrays [H, W] or [H, W, 1 | 3 | 4] of pixels from 0 to 255. EXIF
+            rotation is applied, transparency is laid over black.
+        top: the number of classes returned per image.
+        steps: compiled networks: time steps to run, 1 to T; None for T.
+        margin: compiled networks: stop an image as soon as its best class's mean logit leads by this much.
 
     Returns:
-        for each picture its guesses, best first.
+        the guesses for each image, best first.
 
     Raises:
-        InputError: a picture cannot be read or is none, top is below 1, the model does not know how pictures become its
-            inputs, or it gives scores that are no numbers.
+        InputError: a picture cannot be read or is not an image; an argument is out of range; the network does not know
+            how images become inputs, or produces NaN or inf.
 
     Examples:
         >>> import numpy as np
-        >>> model = SpikingMLP.from_pretrained("fashion_mnist")
+        >>> from spiking_mlp_jax import from_pretrained
+        >>> model = from_pretrained("fashion_mnist")
         >>> (guesses,) = classify(model, [np.zeros((28, 28), np.uint8)], top=1)
         >>> guesses[0].label == model.pixels.class_names.index(guesses[0].name)
         True
     """
-    if not isinstance(model, SpikingMLP):
-        raise InputError(
-            f"model is a {type(model).__name__}: give a network, as SpikingMLP.from_pretrained or create_model do"
-        )
+    network = open_network(network)
     if isinstance(pictures, str | os.PathLike) or not isinstance(pictures, Sequence):
-        raise InputError(
-            "pictures must be a list of paths, Pillow images or uint8 arrays: put a single one into a list"
-        )
+        raise InputError("pictures must be a list of paths, Pillow images or uint8 arrays: put a single one in a list")
     if isinstance(top, bool) or not isinstance(top, int) or top < 1:
-        raise InputError(f"top must be a whole number of at least 1, but it is {top!r}")
-    pixels = model.pixels
-    if pixels is None:
-        raise InputError(
-            "the model does not say how pictures become its inputs: set model.pixels = Pixels(mean, std), or load "
-            'weights whose config.json has "data"'
-        )
+        raise InputError(f"top must be a whole number of at least 1, got {top!r}")
+    pixels = pixels_of(network)
     if not pictures:
         return []
-    c = model.config
-    fitting = c.image_size, c.in_channels, pixels.resize_mode, pixels.eval_resize
-    images = np.stack([fit_image(_array(picture), *fitting) for picture in pictures])
-    scores = class_scores(model, images, pixels.mean, pixels.std)
-    return guesses(scores, pixels.class_names, top)
-
-
-def guesses(scores: Float[np.ndarray, "N K"], class_names: Sequence[str], top: int) -> list[list[Guess]]:
-    """The best `top` classes of each row of scores, best first.
-
-    Raises:
-        InputError: scores that are not finite.
-    """
-    if not np.all(np.isfinite(scores)):
-        raise InputError("the network gives scores that are no numbers: train it again with a lower rate")
+    images = fitted(map(_array, pictures), config_of(network), pixels)
+    logits, taken = mean_logits(network, images, steps, margin)
+    if not np.all(np.isfinite(logits)):
+        raise InputError("the network produces NaN or inf logits; retrain with a lower learning rate")
+    scores = np.exp(logits - logits.max(1, keepdims=True))
+    scores /= scores.sum(1, keepdims=True)
     found = []
-    for row in scores:
+    for row, count in zip(scores, taken.tolist(), strict=True):
         best = np.argsort(-row, kind="stable")[:top].tolist()
-        found.append([Guess(str(class_names[c] if class_names else c), c, float(row[c])) for c in best])
+        found.append([Guess(str((pixels.class_names or range(len(row)))[c]), c, float(row[c]), count) for c in best])
     return found
 
 
-def class_scores(
-    model: SpikingMLP, images: UInt8[np.ndarray, "N H W C"], mean: Sequence[float], std: Sequence[float]
-) -> Float[np.ndarray, "N K"]:
-    """Softmax of the time-mean logits of images of the network's size, in evaluation mode."""
-    graphdef, variables = nnx.split(model)
-    statistics = tuple(mean), tuple(std)
-    # Chunks of one size, so that there is one compilation and a bounded need of memory.
+def open_network(network: SpikingMLP | Engine | IntegerNet | str | os.PathLike[str]) -> SpikingMLP | Engine:
+    """A network to run: an engine for a compiled network, else the trained model.
+
+    Args:
+        network: either of these, an `IntegerNet`, a .smlp file, a workdir, a weights folder, or the name of a network
+            in the package.
+
+    Raises:
+        InputError: there is no such network, its files are damaged, or it is something else.
+    """
+    if isinstance(network, Engine):
+        return network
+    if isinstance(network, IntegerNet):
+        return Engine(network)
+    if isinstance(network, str | os.PathLike) and is_compiled(network):
+        return Engine(user_path(network))
+    from spiking_mlp_jax.data.trained import open_trained
+    from spiking_mlp_jax.models.spiking_mlp import SpikingMLP
+
+    if isinstance(network, SpikingMLP):
+        return network
+    if isinstance(network, str | os.PathLike):
+        return open_trained(network).model
+    raise InputError(
+        f"network is a {type(network).__name__}: give a SpikingMLP, a compiled network, or the name or path of one"
+    )
+
+
+def config_of(network: SpikingMLP | Engine) -> ModelConfig | Description:
+    """The sizes of a network."""
+    return network.description if isinstance(network, Engine) else network.config
+
+
+def pixels_of(network: SpikingMLP | Engine | IntegerNet) -> Pixels:
+    """How images become a network's inputs.
+
+    Raises:
+        InputError: it does not know.
+    """
+    if isinstance(network, Engine | IntegerNet):
+        if network.description.data:
+            return Pixels.from_data(network.description.data)
+        raise InputError(
+            'the compiled network does not know how images become inputs: compile weights whose config.json has "data"'
+        )
+    if network.pixels is None:
+        raise InputError(
+            "the model does not know how images become inputs: set model.pixels = Pixels(mean, std), or load weights "
+            'whose config.json has "data"'
+        )
+    return network.pixels
+
+
+def test_images(
+    network: Engine | IntegerNet, dataset: str | None = None, data_dir: str | os.PathLike[str] | None = None
+) -> Source:
+    """The test split of the dataset that a compiled network was trained on, or of another one.
+
+    Raises:
+        InputError: there is no such dataset, or it has another number of classes.
+    """
+    c = network.description
+    pixels_of(network)  # refuses a network without "data"
+    dataset = dataset or c.data["dataset"]
+    return check_classes(open_source(dataset, "test", data_dir), c.num_classes, "the compiled network", dataset)
+
+
+def mean_logits(
+    network: SpikingMLP | Engine, images: UInt8[np.ndarray, "N H W C"], steps: int | None = None, margin=None
+) -> tuple[Float[np.ndarray, "N K"], Int[np.ndarray, "N"]]:
+    """Logits averaged over the time steps, of images of the network's size, and the steps that each image took.
+
+    Args:
+        network: from `open_network`.
+        images: raw pixels.
+        steps: see `classify`.
+        margin: see `classify`.
+
+    Raises:
+        InputError: steps or margin out of range, or given for a network that is not compiled.
+    """
+    if isinstance(network, Engine):
+        if margin is not None:
+            scores, taken = network.predict_early(images, margin, steps=steps)
+        else:
+            scores = network.predict(images, steps)
+            taken = np.full(len(images), network.description.time_steps if steps is None else steps)
+        return scores * network.score_scale / taken[:, None], taken
+    for name, value in (("steps", steps), ("margin", margin)):
+        if value is not None:
+            raise InputError(f"{name} needs a compiled network (.smlp)")
+    from flax import nnx
+
+    graphdef, variables = nnx.split(network)
+    pixels = pixels_of(network)
+    # Chunks of one size: one compilation, bounded memory.
     size = min(len(images), BATCH)
     padded = np.concatenate([images, np.zeros((-len(images) % size, *images.shape[1:]), images.dtype)])
-    parts = [
-        np.asarray(_softmax(graphdef, variables, padded[i : i + size], *statistics))
-        for i in range(0, len(padded), size)
-    ]
-    return np.concatenate(parts)[: len(images)]
+    chunks = [padded[i : i + size] for i in range(0, len(padded), size)]
+    parts = [np.asarray(_run()(graphdef, variables, chunk, pixels.mean, pixels.std)) for chunk in chunks]
+    logits = np.concatenate(parts)[: len(images)].astype(np.float64)
+    return logits, np.full(len(images), network.config.time_steps)
 
 
-@functools.partial(jax.jit, static_argnames=("graphdef", "mean", "std"))
-def _softmax(graphdef, variables, images, mean, std):
-    model = nnx.merge(graphdef, variables, copy=True)
-    model.eval()
-    logits: Any = model(normalize(images, mean, std))
-    return jax.nn.softmax(mean_logits(logits))
+@functools.cache
+def _run():
+    import jax
+    import jax.numpy as jnp
+    from flax import nnx
+
+    @functools.partial(jax.jit, static_argnames=("graphdef", "mean", "std"))
+    def run(graphdef, variables, images, mean, std):
+        model: Any = nnx.merge(graphdef, variables, copy=True)
+        model.eval()
+        logits = model(normalize(images, mean, std))
+        return logits.astype(jnp.promote_types(logits.dtype, jnp.float32)).mean(0)
+
+    return run
 
 
 def _array(picture) -> np.ndarray:
     if isinstance(picture, np.ndarray):
         return picture
     if isinstance(picture, str | os.PathLike):
-        return read_image(picture)
+        return read_image(user_path(picture))
     return picture_array(picture)

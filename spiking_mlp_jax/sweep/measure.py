@@ -27,7 +27,7 @@ from spiking_mlp_jax.data.damaged import Damaged
 from spiking_mlp_jax.data.pipeline import eval_batches
 from spiking_mlp_jax.data.sources import open_source
 from spiking_mlp_jax.deploy import artifact
-from spiking_mlp_jax.deploy.compile import compile_weights
+from spiking_mlp_jax.deploy.compile import compile
 from spiking_mlp_jax.deploy.cost import cost
 from spiking_mlp_jax.deploy.engine import Engine
 from spiking_mlp_jax.errors import InputError
@@ -219,7 +219,7 @@ def _integer_accuracy(config: Config, workdir: Path) -> tuple[float | None, str 
     """Compiles and saves the network; its accuracy on the test images, or why it cannot be compiled."""
     (workdir / COMPILED).unlink(missing_ok=True)
     try:
-        net = compile_weights(workdir / FINAL, config.weight_bits or 8, data_dir=config.data_dir)
+        net = compile(workdir / FINAL, config.weight_bits or 8, data_dir=config.data_dir)
     except InputError as error:
         return None, str(error)
     artifact.save(net, workdir / COMPILED)

@@ -1,7 +1,8 @@
-"""How far long work is, shown on stderr: bars with rate and time left, or lines now and then without a terminal."""
+"""Progress of long work on stderr: bars with rate and time left on a terminal, a line now and then elsewhere."""
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -11,11 +12,11 @@ Item = TypeVar("Item")
 
 
 def tracked(items: Iterable[Item], count: int, what: str = "evaluating") -> Iterator[Item]:
-    """The items as they come, with a bar that goes away at the end; nothing is shown without a terminal.
+    """The items as they come, with a bar that disappears at the end; nothing is shown without a terminal.
 
     Args:
         items: anything to iterate over.
-        count: how many there are.
+        count: the number of items.
         what: the bar's description.
     """
     from rich.console import Console
@@ -26,37 +27,57 @@ def tracked(items: Iterable[Item], count: int, what: str = "evaluating") -> Iter
 
 
 @contextmanager
-def shown_progress(report_seconds: float = 30.0) -> Iterator[Callable[[str, float, float], None]]:
-    """A function that shows how far things are: bars with rate and time left, or lines now and then without a terminal.
+def shown_progress(unit: str = "", report_seconds: float = 30.0) -> Iterator[Callable[[str, float, float], None]]:
+    """A function that shows the progress of any number of tasks.
 
     Args:
-        report_seconds: between lines where there is no terminal.
+        unit: what is counted, e.g. "images"; "GB" is shown with a decimal.
+        report_seconds: between lines without a terminal; work that takes less prints nothing there.
 
     Yields:
-        function of what is going on, how much of it is done, and of how much.
+        function of a task's name, the amount done, and the total; threads may call it.
     """
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}")
-    tasks, started = {}, {}
-    last = time.monotonic()
+    columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[status]}")
+    interval = 0.1 if console.is_terminal else report_seconds
+    digits = 1 if unit.startswith("GB") else 0
+    lock, last = threading.Lock(), time.monotonic()
+    tasks, started, printed = {}, {}, set()
     with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bars:
 
         def show(what: str, done: float, of: float) -> None:
             nonlocal last
             now = time.monotonic()
-            if what not in tasks:
-                tasks[what] = bars.add_task(what, total=of, rate="")
-                started[what] = now, done
-            start, before = started[what]
-            rate = (done - before) / (now - start) if now > start else 0.0
-            text = f"{rate:,.1f}/s" if rate else ""
-            bars.update(tasks[what], completed=done, rate=text)
-            if not console.is_terminal and now - last >= report_seconds:
-                last = now
-                left = f", {(of - done) / rate:,.0f} s left" if rate else ""
-                console.print(f"{what}: {done:,.0f} of {of:,.0f} {text}{left}".rstrip())
+            with lock:
+                if what not in tasks:
+                    tasks[what], started[what] = bars.add_task(what, total=of, status=""), (now, done)
+                elif now - last < interval and done < of:
+                    return
+                if now - last >= interval:
+                    printed.add(what)
+                    last = now
+                start, before = started[what]
+                rate = (done - before) / (now - start) if now > start else 0.0
+                status = f"{done:,.{digits}f} of {of:,.{digits}f} {unit}".rstrip()
+                status += f", {rate:,.{max(digits, int(rate < 10))}f}/s" if rate else ""
+                bars.update(tasks[what], completed=done, status=status)
+                if what in printed and not console.is_terminal:
+                    left = f", {time_left((of - done) / rate)}" if rate and done < of else ""
+                    console.print(f"{what}: {status}{left}")
 
         yield show
+
+
+def time_left(seconds: float) -> str:
+    """A duration for a status line.
+
+    Examples:
+        >>> time_left(75), time_left(3605)
+        ('1:15 left', '1:00:05 left')
+    """
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return (f"{hours}:{minutes:02}" if hours else f"{minutes}") + f":{seconds:02} left"

@@ -92,8 +92,10 @@ def test_steps_and_margin(workdir, network, capsys):
     assert early["images"][0]["steps"] == 1
     never = answer(capsys, "predict", network, image, "--json", "--margin", "inf")
     assert never["images"][0]["steps"] == 2
-    assert "--steps 3 is more than the 2" in refusal(capsys, "predict", network, image, "--steps", 3)
-    assert "--margin goes with" in refusal(capsys, "predict", workdir, image, "--margin", 1)
+    assert "steps must be a whole number from 1 to 2" in refusal(capsys, "predict", network, image, "--steps", 3)
+    assert "--margin needs a compiled network (.smlp), got " in refusal(
+        capsys, "predict", workdir, image, "--margin", 1
+    )
 
 
 def test_evaluate(workdir, network, capsys):
@@ -168,9 +170,9 @@ def test_mistakes(workdir, network, capsys, tmp_path):
     assert "missing.smlp" in refusal(capsys, "audit", tmp_path / "missing.smlp")
     assert "cannot be written" in refusal(capsys, "compile", workdir, "-o", tmp_path / "no" / "net.smlp")
     assert "2 to 8 bits" in refusal(capsys, "compile", workdir, "-o", tmp_path / "net.smlp", "--bits", 9)
-    assert "--folded goes with weights" in refusal(capsys, "audit", network, "--folded")
-    assert "--compiled goes with" in refusal(capsys, "audit", workdir, "--compiled")
-    assert "is not a network" in refusal(capsys, "export-c", workdir)
+    assert "--folded needs a trained network" in refusal(capsys, "audit", network, "--folded")
+    assert "--compiled needs a compiled network (.smlp), got" in refusal(capsys, "audit", workdir, "--compiled")
+    assert "export-c needs a compiled network (.smlp), got" in refusal(capsys, "export-c", workdir)
     assert not list(tmp_path.glob("*net.smlp*"))
 
 

@@ -199,8 +199,8 @@ def test_a_cut_anywhere_in_the_archive_is_noticed(archives, tmp_path):
         (("imagenet", "--train", "nowhere.tar"), "there is no nowhere.tar"),
         (("imagenet", "--train", ROOT, "--partial"), 'is a folder, not a tar: for unpacked images use "spiking-mlp'),
         (("folder", "--data", "nowhere"), "nowhere is not a folder"),
-        (("folder", "--data", ROOT / "docs"), "holds no folder train, val or test"),
-        (("folder", "--data", ROOT / "docs", "--name", "My Set"), '"My Set" is no name of a set'),
+        (("folder", "--data", ROOT / "docs"), "has no folder train, val or test"),
+        (("folder", "--data", ROOT / "docs", "--name", "My Set"), '"My Set" cannot name a dataset'),
     ],
 )
 def test_impossible_requests(tmp_path, capsys, arguments, message):
@@ -208,9 +208,7 @@ def test_impossible_requests(tmp_path, capsys, arguments, message):
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("out", "message"), [("gs://bucket/x", "is no folder on this machine"), ("FILE", "not a fold")]
-)
+@pytest.mark.parametrize(("out", "message"), [("gs://bucket/x", "is not on this machine"), ("FILE", "not a fold")])
 def test_impossible_outputs(archives, tmp_path, capsys, out, message):
     out = str(tmp_path / "file") if out == "FILE" else out
     (tmp_path / "file").touch()
@@ -248,7 +246,7 @@ def test_broken_pictures_are_all_named_then_left_out(tmp_path, capsys):
     assert not (out / NAME / VERSION / "dataset_info.json").exists()
 
     assert command(*arguments, "--skip-broken") == 0
-    assert "3 broken and left out: n01440764_15.JPEG, n02105855_1.JPEG" in capsys.readouterr().out
+    assert "3 broken and skipped: n01440764_15.JPEG, n02105855_1.JPEG" in capsys.readouterr().out
     found = [record["file_name"].decode() for record in records(out / NAME / VERSION, "train")]
     assert found == [name for inner in files.values() for name in inner if name not in named]
     report = json.loads((out / NAME / VERSION / "preparation" / "train.report.json").read_text())

@@ -118,7 +118,7 @@ def test_ctrl_c_is_answered(archives, tmp_path, capsys, monkeypatch):
         # The main thread waits while a worker sends the first signal; a second would end it at once.
         patch.setattr(module, "ThreadPoolExecutor", InThisThread)
         assert command(*arguments) == 130
-    assert "stopped: the same command goes on with the shards that are missing" in capsys.readouterr().err
+    assert "stopped: the same command continues with the missing shards" in capsys.readouterr().err
     assert command(*arguments) == 0
     assert "train: 16 images" in capsys.readouterr().out
     assert command(*arguments) == 0, "a finished set is recognised"

@@ -96,7 +96,7 @@ def test_a_picture_of_any_kind_is_its_pixels(name, picture, options, pixels, fol
     assert [guess.name for guess in by_path] == names
     np.testing.assert_allclose([guess.score for guess in by_path], scores, atol=1e-5)
     assert by_path == by_image == by_array
-    assert cli.main(["predict", str(folder), str(file), "--json"]) == 0
+    assert cli(["predict", str(folder), str(file), "--json"]) == 0
     (printed,) = json.loads(capsys.readouterr().out)["images"]
     assert [(place["class"], place["label"]) for place in printed["classes"]] == [x[:2] for x in by_path]
     np.testing.assert_allclose([place["score"] for place in printed["classes"]], scores, atol=1e-5)
@@ -141,8 +141,8 @@ def test_grey_and_transparent_arrays(model):
 @pytest.mark.parametrize(
     "pictures, options, sentence",
     [
-        ("picture.png", {}, "put a single one into a list"),
-        (COLOUR, {}, "put a single one into a list"),
+        ("picture.png", {}, "put a single one in a list"),
+        (COLOUR, {}, "put a single one in a list"),
         ([None], {}, "a path, a Pillow image or a uint8 array"),
         (["a\0b"], {}, "Cannot read image a"),
         (["missing.png"], {}, "No such file"),
@@ -156,12 +156,14 @@ def test_mistakes_are_answered_in_a_sentence(pictures, options, sentence, model)
 
 def test_models_that_cannot(model):
     bare = random_model(in_channels=3)
-    with pytest.raises(InputError, match="does not say how pictures become its inputs: set model"):
+    with pytest.raises(InputError, match="does not know how images become inputs: set model"):
         classify(bare, [COLOUR])
     bare.pixels = Pixels((0.25,) * 3, (0.5,) * 3)
     assert classify(bare, [COLOUR], top=1)[0][0].name in ("0", "1", "2")
-    with pytest.raises(InputError, match="model is a str: give a network"):
-        classify("fashion_mnist", [COLOUR])  # pyright: ignore
+    with pytest.raises(InputError, match="network is a int: give a SpikingMLP"):
+        classify(5, [COLOUR])  # pyright: ignore
+    with pytest.raises(InputError, match='did you mean "fashion_mnist"'):
+        classify("fashion_mnst", [COLOUR])
     for nothing in (None, 5):
         with pytest.raises(InputError, match="named by a folder"):
             SpikingMLP.from_pretrained(nothing)  # pyright: ignore

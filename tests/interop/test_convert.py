@@ -285,7 +285,7 @@ def test_what_lies_there_is_not_lost(saved, tmp_path, capsys):
     (tmp_path / "run" / "config.json").write_text("{}")
     assert "holds other files" in refusal(capsys, file, "-o", tmp_path / "run", *NORMALISED)
     assert "is a file" in refusal(capsys, file, "-o", Path(__file__), *NORMALISED)
-    assert "would be lost" in refusal(capsys, folder, "-o", folder / weights.TENSORS)
+    assert "would be overwritten" in refusal(capsys, folder, "-o", folder / weights.TENSORS)
     assert "replacing the weights" not in said(capsys, file, "-o", tmp_path / "net", *NORMALISED).out
     assert "replacing the weights" in said(capsys, file, "-o", tmp_path / "net", *NORMALISED).out
 

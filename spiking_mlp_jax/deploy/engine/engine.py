@@ -47,9 +47,8 @@ class Engine:
             positive integer.
 
     Examples:
-        >>> from spiking_mlp_jax import weights
-        >>> from spiking_mlp_jax.deploy import compile
-        >>> net = compile.compile_weights(weights.find("fashion_mnist"), images=8)
+        >>> from spiking_mlp_jax import compile
+        >>> net = compile("fashion_mnist", images=8)
         >>> engine = Engine(net, threads=1)
         >>> images = np.zeros((2, 32, 32, 1), np.uint8)
         >>> engine.logits(images).shape, engine.predict(images).dtype

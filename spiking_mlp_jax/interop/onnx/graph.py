@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from spiking_mlp_jax import __version__
 from spiking_mlp_jax.errors import InputError
+from spiking_mlp_jax.utils import __version__
 from spiking_mlp_jax.utils.files import write_whole
 
 if TYPE_CHECKING:

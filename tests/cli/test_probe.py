@@ -96,8 +96,8 @@ def test_json_comes_last(tmp_path, monkeypatch):
     "arguments, message",
     [
         (["{run}", "--images", "0"], "whole number of at least 1"),
-        (["{run}", "--seed", "-1"], "whole number of at least 0"),
-        (["{run}", "--dead", "2"], "rate from 0 to 1"),
+        (["{run}", "--seed", "-1"], 'must be a whole number of at least 0, got "-1"'),
+        (["{run}", "--dead", "2"], "number from 0 to 1, got"),
         (["{run}", "--dead", "0.5", "--saturated", "0.5"], "must be below --saturated"),
         (["{run}", "--features", "pixels"], "invalid choice"),
         (["{run}", "-o", "{tmp}/file"], "is not a folder"),

@@ -1,0 +1,55 @@
+"""Paths as users write them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from spiking_mlp_jax.errors import InputError
+
+
+def user_path(path: str | os.PathLike[str]) -> Path:
+    """A local path with `~` expanded; it is printed as the user wrote it otherwise.
+
+    Every command and public function that takes a path passes it through here first.
+    """
+    # os.path's version leaves "~name" alone where there is no such user, as a shell does.
+    return Path(os.path.expanduser(path))
+
+
+def real_name(path: str | os.PathLike[str]) -> str:
+    """The name of the file or folder that a path leads to, through `.`, `..` and links.
+
+    Examples:
+        >>> real_name("runs/demo/../cifar10/.")
+        'cifar10'
+    """
+    return Path(os.path.realpath(user_path(path))).name
+
+
+def output_file(path: str | os.PathLike[str]) -> Path:
+    """The path of a file to write.
+
+    Raises:
+        InputError: it is a folder, or its folder does not exist.
+    """
+    path = user_path(path)
+    if path.is_dir() or not path.parent.is_dir():
+        raise InputError(f"{path} cannot be written: name a file in an existing folder")
+    return path
+
+
+def output_folder(path: str | os.PathLike[str], option: str = "-o") -> Path:
+    """The path of a folder to write to; it need not exist yet.
+
+    Args:
+        path: as the user wrote it.
+        option: the command-line option that names it, for the message.
+
+    Raises:
+        InputError: it exists and is not a folder.
+    """
+    path = user_path(path)
+    if path.exists() and not path.is_dir():
+        raise InputError(f"{path} is not a folder: name another with {option}")
+    return path
