@@ -31,8 +31,8 @@ def shown_progress(unit: str = "", report_seconds: float = 30.0) -> Iterator[Cal
     """A function that shows the progress of any number of tasks.
 
     Args:
-        unit: what is counted, e.g. "images"; "GB" is shown with a decimal.
-        report_seconds: between lines without a terminal; work that takes less prints nothing there.
+        unit: what is counted, e.g. "images"; "GB" is shown with a decimal. With one, finished tasks get a line, too.
+        report_seconds: between lines without a terminal.
 
     Yields:
         function of a task's name, the amount done, and the total; threads may call it.
@@ -45,7 +45,7 @@ def shown_progress(unit: str = "", report_seconds: float = 30.0) -> Iterator[Cal
     interval = 0.1 if console.is_terminal else report_seconds
     digits = 1 if unit.startswith("GB") else 0
     lock, last = threading.Lock(), time.monotonic()
-    tasks, started, printed = {}, {}, set()
+    tasks, started = {}, {}
     with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bars:
 
         def show(what: str, done: float, of: float) -> None:
@@ -56,15 +56,14 @@ def shown_progress(unit: str = "", report_seconds: float = 30.0) -> Iterator[Cal
                     tasks[what], started[what] = bars.add_task(what, total=of, status=""), (now, done)
                 elif now - last < interval and done < of:
                     return
-                if now - last >= interval:
-                    printed.add(what)
-                    last = now
+                due = now - last >= interval
+                last = now if due else last
                 start, before = started[what]
                 rate = (done - before) / (now - start) if now > start else 0.0
                 status = f"{done:,.{digits}f} of {of:,.{digits}f} {unit}".rstrip()
                 status += f", {rate:,.{max(digits, int(rate < 10))}f}/s" if rate else ""
                 bars.update(tasks[what], completed=done, status=status)
-                if what in printed and not console.is_terminal:
+                if not console.is_terminal and (due or (unit and done >= of)):
                     left = f", {time_left((of - done) / rate)}" if rate and done < of else ""
                     console.print(f"{what}: {status}{left}")
 

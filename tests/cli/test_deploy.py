@@ -93,9 +93,7 @@ def test_steps_and_margin(workdir, network, capsys):
     never = answer(capsys, "predict", network, image, "--json", "--margin", "inf")
     assert never["images"][0]["steps"] == 2
     assert "steps must be a whole number from 1 to 2" in refusal(capsys, "predict", network, image, "--steps", 3)
-    assert "--margin needs a compiled network (.smlp), got " in refusal(
-        capsys, "predict", workdir, image, "--margin", 1
-    )
+    assert "--margin needs a compiled network (.smlp)" in refusal(capsys, "predict", workdir, image, "--margin", 1)
 
 
 def test_evaluate(workdir, network, capsys):
