@@ -92,7 +92,7 @@ def test_steps_and_margin(workdir, network, capsys):
     assert early["images"][0]["steps"] == 1
     never = answer(capsys, "predict", network, image, "--json", "--margin", "inf")
     assert never["images"][0]["steps"] == 2
-    assert "steps must be a whole number from 1 to 2" in refusal(capsys, "predict", network, image, "--steps", 3)
+    assert "steps must be an integer between 1 and 2, got 3" in refusal(capsys, "predict", network, image, "--steps", 3)
     assert "--margin needs a compiled network (.smlp)" in refusal(capsys, "predict", workdir, image, "--margin", 1)
 
 
