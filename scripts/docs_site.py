@@ -111,10 +111,10 @@ def index_page() -> str:
 def commands_page() -> str:
     """The help of `spiking-mlp` and of each of its commands."""
     os.environ["COLUMNS"] = "88"
-    from spiking_mlp_jax.cli.main import main as cli
+    from spiking_mlp_jax.cli import main as cli
 
     parts = ["# Commands", "", "What `spiking-mlp --help` and `spiking-mlp COMMAND --help` print.", ""]
-    for title, parser in _parsers("spiking-mlp", cli._parser()):
+    for title, parser in _parsers("spiking-mlp", cli.make_parser()):
         parts += [f"## {title}", "", "```text", parser.format_help().rstrip(), "```", ""]
     return "\n".join(parts)
 

@@ -62,8 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 141
 
 
-def run(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command line without catching errors, and returns its exit status."""
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
     parser = _Parser(
         prog="spiking-mlp",
         description="Trains and uses spiking MLPs: classifies images, measures accuracy, looks inside, compiles them to "
@@ -75,6 +75,12 @@ def run(arguments: Sequence[str] | None = None) -> int:
     for module in (predict, deploy, weights, export, prepare, probe, sweep, report):
         module.add_commands(commands)
     demo.add_commands(commands, run)
+    return parser
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command line without catching errors, and returns its exit status."""
+    parser = make_parser()
     chosen, rest = parser.parse_known_args(arguments)
     if hasattr(chosen, "overrides"):
         # Commands that take a configuration leave --config.NAME=VALUE to it.

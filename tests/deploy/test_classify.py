@@ -96,7 +96,7 @@ def test_a_picture_of_any_kind_is_its_pixels(name, picture, options, pixels, fol
     assert [guess.name for guess in by_path] == names
     np.testing.assert_allclose([guess.score for guess in by_path], scores, atol=1e-5)
     assert by_path == by_image == by_array
-    assert cli(["predict", str(folder), str(file), "--json"]) == 0
+    assert cli.main(["predict", str(folder), str(file), "--json"]) == 0
     (printed,) = json.loads(capsys.readouterr().out)["images"]
     assert [(place["class"], place["label"]) for place in printed["classes"]] == [x[:2] for x in by_path]
     np.testing.assert_allclose([place["score"] for place in printed["classes"]], scores, atol=1e-5)

@@ -100,7 +100,7 @@ def test_commands_on_a_card_are_understood():
         found = re.findall(r"^spiking-mlp (.*?)(?: +#.*)?$", text, re.M)
         assert {line.split()[0] for line in found} == {"predict", "evaluate", "compile"}
         for line in found:
-            cli._parser().parse_args(line.split())
+            cli.make_parser().parse_args(line.split())
 
 
 @pytest.mark.parametrize("name", weights.pretrained_names())

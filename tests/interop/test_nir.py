@@ -302,7 +302,7 @@ def test_images_of_another_shape_are_refused(small):
 
 def test_the_command_writes_what_nir_reads(tmp_path, capsys):
     file = tmp_path / "net.nir"
-    assert cli(["export-nir", "fashion_mnist", "-o", str(file), "--dt", "0.001"]) in (None, 0)
+    assert cli.main(["export-nir", "fashion_mnist", "-o", str(file), "--dt", "0.001"]) in (None, 0)
     assert "steps of 0.001 s" in capsys.readouterr().out
     graph = nir.read(file)
     assert float(graph.metadata["dt"]) == 0.001 and int(graph.metadata["time_steps"]) == 4
@@ -313,7 +313,7 @@ def test_the_command_writes_what_nir_reads(tmp_path, capsys):
         ["no_such", "-o", str(file)],
         [str(tmp_path / "net.smlp"), "-o", str(file)],
     ):
-        assert cli(["export-nir", *words]) == 2
+        assert cli.main(["export-nir", *words]) == 2
         error = capsys.readouterr().err
         assert error.startswith("error: ") and error.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["net.nir"]
@@ -322,7 +322,7 @@ def test_the_command_writes_what_nir_reads(tmp_path, capsys):
 def test_a_missing_package_is_told(monkeypatch, tmp_path, capsys):
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "nir" else real(name, *rest))
-    assert cli(["export-nir", "fashion_mnist", "-o", str(tmp_path / "net.nir")]) == 2
+    assert cli.main(["export-nir", "fashion_mnist", "-o", str(tmp_path / "net.nir")]) == 2
     assert "pip install 'spiking-mlp-jax[export]'" in capsys.readouterr().err
 
 
@@ -347,7 +347,7 @@ def test_no_export_takes_a_file_of_the_network(command, name, tmp_path, capsys):
     model = random_model(depths=(1,))
     weights.save(tmp_path, model, {})
     before = (tmp_path / name).read_bytes()
-    assert cli([command, str(tmp_path), "-o", str(tmp_path / name)]) == 2
+    assert cli.main([command, str(tmp_path), "-o", str(tmp_path / name)]) == 2
     assert "is part of a weights folder and would be overwritten" in capsys.readouterr().err
     assert (tmp_path / name).read_bytes() == before
 

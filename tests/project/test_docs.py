@@ -71,7 +71,7 @@ def commands_of(parser):
 
 def command_of(words):
     """The parser of the innermost command that words name, and the words that follow its name."""
-    parser = cli._parser()
+    parser = cli.make_parser()
     while words and words[0] in commands_of(parser):
         parser, words = commands_of(parser)[words[0]], words[1:]
     return parser, words
@@ -86,7 +86,7 @@ def test_command_lines_are_understood(path, monkeypatch):
     monkeypatch.chdir(ROOT)
     for program, *words in commands(path):
         if program == "spiking-mlp":
-            cli._parser().parse_args([word for word in words if not word.startswith("--config.")])
+            cli.make_parser().parse_args([word for word in words if not word.startswith("--config.")])
         elif words[:1] == ["train.py"]:
             train.experiment(*train.parser().parse_known_args(words[1:]))
         elif program == "python" and words[0] == "-m":

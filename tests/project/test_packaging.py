@@ -111,13 +111,13 @@ def test_demo(tmp_path, monkeypatch, capsys):
     # The process's own cache stays as it is.
     monkeypatch.setattr("spiking_mlp_jax.utils.compilation_cache.use_compilation_cache", lambda where: None)
     # The two that take longest are only read; they have tests of their own, and `make package` runs everything.
-    run = cli._run
+    run = cli.run
 
     def run_the_short(words):
         long = words[0] == "report" or words[:2] == ["evaluate", "spiking_mlp_demo/fashion.smlp"]
-        return cli._parser().parse_args(words) and 0 if long else run(words)
+        return cli.make_parser().parse_args(words) and 0 if long else run(words)
 
-    monkeypatch.setattr("spiking_mlp_jax.cli.main._run", run_the_short)
+    monkeypatch.setattr("spiking_mlp_jax.cli.main.run", run_the_short)
     assert run(["demo", "--limit", "24"]) == 0
     assert [path.name for path in tmp_path.iterdir()] == ["spiking_mlp_demo"]
     files = {path.name for path in (tmp_path / "spiking_mlp_demo").iterdir()}
@@ -134,7 +134,7 @@ def test_demo(tmp_path, monkeypatch, capsys):
 
 def test_a_demo_that_cannot_write(tmp_path, capsys):
     (tmp_path / "file").write_text("")
-    assert cli(["demo", "-o", str(tmp_path / "file")]) == 2
+    assert cli.main(["demo", "-o", str(tmp_path / "file")]) == 2
     assert re.fullmatch(r"error: .*file cannot be made .* -o\n", capsys.readouterr().err)
 
 

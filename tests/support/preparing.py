@@ -26,7 +26,7 @@ def shards(out, name=NAME):
 
 
 def command(*arguments):
-    return cli(["prepare", *map(str, arguments)])
+    return cli.main(["prepare", *map(str, arguments)])
 
 
 def records(folder, split):
