@@ -34,9 +34,8 @@ if TYPE_CHECKING:
     from spiking_mlp_jax.models.spiking_mlp import SpikingMLP
     from spiking_mlp_jax.nn import surrogate
     from spiking_mlp_jax.nn.neuron import integrate_and_fire, lif, plif
-    from spiking_mlp_jax.train.arguments import load_config
-    from spiking_mlp_jax.train.config import default_config
-    from spiking_mlp_jax.train.loop import train as fit
+    from spiking_mlp_jax.train.config import default_config, load_config
+    from spiking_mlp_jax.train.loop import fit
 
     from_pretrained = SpikingMLP.from_pretrained
 
@@ -51,13 +50,13 @@ _HOMES = {
     "create_model": "models.registry:create_model",
     "default_config": "train.config:default_config",
     "evaluate": "analysis.evaluate:evaluate",
-    "fit": "train.loop:train",
+    "fit": "train.loop:fit",
     "fold": "deploy.fold:fold",
     "from_pretrained": "models.spiking_mlp:SpikingMLP.from_pretrained",
     "integrate_and_fire": "nn.neuron:integrate_and_fire",
     "lif": "nn.neuron:lif",
     "list_models": "models.registry:list_models",
-    "load_config": "train.arguments:load_config",
+    "load_config": "train.config:load_config",
     "official": "interop.official",
     "plif": "nn.neuron:plif",
     "quantize": "deploy.quantize:quantize",

@@ -15,7 +15,7 @@ from spiking_mlp_jax.data.transforms import fitted
 from spiking_mlp_jax.deploy.artifact import is_compiled
 from spiking_mlp_jax.deploy.engine import Engine
 from spiking_mlp_jax.deploy.network import IntegerNet
-from spiking_mlp_jax.deploy.predict import mean_logits, open_network, pixels_of, test_images
+from spiking_mlp_jax.deploy.predict import open_network, pixels_of, predict_logits, test_images
 from spiking_mlp_jax.errors import InputError
 
 if TYPE_CHECKING:
@@ -116,13 +116,13 @@ def _compiled(network, dataset, data_dir, limit, batch_size, steps, margin, agai
         if not start:
             engine.predict(images[:1])  # compiles
         begun = time.perf_counter()
-        logits, ran = mean_logits(engine, images, steps, margin)
+        logits, ran = predict_logits(engine, images, steps, margin)
         seconds += time.perf_counter() - begun
         classes = logits.argmax(1)
         correct += int(np.sum(classes == [record["label"] for record in records]))
         taken += int(ran.sum())
         if other is not None:
-            agreed += int(np.sum(classes == mean_logits(other, images)[0].argmax(1)))
+            agreed += int(np.sum(classes == predict_logits(other, images)[0].argmax(1)))
     count = len(source)
     agreement = None if other is None else agreed / count
     return CompiledEvaluation(count, correct / count, taken / count, count / seconds, engine.threads, agreement)

@@ -82,7 +82,7 @@ def take(
         InputError: no images are wanted, or there is no such data.
 
     Examples:
-        >>> from spiking_mlp_jax import weights
+        >>> from spiking_mlp_jax.models import weights
         >>> model, meta = weights.load(weights.find("fashion_mnist"))
         >>> images = take(model.config, meta["data"], 4)
         >>> images.raw.shape, images.raw.dtype

@@ -66,12 +66,19 @@ def make_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
     parser = _Parser(
         prog="spiking-mlp",
-        description="Trains and uses spiking MLPs: classifies images, measures accuracy, looks inside, compiles them to "
-        "integer networks without multiplications.",
+        description="Trains and uses spiking MLPs: classifies images, measures accuracy, looks inside, compiles them "
+        "to integer networks without multiplications.",
         epilog='"spiking-mlp COMMAND --help" explains a command.',
     )
     parser.add_argument("--version", action="version", version=f"spiking-mlp-jax {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    commands.add_parser(
+        "train",
+        help="train a network",
+        description=train.DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        parents=[train.parser(add_help=False)],
+    )
     for module in (predict, deploy, weights, export, prepare, probe, sweep, report):
         module.add_commands(commands)
     demo.add_commands(commands, run)
@@ -80,6 +87,9 @@ def make_parser() -> argparse.ArgumentParser:
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Runs a command line without catching errors, and returns its exit status."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments and arguments[0] == "train":
+        return train.main(arguments[1:])
     parser = make_parser()
     chosen, rest = parser.parse_known_args(arguments)
     if hasattr(chosen, "overrides"):

@@ -105,7 +105,7 @@ def fold(model: SpikingMLP, mean: tuple[float, ...] | None = None, std: tuple[fl
             std do not fit its channels.
 
     Examples:
-        >>> from spiking_mlp_jax import weights
+        >>> from spiking_mlp_jax.models import weights
         >>> model, _ = weights.load(weights.find("fashion_mnist"))
         >>> folded = fold(model)
         >>> {name: x.shape for name, x in folded.arrays["stage0.block0.fuse"].items()}

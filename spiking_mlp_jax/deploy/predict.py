@@ -90,7 +90,7 @@ def classify(
     if not pictures:
         return []
     images = fitted(map(_array, pictures), config_of(network), pixels)
-    logits, taken = mean_logits(network, images, steps, margin)
+    logits, taken = predict_logits(network, images, steps, margin)
     if not np.all(np.isfinite(logits)):
         raise InputError("the network produces NaN or inf logits; retrain with a lower learning rate")
     scores = np.exp(logits - logits.max(1, keepdims=True))
@@ -169,7 +169,7 @@ def test_images(
     return check_classes(open_source(dataset, "test", data_dir), c.num_classes, "the compiled network", dataset)
 
 
-def mean_logits(
+def predict_logits(
     network: SpikingMLP | Engine, images: UInt8[np.ndarray, "N H W C"], steps: int | None = None, margin=None
 ) -> tuple[Float[np.ndarray, "N K"], Int[np.ndarray, "N"]]:
     """Logits averaged over the time steps, of images of the network's size, and the steps that each image took.
@@ -209,15 +209,15 @@ def mean_logits(
 @functools.cache
 def _run():
     import jax
-    import jax.numpy as jnp
     from flax import nnx
+
+    from spiking_mlp_jax.models.spiking_mlp import mean_logits
 
     @functools.partial(jax.jit, static_argnames=("graphdef", "mean", "std"))
     def run(graphdef, variables, images, mean, std):
         model: Any = nnx.merge(graphdef, variables, copy=True)
         model.eval()
-        logits = model(normalize(images, mean, std))
-        return logits.astype(jnp.promote_types(logits.dtype, jnp.float32)).mean(0)
+        return mean_logits(model(normalize(images, mean, std)))
 
     return run
 

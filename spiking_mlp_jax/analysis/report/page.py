@@ -22,7 +22,6 @@ from jaxtyping import Int
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from spiking_mlp_jax import __version__
 from spiking_mlp_jax.analysis.activity.rates import Rates, dead_and_saturated
 from spiking_mlp_jax.analysis.activity.stream import SPIKES
 from spiking_mlp_jax.analysis.fields.effective import EffectiveField, field_size
@@ -34,6 +33,7 @@ from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.models import weights
 from spiking_mlp_jax.models.topology import neuron_counts
 from spiking_mlp_jax.train.runtime import versions
+from spiking_mlp_jax.utils import __version__
 from spiking_mlp_jax.utils.files import write_whole
 
 MISTAKES = 12
