@@ -62,8 +62,8 @@ class Trained:
         """
         if dataset is None and data_dir is None and self.folder is not None:
             data_dir = weights.data_dir(self.folder)
-        dataset = dataset or self.data["dataset"]
-        return check_classes(open_source(dataset, split, data_dir), self.model.config.num_classes, self.name, dataset)
+        known: str = dataset or self.data["dataset"]
+        return check_classes(open_source(known, split, data_dir), self.model.config.num_classes, self.name, known)
 
     def inputs(self, images: Iterable[np.ndarray]) -> np.ndarray:
         """Images of any size as uint8 [N, H, W, C] of the network's size."""

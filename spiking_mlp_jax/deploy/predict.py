@@ -165,8 +165,8 @@ def test_images(
     """
     c = network.description
     pixels_of(network)  # refuses a network without "data"
-    dataset = dataset or c.data["dataset"]
-    return check_classes(open_source(dataset, "test", data_dir), c.num_classes, "the compiled network", dataset)
+    known: str = dataset or c.data["dataset"]
+    return check_classes(open_source(known, "test", data_dir), c.num_classes, "the compiled network", known)
 
 
 def predict_logits(

@@ -165,7 +165,7 @@ def test_models_that_cannot(model):
     with pytest.raises(InputError, match='did you mean "fashion_mnist"'):
         classify("fashion_mnst", [COLOUR])
     for nothing in (None, 5):
-        with pytest.raises(InputError, match="named by a folder"):
+        with pytest.raises(InputError, match="expected a folder or the name of a shipped network, got"):
             SpikingMLP.from_pretrained(nothing)  # pyright: ignore
     with pytest.raises(InputError, match="filter must be a pattern"):
         list_models(5)  # pyright: ignore
