@@ -277,5 +277,6 @@ def _download(chosen: argparse.Namespace) -> None:
     if not hub.is_repo(chosen.repo):
         raise InputError(f'"{chosen.repo}" is not a repository on the Hub: give OWNER/NAME')
     folder = hub.snapshot(chosen.repo, chosen.revision, download=True)
+    assert folder is not None
     config, _ = weights.read_config(folder)
     print(f"{chosen.repo}: {config.num_classes} classes, {config.image_size} x {config.image_size} pixels, in {folder}")

@@ -132,8 +132,8 @@ def _check(meta) -> None:
         return
     known = result if isinstance(result, dict) else {}
     accuracy, images = known.get("accuracy"), known.get("images")
-    is_number = isinstance(accuracy, int | float) and not isinstance(accuracy, bool)
-    if not is_number or not 0 <= accuracy <= 1 or type(images) is not int or images < 1:
+    possible = isinstance(accuracy, int | float) and not isinstance(accuracy, bool) and 0 <= accuracy <= 1
+    if not possible or type(images) is not int or images < 1:
         raise InputError(f'"result" needs "accuracy" from 0 to 1 and a number of "images", got {result!r}')
     if not isinstance(known.get("dataset", ""), str) or type(known.get("step", 0)) is not int:
         raise InputError(f'"result" has a "dataset" that is not text or a "step" that is not an integer: {result!r}')

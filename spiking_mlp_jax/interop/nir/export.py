@@ -146,7 +146,7 @@ class _Export(Walk):
         if layer.kind in ("height", "width"):
             return [self.form.along(_node(f"{layer.name}_map"), spikes, kernel, bias, size, layer.kind)]
         norm = self.per_token(layer)
-        if layer.neurons.per_token and self.in_neurons:
+        if self.in_neurons and "threshold" in self.arrays[layer.name]:
             norm = None
         return [self.form.conv(_node(layer.name), spikes, kernel[None, None], bias, size, per_token=norm)]
 
@@ -183,7 +183,7 @@ class _Export(Walk):
 
     def fuse(self, layer, parts):
         kernel, bias = self.weights(layer)
-        size = Size(layer.out, layer.neurons.shape[0])
+        size = Size(layer.out, math.isqrt(layer.positions))
         # The bias is added once, with the first part.
         return [
             self.form.conv(_node(f"{layer.name}_{part}"), source, matrix[None, None], b, size)
@@ -195,7 +195,8 @@ class _Export(Walk):
     def head(self, layer, spikes):
         c = self.c
         size = Size(layer.fan_in, c.stage_side(c.stages - 1))
-        return self.form.head("head", spikes, *self.weights(layer), size)
+        kernel, bias = self.weights(layer)
+        return self.form.head("head", spikes, kernel, bias, size)
 
     def fire(self, neurons, potential):
         c = self.c
@@ -224,17 +225,18 @@ class _Export(Walk):
 
     def weights(self, layer):
         """Kernel [fan_in, out] and bias [out]."""
-        return tuple(np.asarray(self.arrays[layer.name][key][0], np.float64) for key in ("kernel", "bias"))
+        entries = self.arrays[layer.name]
+        return np.asarray(entries["kernel"][0], np.float64), np.asarray(entries["bias"][0], np.float64)
 
 
 def _input_size(layer: Layer) -> Size:
     """The grid that a layer with neurons reads."""
     assert layer.neurons is not None
     side, _, channels = layer.neurons.shape
-    if layer.window is not None:
-        size, stride, _ = layer.window
-        return Size(layer.fan_in // size**2, side * stride)
-    return Size(layer.fan_in if layer.kind == "dense" else channels, side)
+    if layer.window is None:
+        return Size(layer.fan_in if layer.kind == "dense" else channels, side)
+    size, stride, _ = layer.window
+    return Size(layer.fan_in // size**2, side * stride)
 
 
 def _node(name: str) -> str:

@@ -75,7 +75,7 @@ class _IntegerNetwork(Network):
 
     def stem(self, layer, pixels):
         # The planes come before the tokens; shifted to the left, what is above a bit falls out.
-        patches = self.windows(pixels, *layer.window)
+        patches = self.windows(pixels, self.c.patch_size, self.c.patch_size, 0)
         patches = self.reshaped(patches, (1, *patches.tail))
         bits = np.arange(8).reshape(8, 1, 1)
         high = self.graph.op("BitShift", patches.name, (7 - bits).astype(np.uint8), direction="LEFT")
@@ -109,7 +109,7 @@ class _IntegerNetwork(Network):
             return z._replace(name=op("Add", name, rest), steps=steps)
         # A token's scale is a sum of signed powers of two.
         exponents, signs = (self.arrays[f"{layer.name}.{key}"].astype(np.int64) for key in ("exponents", "signs"))
-        bits, rest = self.bits[layer.neurons.place], rest.astype(np.int64)
+        bits, rest = self.bits[layer.name.partition(".")[0]], rest.astype(np.int64)
         used = [d for d in range(signs.shape[1]) if signs[:, d].any()]
         # All terms are summed before they are moved back down.
         wide = bits + len(used).bit_length() > 31 or exponents.max() > 30
