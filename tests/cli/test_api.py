@@ -4,6 +4,7 @@ import ast
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -34,7 +35,7 @@ def test_every_name_exists_is_listed_and_has_a_docstring():
 
 
 def test_type_checkers_see_the_same_names():
-    tree = ast.parse(open(smlp.__file__).read())
+    tree = ast.parse(Path(str(smlp.__file__)).read_text())
     (block,) = [node for node in tree.body if isinstance(node, ast.If)]
     seen = {
         alias.asname or alias.name
