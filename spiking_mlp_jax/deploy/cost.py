@@ -23,6 +23,25 @@ the neurons its sum goes to. What is counted where:
     planes  the integer stem's eight sums are joined by 7 shifts and 7 additions for each output
 
 Neither biases, neurons, the skip connection nor the shift that brings an integer sum to its format's unit are counted.
+
+Energy is that of operations and of the memory they need, from published constants of a 45 nm process.
+
+Compute alone, pJ an operation (M. Horowitz, "Computing's energy problem (and what we can do about it)", ISSCC 2014):
+
+    float32   multiplication 3.7 and addition 0.9: MAC 4.6, AC 0.9
+    int8      multiplication 0.2 and addition 0.03: MAC 0.23, AC 0.03; additions of whole potentials, int32, 0.1
+              a shift has no entry there and is taken as such an addition; by a constant it is wires
+
+That is the usual convention. It flatters: sums of int8 weights need wider adders, and no operand has to be fetched.
+The second estimate adds memory, under these assumptions:
+
+    - All weights and potentials lie in SRAM of 8 KiB banks beside the arithmetic: 10 pJ for 64 bits (Horowitz), 5 pJ
+      for 32. Larger banks take more (32 KiB: 20 pJ for 64 bits, 1 MiB: 100), DRAM 1,300 to 2,600.
+    - Every operation fetches its weight: no weight is kept for another position, step or image.
+    - Every neuron's potential is read and written once a time step. In a network that is not spiking, every
+      activation is written and read once.
+    - Sums are kept in registers. The inputs, the addresses of spikes, biases and constants are free, and so are clock,
+      control, wires and leakage, in all networks alike.
 """
 
 from __future__ import annotations
@@ -33,12 +52,64 @@ from typing import Any
 
 import numpy as np
 
-from spiking_mlp_jax.deploy.energy import FLOAT32, INT8, Constants, Energy
 from spiking_mlp_jax.deploy.fold import FoldedNet
 from spiking_mlp_jax.deploy.network import IntegerNet
-from spiking_mlp_jax.deploy.reads import Map, Network, Reads, maps, observe
-from spiking_mlp_jax.deploy.storage import footprints, kernels
-from spiking_mlp_jax.models.topology import neuron_counts
+from spiking_mlp_jax.deploy.reads import Network, Reads, footprints, kernels, observe
+from spiking_mlp_jax.models.topology import Layer, layers
+
+SRAM_PJ_PER_BIT = 10 / 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Constants:
+    """Picojoules of operations, and words.
+
+    Attributes:
+        name: of the numbers' format.
+        mac, ac: a multiply-accumulate, an accumulate.
+        addition, shift: of a whole potential.
+        activation_bits: of an activation of the network that is not spiking.
+        memory_per_bit: to read or write a bit.
+    """
+
+    name: str
+    mac: float
+    ac: float
+    addition: float
+    shift: float
+    activation_bits: int
+    memory_per_bit: float = SRAM_PJ_PER_BIT
+
+
+FLOAT32 = Constants("float32", mac=4.6, ac=0.9, addition=0.9, shift=0.9, activation_bits=32)
+INT8 = Constants("int8", mac=0.23, ac=0.03, addition=0.1, shift=0.1, activation_bits=8)
+
+
+@dataclasses.dataclass(frozen=True)
+class Energy:
+    """Picojoules per image.
+
+    Attributes:
+        stem, body, head: operations of the stem, of what lies between, and of the head.
+        weights: fetching weights.
+        potentials: reading and writing potentials, or activations.
+    """
+
+    stem: float
+    body: float
+    head: float
+    weights: float
+    potentials: float
+
+    @property
+    def compute(self) -> float:
+        """Operations alone."""
+        return self.stem + self.body + self.head
+
+    @property
+    def with_memory(self) -> float:
+        """Operations and memory."""
+        return self.compute + self.weights + self.potentials
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +194,7 @@ class Cost:
     total: LayerCost
 
     def energy(self, constants: Constants | None = None) -> dict[str, Energy]:
-        """Energy of an image, in pJ, see `infer.energy`; other constants can be tried.
+        """Energy of an image, in pJ, see the module; other constants can be tried.
 
         Returns:
             "this network": its effective operations, with the norm's scales and the bit planes.
@@ -204,7 +275,7 @@ class Cost:
         if any(extra.values()):
             found = ", ".join(f"{n:,.0f} {what}" for what, n in extra.items() if n)
             lines.append(f"beside synapses: {found}")
-        lines += ["", f"energy of an image in µJ, 45 nm, {self.constants.name} (assumptions: deploy/energy.py)"]
+        lines += ["", f"energy of an image in µJ, 45 nm, {self.constants.name} (assumptions: deploy/cost.py)"]
         titles = ("compute", "stem", "head", "weights", "potentials", "with memory")
         lines.append(f"{'':18}" + "".join(f"{title:>13}" for title in titles))
         for name, e in self.energy().items():
@@ -234,71 +305,65 @@ def cost(net: Network, batches: Iterable[np.ndarray]) -> Cost:
         c, kind, bits, constants = net.description, "integer", net.description.bits, INT8
     else:
         c, kind, bits, constants = net.config, "folded" if isinstance(net, FoldedNet) else "trained", 32, FLOAT32
-    counts = neuron_counts(c)
     weights, sizes = kernels(net), footprints(net)
-    layers = {}
-    for m in maps(c):
-        own = counts[m.spikes] if m.spikes else 0
-        layers[m.name] = LayerCost(
-            footprint=sizes.get(m.name, 0),
+    found = {}
+    for layer in layers(c):
+        n = layer.neurons
+        own = n.count if n else 0
+        word = net.description.formats[n.place].word if n and isinstance(net, IntegerNet) else 32
+        macs = int(layer.inputs().sum()) * layer.out
+        found[layer.name] = LayerCost(
+            footprint=sizes.get(layer.name, 0),
             neurons=own,
-            potential_bits=own * (net.description.formats[_place(m)].word if isinstance(net, IntegerNet) else 32),
+            potential_bits=own * word,
             activations=own * c.time_steps,
-            spikes=spikes[m.spikes] / images if m.spikes else 0.0,
-            **_operations(m, weights.get(m.name), reads.get(m.name), images, _times(net, m)),
-            **_beside(net, m),
-            ann_MACs=m.pairs,
-            dense_MACs=m.pairs * (1 if m.name == "stage0.encode" else c.time_steps),
+            spikes=spikes[f"{n.name}.spikes"] / images if n else 0.0,
+            **_operations(net, layer, macs, weights.get(layer.name), reads.get(layer.name), images),
+            **_beside(net, layer),
+            ann_MACs=macs,
+            dense_MACs=macs * (1 if layer.kind == "stem" else c.time_steps),
         )
     fields = [field.name for field in dataclasses.fields(LayerCost)]
-    sums: dict[str, Any] = {name: sum(getattr(x, name) for x in layers.values()) for name in fields}
-    return Cost(kind, images, c.time_steps, bits, constants, layers, LayerCost(**sums))
+    sums: dict[str, Any] = {name: sum(getattr(x, name) for x in found.values()) for name in fields}
+    return Cost(kind, images, c.time_steps, bits, constants, found, LayerCost(**sums))
 
 
-def _operations(m: Map, kernel: np.ndarray | None, reads: Reads | None, images: int, times: int) -> dict[str, Any]:
+def _operations(
+    net: Network, layer: Layer, macs: int, kernel: np.ndarray | None, reads: Reads | None, images: int
+) -> dict[str, Any]:
     if kernel is None or reads is None:
         return dict(weights=0, zero_weights=0, Effective_MACs=0.0, Effective_ACs=0.0, Dense=0.0)
     targets = np.count_nonzero(kernel, -1)
     # Weights of each time step read an input that all steps share at each of them.
     nonzero = np.broadcast_to(reads.nonzero, np.broadcast_shapes(reads.nonzero.shape, targets.shape))
     effective = int((nonzero * targets).sum()) / images
+    # The integer network reads bit planes, and every token, where others read a value once.
+    times = 1
+    if isinstance(net, IntegerNet):
+        c = net.description
+        times = {"stem": 8, "head": c.stage_side(c.stages - 1) ** 2}.get(layer.kind, 1)
     return dict(
         weights=kernel.size,
         zero_weights=kernel.size - int(targets.sum()),
         Effective_MACs=0.0 if reads.binary else effective,
         Effective_ACs=effective if reads.binary else 0.0,
-        Dense=float(m.pairs * len(nonzero) * times),
+        Dense=float(macs * len(nonzero) * times),
     )
 
 
-def _times(net: Network, m: Map) -> int:
-    """How often the integer network reads an input, a time step, that others read once."""
-    if not isinstance(net, IntegerNet):
-        return 1
-    c = net.description
-    return {"stage0.encode": 8, "head": c.stage_side(c.stages - 1) ** 2}.get(m.name, 1)
-
-
-def _beside(net: Network, m: Map) -> dict[str, Any]:
+def _beside(net: Network, layer: Layer) -> dict[str, Any]:
+    """Operations of norms per token and of bit planes."""
     found = dict(scale_MACs=0.0, additions=0.0, shifts=0.0)
-    if isinstance(net, FoldedNet) and m.name.endswith(".project") and "scale" in net.arrays[m.name]:
-        scaled = np.count_nonzero(np.asarray(net.arrays[m.name]["scale"]))
-        found["scale_MACs"] = float(net.config.time_steps * m.out * scaled)
+    if isinstance(net, FoldedNet) and "scale" in net.arrays[layer.name]:
+        scaled = np.count_nonzero(np.asarray(net.arrays[layer.name]["scale"]))
+        found["scale_MACs"] = float(net.config.time_steps * layer.out * scaled)
     if isinstance(net, IntegerNet):
-        layer = net.layer(m.name) if m.out else {}
-        if "signs" in layer:
-            digits = layer["signs"] != 0
-            found["additions"] = float(net.description.time_steps * m.out * digits.sum())
-            found["shifts"] = float(net.description.time_steps * m.out * (digits & (layer["exponents"] != 0)).sum())
-        if m.name == "stage0.encode":
-            found["additions"] = found["shifts"] = (
-                7.0 * len(layer["kernel"]) * net.description.stage_side(0) ** 2 * m.out
-            )
+        arrays, values = net.arrays, net.description.time_steps * layer.out
+        if f"{layer.name}.signs" in arrays:
+            digits = arrays[f"{layer.name}.signs"] != 0
+            found["additions"] = float(values * digits.sum())
+            found["shifts"] = float(values * (digits & (arrays[f"{layer.name}.exponents"] != 0)).sum())
+        if layer.kind == "stem":
+            joined = 7.0 * len(arrays[f"{layer.name}.kernel"]) * layer.positions * layer.out
+            found["additions"] = found["shifts"] = joined
     return found
-
-
-def _place(m: Map) -> str:
-    """The format that holds the potentials of a layer's neurons, see `Description.formats`."""
-    name = m.name.replace(".expand", ".hidden")
-    own = name.rsplit(".", 1)[-1] in ("identity", "height", "width", "hidden")
-    return name if own or name == "head" else name.split(".")[0]

@@ -200,7 +200,7 @@ def _thresholds(norm: _Norm, dtype, c: ModelConfig) -> dict[str, np.ndarray]:
         # As they will be stored: what float64 holds may be too large for float32.
         stored = np.asarray(constants, dtype)
     # A token with a = 0, or with an a so small that dividing overflows, adds nothing to its neurons' input.
-    constant = ~np.isfinite(stored).all(0)
+    constant = np.asarray(~np.isfinite(stored).all(0))
     plain = [offset, np.full_like(scale, c.v_threshold), np.full_like(scale, c.v_reset or 0.0)]
     offset, threshold, reset = np.where(constant, plain, constants)
     return {

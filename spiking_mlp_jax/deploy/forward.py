@@ -148,7 +148,7 @@ class Integer(_Forward):
         return jax.named_scope(short(name))
 
     def stem(self, layer, pixels):
-        patches = windows(pixels, *layer.window)
+        patches = windows(pixels, self.c.patch_size, self.c.patch_size, 0)
         planes = [jnp.bitwise_and(jnp.right_shift(patches, jnp.uint8(bit)), jnp.uint8(1)) for bit in range(8)]
         sums = [self.accumulate(layer, plane.astype(jnp.int8)) for plane in planes]
         return self.scaled(layer, sum(jnp.left_shift(acc, bit) for bit, acc in enumerate(sums)))

@@ -137,15 +137,6 @@ class IntegerNet:
         check_pixels(self.description, images.shape, images.dtype)
         return Integer(self.arrays, self.description, observe).logits(images)
 
-    def layer(self, name: str) -> dict[str, np.ndarray]:
-        """A layer's arrays by entry."""
-        start = name + "."
-        return {
-            key[len(start) :]: x
-            for key, x in self.arrays.items()
-            if key.startswith(start) and "." not in key[len(start) :]
-        }
-
 
 def check_images(description: Description, images) -> np.ndarray:
     """Raw pixels, uint8 [B, H, W, C], as an array.

@@ -1,20 +1,19 @@
-"""Turns a folded network into one of integers.
+"""Post-training quantisation: a folded network in integers.
 
-What is exact, what rounds and what is approximated, each with its error, for weights of `bits` bits:
+What is exact, rounded or approximated, with its error, for weights of `bits` bits:
 
-    weights            rounded to q * 2^-s, s per output channel: at most half of 2^-s, but for outliers that clipping
-                       cuts where that lowers the mean squared error over the calibration images
+    weights            rounded to q * 2^-s, s per output channel: at most half of 2^-s, except outliers that are clipped
+                       where that lowers the mean squared error over the calibration images
     biases, thresholds rounded to the format's unit u = 2^-fraction: u / 2
     sums of weights    exact; brought to u by a shift that rounds only where s > fraction: u / 2
-    leak               a right shift, rounding down: less than u a step (exact compare, because it comes before)
+    leak               a right shift, rounding down: less than u a step (after the comparison, which is exact)
     scale per token    k signed powers of two: at most `scale_error` of it, and u / 2 for each of the k shifts
     pixels             exact: eight bit planes; the normalisation is in the stem's weights and bias
 
-Rounding weights also moves a layer's mean input. With the mean inputs seen on the calibration images that is taken
-back out of the bias.
+Rounding weights also moves a layer's mean output; the bias corrects it for the mean inputs of the calibration images.
 
 References: Nagel et al., "A white paper on neural network quantization", arXiv 2106.08295 (power-of-two ranges, bias
-correction); Frantar et al., "GPTQ", arXiv 2210.17323 (rounding that later weights make up for).
+correction); Frantar et al., "GPTQ", arXiv 2210.17323 (rounding that later weights compensate).
 """
 
 from __future__ import annotations
@@ -32,10 +31,11 @@ from spiking_mlp_jax.deploy.fold import FoldedNet
 from spiking_mlp_jax.deploy.network import Description, Format, IntegerNet, as_array, format_names, is_whole
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.models.pixels import normalize
+from spiking_mlp_jax.models.topology import layers
 
 BATCH = 32
 LARGEST_PIXEL = 1e6
-# Bits after the binary point: what is tried first in 16 bits, what is the least there, and what is tried first in 32.
+# Bits after the binary point: tried first in 16 bits, least in 16 bits, tried first in 32 bits.
 MOST_16, LEAST_16, MOST_32 = 12, 8, 16
 
 
@@ -77,20 +77,20 @@ def quantize(
         (4, 4, 3)
     """
     if not isinstance(folded, FoldedNet):
-        raise InputError(f"a folded network is rounded, as fold(model) gives it, not a {type(folded).__name__}")
+        raise InputError(f"quantize takes a folded network, fold(model), got a {type(folded).__name__}")
     c = folded.config
     if not is_whole(bits) or not 2 <= bits <= 8:
-        raise InputError(f"weights can have 2 to 8 bits, but bits is {bits!r}")
+        raise InputError(f"bits must be a whole number from 2 to 8, got {bits!r}")
     bits = int(bits)
     if not 0 < scale_error < 1:
-        raise InputError(f"scale_error must be between 0 and 1, but it is {scale_error}")
+        raise InputError(f"scale_error must be between 0 and 1, got {scale_error}")
     leak = _leak(c)
     statistics = _statistics(folded, calibration_images)
     arrays = {name: {key: np.asarray(x) for key, x in entries.items()} for name, entries in folded.arrays.items()}
     for name, entries in arrays.items():
         for key, x in entries.items():
             if not np.all(np.isfinite(x)):
-                raise InputError(f"{name} of the network has a {key} that is no number: train it again")
+                raise InputError(f"{key} of {name} has NaN or inf; retrain the network")
     _fold_pixels(arrays["stage0.encode"], folded)
     rounded = {name: round_weights(x["kernel"], statistics[name], bits) for name, x in arrays.items() if "kernel" in x}
     for name, (kernel, shift) in rounded.items():
@@ -308,22 +308,23 @@ def _at(description, arrays, rounded, config, scale_error, words, fractions) -> 
         # Clipped: what is beyond 32 bits is found by the range analysis.
         return np.clip(np.rint(np.asarray(value) * unit[place]), -(2**31), 2**31 - 1).astype(np.int32)
 
-    for name, (kernel, shift) in rounded.items():
-        place = _place(name, description.per_token)
+    for layer in layers(config):
+        name, place, entries = layer.name, layer.place, arrays[layer.name]
+        if layer.kind == "identity":
+            integers |= {f"{name}.{key}": scaled(entries[key], place) for key in ("low", "high")}
+            continue
+        kernel, shift = rounded[name]
         integers[f"{name}.kernel"] = kernel.astype(np.int8)
-        # A sum that is shifted away altogether is zero all the same.
+        # A sum whose bits are all shifted out is zero in either case.
         integers[f"{name}.shift"] = np.clip(fractions[place] - shift, -(words[place] - 2), 30).astype(np.int8)
-        integers[f"{name}.bias"] = scaled(arrays[name]["bias"], place)
-    for name, entries in arrays.items():
-        if name.endswith(".identity"):
-            integers |= {f"{name}.{key}": scaled(entries[key], name) for key in ("low", "high")}
+        integers[f"{name}.bias"] = scaled(entries["bias"], place)
         if "threshold" in entries:
-            integers |= _hidden(name, entries, integers, config, fractions[f"{name[:-7]}.hidden"], scaled)
+            integers |= _hidden(name, place, entries, integers, config, fractions[place], scaled)
         if "scale" in entries:
-            stage, inner = name.split(".")[0], name
+            stage = layer.stage
             exponents, signs = signed_digits(entries["scale"], scale_error)
-            exponents = exponents + fractions[stage] - fractions[inner]
-            integers[f"{name}.exponents"] = np.clip(exponents, -(words[inner] - 2), 30).astype(np.int8)
+            exponents = exponents + fractions[stage] - fractions[place]
+            integers[f"{name}.exponents"] = np.clip(exponents, -(words[place] - 2), 30).astype(np.int8)
             integers[f"{name}.signs"] = signs.astype(np.int8)
             integers[f"{name}.offset"] = scaled(entries["offset"], stage)
     threshold, reset = config.v_threshold, config.v_reset or 0.0
@@ -334,20 +335,8 @@ def _at(description, arrays, rounded, config, scale_error, words, fractions) -> 
     return IntegerNet(dataclasses.replace(description, formats=formats), integers)
 
 
-def _place(layer: str, per_token: bool) -> str:
-    """Where a layer's result is a potential."""
-    stage, _, rest = layer.partition(".")
-    part = rest.split(".")[-1]
-    if part == "expand":
-        return layer.removesuffix("expand") + "hidden"
-    if part in ("height", "width") or (part == "project" and per_token):
-        return layer
-    return stage
-
-
-def _hidden(name, entries, integers, config, fraction, scaled):
+def _hidden(name, place, entries, integers, config, fraction, scaled):
     """Thresholds per token; a token whose weights cannot move its neurons by half a unit becomes constant."""
-    place = name.removesuffix("expand") + "hidden"
     kernel, shift = integers[f"{name}.kernel"].astype(np.float64), integers[f"{name}.shift"].astype(np.float64)
     reach = (np.abs(kernel).sum(1) * 2.0 ** (shift - fraction)).max() + np.abs(entries["bias"]).max()
     scale = np.where(entries["constant"], 0, config.v_threshold / entries["threshold"])

@@ -1,8 +1,8 @@
-"""Interval analysis of an integer network: how many bits each of its potentials can need, whatever the image.
+"""Interval analysis of an integer network: how many bits each of its potentials can need, for any image.
 
-A map's sum lies between that of its negative and that of its positive weights, output by output; every shift, sum and
-neuron is followed from there with its smallest and largest value. Nothing is sampled, so a word that holds the bounds
-never overflows. Intermediate values count: what is shifted left, the half that rounding adds, the charged potential.
+A layer's sum lies between the sums of its negative and of its positive weights, output by output; from there the
+smallest and the largest value go through every shift, sum and neuron. Nothing is sampled, so a word that holds the
+bounds never overflows. Intermediate values count: a left shift, the half that rounding adds, the charged potential.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 from spiking_mlp_jax.deploy.network import Description, IntegerNet, format_names
 from spiking_mlp_jax.deploy.reference import charge, shift
 from spiking_mlp_jax.errors import InputError
+from spiking_mlp_jax.models.topology import Walk
 
 
 class Bounds(NamedTuple):
@@ -41,7 +42,7 @@ def check(net: IntegerNet) -> dict[str, tuple[int, int]]:
         word = net.description.formats[place].word
         if bits(low, high) > word:
             raise InputError(
-                f"potentials at {place} can reach {low} to {high}, which {word} bits do not hold: quantise the "
+                f"potentials at {place} can reach {low} to {high}, which does not fit into {word} bits: quantise the "
                 "network again"
             )
     return found
@@ -60,96 +61,84 @@ def extremes(c: Description, arrays: dict[str, np.ndarray]) -> dict[str, tuple[i
     Raises:
         InputError: the stem's sum could leave 32 bits.
     """
-    return _Analysis(c, arrays).run()
+    analysis = _Analysis(c, arrays)
+    analysis.run(None)
+    return {place: analysis.found[place] for place in format_names(c)}
 
 
-class _Analysis:
+class _Analysis(Walk):
+    """Potentials are `Bounds`; spikes need none, any of them may be there or not."""
+
     def __init__(self, c: Description, arrays: dict[str, np.ndarray]):
-        self.c, self.arrays = c, arrays
+        super().__init__(c)
+        self.arrays = arrays
         self.found: dict[str, tuple[int, int]] = defaultdict(lambda: (0, 0))
 
-    def run(self):
-        for i, depth in enumerate(self.c.depths):
-            h = self.encode(i)
-            self.fire(f"stage{i}", h)
-            for j in range(depth):
-                self.block(f"stage{i}", f"stage{i}.block{j}", h)
-        last = self.c.stages - 1
-        self.map("head", "head", times=self.c.stage_side(last) ** 2)
-        return {place: self.found[place] for place in format_names(self.c)}
+    def stem(self, layer, pixels):
+        return self.map(layer, times=255)
 
-    def encode(self, i):
-        name, place = f"stage{i}.encode", f"stage{i}"
-        if i == 0:
-            return self.map(name, place, times=255)
-        if self.c.encoding == "plain":
-            return self.map(name, place)
-        n1, n2, n3 = (
-            Bounds(*pair) for pair in zip(*(np.split(x, 3, -1) for x in self.map(f"{name}.cells", place)), strict=True)
-        )
-        self.fire(place, n1)
-        n2 = self.seen(place, n2 + self.map(f"{name}.edge1", place))
-        self.fire(place, n2)
-        n3 = self.seen(place, n3 + n1)
-        n3 = self.seen(place, n3 + self.map(f"{name}.edge2", place))
-        return Bounds(*(np.concatenate(np.broadcast_arrays(*parts), -1) for parts in zip(n1, n2, n3, strict=True)))
+    def head(self, layer, spikes):
+        return self.map(layer, times=self.c.stage_side(self.c.stages - 1) ** 2)
 
-    def block(self, place, name, h):
-        if self.c.encoding == "plain":
-            values = [self.arrays[f"{name}.identity.{key}"].astype(np.int64) for key in ("low", "high")]
-            self.fire(f"{name}.identity", Bounds(np.minimum(*values), np.maximum(*values)))
-        for layer in ("height", "width"):
-            self.fire(f"{name}.{layer}", self.map(f"{name}.{layer}", f"{name}.{layer}"))
-        potential = self.seen(place, h + self.map(f"{name}.fuse", place))
-        self.fire(place, potential)
-        self.hidden(name)
-        self.fire(place, self.seen(place, _tokens(potential, self.c.per_token) + self.project(place, name)))
+    def identity(self, layer, spikes):
+        values = [self.entry(layer.name, key) for key in ("low", "high")]
+        return Bounds(np.minimum(*values), np.maximum(*values))
 
-    def hidden(self, name):
-        place, a = f"{name}.hidden", self.arrays
-        z = self.map(f"{name}.expand", place)
-        if not self.c.per_token:
-            return self.fire(place, z)
-        constant, below = (a[f"{name}.expand.{key}"][:, None] for key in ("constant", "below"))
-        threshold, reset = (a[f"{name}.expand.{key}"].astype(np.int64)[:, None] for key in ("threshold", "reset"))
-        offset = a[f"{name}.expand.offset"].astype(np.int64)[..., None]
-        z = Bounds(*(np.where(constant, 0, x[:, None]) + offset for x in z))
-        self.fire(place, self.seen(place, z), threshold, reset, below)
-
-    def project(self, place, name):
-        if not self.c.per_token:
-            return self.map(f"{name}.project", place)
-        z = _tokens(self.map(f"{name}.project", f"{name}.project"), True)
-        exponents, signs = (self.arrays[f"{name}.project.{key}"].astype(np.int64) for key in ("exponents", "signs"))
-        total = Bounds(np.zeros_like(z.low), np.zeros_like(z.high))
-        for d in range(exponents.shape[1]):
-            term = self.shifted(place, z, exponents[:, d, None])
-            sign = signs[:, d, None]
+    def linear(self, layer, spikes):
+        z = self.map(layer)
+        if layer.norm != "tokens":
+            return z
+        z = Bounds(*(side[:, None] for side in z))
+        offset = self.entry(layer.name, "offset")[..., None]
+        if f"{layer.name}.constant" in self.arrays:
+            constant = self.entry(layer.name, "constant")[:, None]
+            return self.seen(layer.place, Bounds(*(np.where(constant, 0, side) + offset for side in z)))
+        place, total = layer.stage, Bounds(np.zeros_like(z.low), np.zeros_like(z.high))
+        exponents, signs = (self.entry(layer.name, key) for key in ("exponents", "signs"))
+        for exponent, sign in zip(exponents.T[..., None], signs.T[..., None], strict=True):
+            term = self.shifted(place, z, exponent)
             low = np.where(sign > 0, term.low, np.where(sign < 0, -term.high, 0))
             high = np.where(sign > 0, term.high, np.where(sign < 0, -term.low, 0))
             self.seen(place, Bounds(-term.high, -term.low))
             total = self.seen(place, total + Bounds(low, high))
-        offset = self.arrays[f"{name}.project.offset"].astype(np.int64)[..., None]
         return self.seen(place, total + Bounds(offset, offset))
 
-    def map(self, name, place, times=1):
+    def add(self, a, b, place):
+        # [S, C], or per token [S, N, C].
+        a, b = (
+            Bounds(*(side[:, None] for side in x)) if x.low.ndim < max(a.low.ndim, b.low.ndim) else x for x in (a, b)
+        )
+        return self.seen(place, a + b)
+
+    def split(self, potential):
+        return [Bounds(*sides) for sides in zip(*(np.split(side, 3, -1) for side in potential), strict=True)]
+
+    def concat(self, parts):
+        if parts[-1] is None:
+            return None
+        return Bounds(*(np.concatenate(np.broadcast_arrays(*sides), -1) for sides in zip(*parts, strict=True)))
+
+    def entry(self, layer: str, key: str) -> np.ndarray:
+        return self.arrays[f"{layer}.{key}"].astype(np.int64)
+
+    def map(self, layer, times=1):
         """Bounds [S, out] of a layer's result."""
-        kernel, by, bias = (self.arrays[f"{name}.{key}"] for key in ("kernel", "shift", "bias"))
+        kernel, by, bias = (self.arrays[f"{layer.name}.{key}"] for key in ("kernel", "shift", "bias"))
         # Without a copy of the kernel in 64 bits.
         low = np.minimum(kernel, 0).sum(1, dtype=np.int64) * times
         high = np.maximum(kernel, 0).sum(1, dtype=np.int64) * times
         acc = Bounds(low, high)
-        if name == "stage0.encode":
+        if layer.kind == "stem":
             right = np.maximum(-by.astype(np.int64), 0)
             top = int((acc.high + ((np.int64(1) << right) >> 1)).max()), int(acc.low.min())
             if bits(top[1], top[0]) > 32:
-                raise InputError(f"the stem's sums can reach {top[1]} to {top[0]}, which 32 bits do not hold")
+                raise InputError(f"the stem's sums can reach {top[1]} to {top[0]}, which does not fit into 32 bits")
             result = Bounds(shift(acc.low, by), shift(acc.high, by))
         else:
-            result = self.shifted(place, self.seen(place, acc), by)
-        self.seen(place, result)
+            result = self.shifted(layer.place, self.seen(layer.place, acc), by)
+        self.seen(layer.place, result)
         bias = bias.astype(np.int64)
-        return self.seen(place, result + Bounds(bias, bias))
+        return self.seen(layer.place, result + Bounds(bias, bias))
 
     def shifted(self, place, x, by):
         by = by.astype(np.int64)
@@ -158,11 +147,15 @@ class _Analysis:
         self.seen(place, Bounds(x.low + half, x.high + half))
         return self.seen(place, Bounds(shift(x.low, by), shift(x.high, by)))
 
-    def fire(self, place, x, threshold=None, reset=None, below=None):
-        """Follows a layer's neurons over all steps, from the bounds of their input [S, ...]."""
-        c, form = self.c, self.c.formats[place]
-        level = np.asarray(form.threshold if threshold is None else threshold, np.int64) << c.leak
-        reset = np.asarray(form.reset if reset is None else reset, np.int64)
+    def fire(self, neurons, potential):
+        """Follows the neurons over all steps, from the bounds of their input [S, ...]."""
+        c, place, x, below = self.c, neurons.place, potential, None
+        threshold, reset = (np.asarray(getattr(c.formats[place], key), np.int64) for key in ("threshold", "reset"))
+        if neurons.per_token:
+            threshold, reset, below = (
+                self.entry(neurons.layer, key)[:, None] for key in ("threshold", "reset", "below")
+            )
+        level = threshold << c.leak
         self.seen(place, Bounds(level, level))
         v = Bounds(*(np.broadcast_to(reset, x.low.shape[1:]),) * 2)
         for t in range(c.time_steps):
@@ -189,8 +182,3 @@ class _Analysis:
         low, high = self.found[place]
         self.found[place] = min(low, int(x.low.min())), max(high, int(x.high.max()))
         return x
-
-
-def _tokens(x: Bounds, per_token: bool) -> Bounds:
-    """[S, C] as [S, 1, C] where other bounds are per token."""
-    return Bounds(x.low[:, None], x.high[:, None]) if per_token else x

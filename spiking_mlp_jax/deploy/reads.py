@@ -1,15 +1,14 @@
-"""What every layer of weights reads, counted over images: the facts that `cost` is computed from.
+"""What each layer of a network stores and reads, counted over images: the facts that `cost` is computed from.
 
-The three forms of a network are asked in two ways. A trained network shows its spikes, from which follows what each
-layer reads. A folded or an integer network shows what each layer reads, from which follow its spikes. Both are counts
-of non-zero values, and sums of them are exact.
+A trained network shows its spikes, from which follows what each layer reads. A folded or integer network shows what
+each layer reads, from which follow its spikes. Both are counts of non-zero values, and sums of them are exact.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,73 +16,56 @@ import numpy as np
 from flax import nnx
 
 from spiking_mlp_jax.deploy.fold import FoldedNet
-from spiking_mlp_jax.deploy.network import Description, IntegerNet
+from spiking_mlp_jax.deploy.network import IntegerNet
 from spiking_mlp_jax.deploy.reference import windows
 from spiking_mlp_jax.errors import InputError
-from spiking_mlp_jax.models.config import ModelConfig
 from spiking_mlp_jax.models.pixels import Pixels, normalize
 from spiking_mlp_jax.models.spiking_mlp import SpikingMLP
-
-if TYPE_CHECKING:
-    from jaxtyping import Int
+from spiking_mlp_jax.models.topology import Geometry, Layer, layers
 
 Network = SpikingMLP | FoldedNet | IntegerNet
-Geometry = ModelConfig | Description
 
 
-@dataclasses.dataclass(frozen=True)
-class Map:
-    """A layer of weights, and where it stands.
-
-    Attributes:
-        name: as in `fold`.
-        positions: int64 [fan_in], in how many places of the grid each input of the kernel reads a value of the
-            network and not the zero padding around it.
-        out: outputs of the kernel; 0 for the "identity" of plain encoding, which has neurons and no weights.
-        spikes: layer of the neurons that its sum goes to, as in `synapses.neurons`; None for the head.
-    """
-
-    name: str
-    positions: Int[np.ndarray, "fan_in"]
-    out: int
-    spikes: str | None
-
-    @property
-    def pairs(self) -> int:
-        """Pairs of an input and a weight, of one image and time step."""
-        return int(self.positions.sum()) * self.out
+def kernels(net: Network) -> dict[str, np.ndarray]:
+    """Weights [S, fan_in, out] of each layer."""
+    if isinstance(net, FoldedNet):
+        return {name: np.asarray(x["kernel"]) for name, x in net.arrays.items() if "kernel" in x}
+    if isinstance(net, IntegerNet):
+        return {name.removesuffix(".kernel"): x for name, x in net.arrays.items() if name.endswith(".kernel")}
+    found = {}
+    for layer, values in _variables(net):
+        parts = [values[*path, "kernel"] for path in layer.kernels]
+        # Mixing multiplies from the left: its kernel is [out, fan_in].
+        parts = [x.T if layer.axis < -1 else x.reshape(-1, x.shape[-1]) for x in parts]
+        if parts:
+            found[layer.name] = np.concatenate(parts, -1)[None]
+    return found
 
 
-def maps(c: Geometry) -> list[Map]:
-    """The layers of a network, in its order. The head reads each channel once, after the sum over tokens."""
-    found: list[Map] = []
-    for i, depth in enumerate(c.depths):
-        side, channels = c.stage_side(i), c.stage_dim(i)
-        name, spikes = f"stage{i}.encode", f"stage{i}.encode.spikes"
-        if i == 0:
-            fan_in = c.patch_size**2 * c.in_channels
-            found.append(Map(name, _everywhere(fan_in, side * side), channels, spikes))
-        elif c.encoding == "plain":
-            found.append(Map(name, _everywhere(4 * c.stage_dim(i - 1), side * side), channels, spikes))
-        else:
-            node = channels // 3
-            cells = _seen(np.ones((1, 1, 2 * side, 2 * side, c.stage_dim(i - 1)), np.int64), 3, 2, 1)[0]
-            edges = _seen(np.ones((1, 1, side, side, node), np.int64), 3, 1, 1)[0]
-            found.append(Map(f"{name}.cells", cells, channels, f"{name}.node1.spikes"))
-            found.append(Map(f"{name}.edge1", edges, node, f"{name}.node2.spikes"))
-            found.append(Map(f"{name}.edge2", edges, node, spikes))
-        for j in range(depth):
-            name, hidden = f"stage{i}.block{j}", c.expansion * channels
-            if c.encoding == "plain":
-                found.append(Map(f"{name}.identity", np.zeros(0, np.int64), 0, f"{name}.token.identity.spikes"))
-            for axis in ("height", "width"):
-                positions = _everywhere(side, side * channels)
-                found.append(Map(f"{name}.{axis}", positions, side, f"{name}.token.{axis}.spikes"))
-            tokens = side * side
-            found.append(Map(f"{name}.fuse", _everywhere(3 * channels, tokens), channels, f"{name}.token.spikes"))
-            found.append(Map(f"{name}.expand", _everywhere(channels, tokens), hidden, f"{name}.channel.hidden.spikes"))
-            found.append(Map(f"{name}.project", _everywhere(hidden, tokens), channels, f"{name}.channel.spikes"))
-    return [*found, Map("head", _everywhere(c.stage_dim(c.stages - 1), 1), c.num_classes, None)]
+def footprints(net: Network) -> dict[str, int]:
+    """Bytes of each layer's arrays, with those of its norm and neurons."""
+    if isinstance(net, SpikingMLP):
+        return {layer.name: sum(x.nbytes for x in values.values()) for layer, values in _variables(net)}
+    found: dict[str, int] = {}
+    if isinstance(net, IntegerNet):
+        for name, x in net.arrays.items():
+            layer = name.rpartition(".")[0]
+            found[layer] = found.get(layer, 0) + x.nbytes
+        return found
+    for layer in layers(net.config):
+        names = [layer.name, *([f"{layer.neurons.short}.neurons"] if layer.neurons else [])]
+        entries = [x for name in names for x in net.arrays.get(name, {}).values()]
+        found[layer.name] = sum(np.asarray(x).nbytes for x in entries)
+    return found
+
+
+def _variables(model: SpikingMLP) -> Iterator[tuple[Layer, dict[Any, np.ndarray]]]:
+    """Parameters and running statistics of each layer, by path; those of blocks one by one."""
+    state = nnx.to_flat_state(nnx.state(model, nnx.Any(nnx.Param, nnx.BatchStat)))
+    values = {path: np.asarray(variable[...]) for path, variable in state}
+    for layer in layers(model.config):
+        own = {path: x for path, x in values.items() if path[:-1] in layer.paths}
+        yield layer, own if layer.block is None else {path: x[layer.block] for path, x in own.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +89,7 @@ def observe(net: Network, batches: Iterable[np.ndarray]) -> tuple[int, dict[str,
         batches: images [B, H, W, C], uint8, or normalised floating ones for a network of floating point.
 
     Returns:
-        number of images; what each layer read, by `Map.name`; spikes of each layer, by `Map.spikes`.
+        number of images; what each layer read, by layer; spikes of each layer of neurons ("stage0.encode.spikes").
 
     Raises:
         InputError: there are no images, or they do not fit the network.
@@ -127,10 +109,6 @@ def observe(net: Network, batches: Iterable[np.ndarray]) -> tuple[int, dict[str,
         return images, {**_reads_of_spikes(c, total["spikes"]), **_reads(total["reads"])}, spikes
     reads = _reads(total["reads"])
     return images, reads, _spikes_of_reads(c, reads, int(total["last"].sum()))
-
-
-def _everywhere(fan_in, positions):
-    return np.full(fan_in, positions, np.int64)
 
 
 def _padded(batches: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, int]]:
@@ -244,67 +222,35 @@ def _seen(counts, size, stride, padding):
 
 
 def _reads_of_spikes(c: Geometry, spikes) -> dict[str, Reads]:
-    """`Reads` of every layer but stem and head from the spikes [T, H, W, C] of each neuron."""
+    """`Reads` of every layer but stem and head, from the spikes [T, H, W, C] of each neuron."""
     found = {}
-    before = np.zeros(0)
-    for i, depth in enumerate(c.depths):
-        name = f"stage{i}.encode"
-        if i and c.encoding == "plain":
-            found[name] = _seen(before[:, None], 2, 2, 0)
-        elif i:
-            found[f"{name}.cells"] = _seen(before[:, None], 3, 2, 1)
-            for node in (1, 2):
-                found[f"{name}.edge{node}"] = _seen(spikes[f"{name}.node{node}.spikes"][:, None], 3, 1, 1)
-        before = spikes[f"{name}.spikes"]
-        for j in range(depth):
-            name = f"stage{i}.block{j}"
-            token = f"{name}.token"
-            found[f"{name}.height"], found[f"{name}.width"] = before.sum((2, 3)), before.sum((1, 3))
-            identity = spikes[f"{token}.identity.spikes"] if c.encoding == "plain" else before
-            fused = [identity, spikes[f"{token}.height.spikes"], spikes[f"{token}.width.spikes"]]
-            found[f"{name}.fuse"] = np.concatenate([part.sum((1, 2)) for part in fused], -1)
-            found[f"{name}.expand"] = spikes[f"{token}.spikes"].sum((1, 2))
-            hidden = spikes[f"{name}.channel.hidden.spikes"]
-            # [T, H, W, C], or with the tokens in one axis.
-            found[f"{name}.project"] = hidden.reshape(len(hidden), -1, hidden.shape[-1]).sum(1)
-            before = spikes[f"{name}.channel.spikes"]
-    return {name: Reads(nonzero, True) for name, nonzero in found.items()}
+    for layer in layers(c):
+        if layer.kind in ("stem", "identity", "head"):
+            continue
+        parts = [spikes[f"{name}.spikes"] for name in layer.reads]
+        if layer.window:
+            nonzero = _seen(parts[0][:, None], *layer.window)
+        elif layer.kind == "dense":
+            nonzero = np.concatenate([part.sum((1, 2)) for part in parts], -1)
+        else:
+            nonzero = parts[0].sum((2, 3) if layer.kind == "height" else (1, 3))
+        found[layer.name] = Reads(nonzero, True)
+    return found
 
 
 def _spikes_of_reads(c: Geometry, reads: dict[str, Reads], last: int) -> dict[str, int]:
-    """Spikes of every layer from what the layers after it read."""
-
-    def total(name, part=slice(None)):
-        return int(reads[name].nonzero[:, part].sum())
-
-    def once(name, size, rows):
-        # Of a convolution's inputs, those that meet every position of the grid before it just once.
-        nonzero = reads[name].nonzero
-        grid = nonzero.reshape(len(nonzero), size, size, -1)
-        return int(grid[:, rows][:, :, rows].sum())
-
+    """Spikes of every layer, from what the first layer after it reads."""
     found = {}
-    for i, depth in enumerate(c.depths):
-        if i and c.encoding == "spe":
-            for node in (1, 2):
-                found[f"stage{i}.encode.node{node}.spikes"] = once(f"stage{i}.encode.edge{node}", 3, slice(1, 2))
-        found[f"stage{i}.encode.spikes"] = total(f"stage{i}.block0.height")
-        channels = c.stage_dim(i)
-        for j in range(depth):
-            name = f"stage{i}.block{j}"
-            for n, part in enumerate(("identity", "height", "width")):
-                if n or c.encoding == "plain":
-                    place = slice(n * channels, (n + 1) * channels)
-                    found[f"{name}.token.{part}.spikes"] = total(f"{name}.fuse", place)
-            found[f"{name}.token.spikes"] = total(f"{name}.expand")
-            found[f"{name}.channel.hidden.spikes"] = total(f"{name}.project")
-            if j + 1 < depth:
-                found[f"{name}.channel.spikes"] = total(f"stage{i}.block{j + 1}.height")
-            elif i + 1 == c.stages:
-                found[f"{name}.channel.spikes"] = last
-            elif c.encoding == "plain":
-                found[f"{name}.channel.spikes"] = total(f"stage{i + 1}.encode")
-            else:
-                # Rows 2o and 2o + 1 of the grid are rows 1 and 2 of window o, which steps by 2.
-                found[f"{name}.channel.spikes"] = once(f"stage{i + 1}.encode.cells", 3, slice(1, 3))
+    for layer in layers(c):
+        if layer.kind in ("stem", "identity"):
+            continue
+        for name, part in zip(layer.reads, np.split(reads[layer.name].nonzero, len(layer.reads), -1), strict=True):
+            if layer.kind == "head":
+                part = np.array(last)
+            elif layer.window:
+                # The inputs of a window that meet every position of the grid exactly once.
+                size, stride, padding = layer.window
+                once = slice(padding, padding + stride)
+                part = part.reshape(len(part), size, size, -1)[:, once, once]
+            found.setdefault(f"{name}.spikes", int(part.sum()))
     return found

@@ -131,6 +131,11 @@ class Layer:
         return {"height": -3, "width": -2}.get(self.kind, -1)
 
     @property
+    def stage(self) -> str:
+        """Its stage, which is also the place of the format of all sums that a stage's skip connection joins."""
+        return self.name.partition(".")[0]
+
+    @property
     def macs(self) -> int:
         """Multiply-accumulates of an image and time step if every input counts, the zeros of a padded border too."""
         return self.fan_in * self.out * self.positions

@@ -167,7 +167,7 @@ def test_mistakes(workdir, network, capsys, tmp_path):
     assert "foreign.smlp" in refusal(capsys, "predict", tmp_path / "foreign.smlp", an_image(workdir))
     assert "missing.smlp" in refusal(capsys, "audit", tmp_path / "missing.smlp")
     assert "cannot be written" in refusal(capsys, "compile", workdir, "-o", tmp_path / "no" / "net.smlp")
-    assert "2 to 8 bits" in refusal(capsys, "compile", workdir, "-o", tmp_path / "net.smlp", "--bits", 9)
+    assert "from 2 to 8, got 9" in refusal(capsys, "compile", workdir, "-o", tmp_path / "net.smlp", "--bits", 9)
     assert "--folded needs a trained network" in refusal(capsys, "audit", network, "--folded")
     assert "--compiled needs a compiled network (.smlp), got" in refusal(capsys, "audit", workdir, "--compiled")
     assert "export-c needs a compiled network (.smlp), got" in refusal(capsys, "export-c", workdir)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from spiking_mlp_jax.deploy import artifact, reference
-from spiking_mlp_jax.deploy.artifact_layout import pack, unpack
+from spiking_mlp_jax.deploy.artifact import pack, unpack
 from spiking_mlp_jax.deploy.network import IntegerNet, array_shapes
 from spiking_mlp_jax.errors import InputError
 from tests.support.artifacts import DATA, equal, tiny_net
@@ -143,8 +143,8 @@ REFUSED_FIELDS = [
     ("data", {"std": [0]}, '"std" of data must hold numbers above 0'),
     ("data", {"class_names": ["a"]}, '"class_names" of data must be 2 strings'),
     ("data", {"eval_resize": True}, '"eval_resize" of data must be a number'),
-    ("data", {"x": float("nan")}, "cannot be written as JSON"),
-    ("data", {"x": "\ud800"}, "the header is no JSON"),
+    ("data", {"x": float("nan")}, "the description is not JSON"),
+    ("data", {"x": "\ud800"}, "the header is not JSON"),
     ("data", {"x": "long" * 300_000}, "the header has 12"),
 ]
 
@@ -174,14 +174,14 @@ def test_no_impossible_arrays_are_written(tmp_path):
     for name, value, sentence in [
         ("head.kernel", kernel.astype(np.int16), "head.kernel must be int8"),
         ("head.kernel", kernel[..., :1], "head.kernel must have the shape [S, 6, 2]"),
-        ("head.kernel", kernel[:1], "the arrays of head do not have one number of S"),
+        ("head.kernel", kernel[:1], "the arrays of head must have the same S"),
         ("head.kernel", np.full_like(kernel, -8), "head.kernel must hold -7 to 7"),
         ("head.shift", np.full_like(shift, 32), "head.shift must hold -31 to 31"),
         ("stage0.block0.project.signs", signs * 0 + 2, "signs must hold -1 to 1"),
         ("stage0.block0.project.signs", signs[:, :0], "signs must have the shape [16, k]"),
         ("stage0.block0.project.signs", np.repeat(signs, 17, 1), "signs must have the shape"),
         ("stage0.block0.expand.below", below.astype(np.uint8), "below must be bool"),
-        ("head.more", kernel, 'there is an array "head.more"'),
+        ("head.more", kernel, 'unexpected array "head.more"'),
     ]:
         assert sentence in refusal(lambda: artifact.save(changed(net, {name: value}), tmp_path / "a"))  # noqa: B023
     missing = IntegerNet(net.description, {name: x for name, x in net.arrays.items() if name != "head.bias"})
@@ -200,8 +200,8 @@ def test_foreign_files_are_named(tmp_path):
     for content, sentence in [
         (b"", "has only 0 bytes"),
         (b"\x89SMLP\r\n\x1a", "has only 8 bytes"),
-        (b"PK\3\4" * 100, "is no artifact"),
-        (json.dumps({"description": 1} | dict.fromkeys(map(str, range(99)))).encode(), "is no artifact"),
+        (b"PK\3\4" * 100, "is not a .smlp file"),
+        (json.dumps({"description": 1} | dict.fromkeys(map(str, range(99)))).encode(), "is not a .smlp file"),
     ]:
         file.write_bytes(content)
         assert re.fullmatch(rf"{re.escape(str(file))} .*{sentence}.*", refusal(lambda: artifact.load(file)))
@@ -211,9 +211,9 @@ def test_foreign_files_are_named(tmp_path):
         (data[:8] + struct.pack("<I", 2) + data[12:], "has format 2, but this version reads format 1"),
         (data[:-1], f"has {len(data) - 1} bytes, but declares {len(data)}"),
         (data + b"\0", f"has {len(data) + 1} bytes, but declares {len(data)}"),
-        (data.replace(b"\r\n", b"\n"), "is no artifact"),
-        (data[:12] + struct.pack("<I", len(data)) + data[16:], "its header would have"),
-        (data[:100] + b"\0" + data[101:], "its hash does not fit"),
+        (data.replace(b"\r\n", b"\n"), "is not a .smlp file"),
+        (data[:12] + struct.pack("<I", len(data)) + data[16:], "a header of"),
+        (data[:100] + b"\0" + data[101:], "its hash does not match"),
     ]:
         file.write_bytes(content)
         assert re.fullmatch(rf"{re.escape(str(file))} .*{sentence}.*", refusal(lambda: artifact.load(file)))
@@ -221,7 +221,7 @@ def test_foreign_files_are_named(tmp_path):
 
 @pytest.mark.parametrize("wrong", [None, 3, b"net.smlp"])
 def test_what_is_no_network_and_no_path(wrong, tmp_path):
-    assert "an artifact is loaded from a path" in refusal(lambda: artifact.load(wrong))
+    assert "load takes a path" in refusal(lambda: artifact.load(wrong))
     assert "an integer network is saved" in refusal(lambda: artifact.save(wrong, tmp_path / "a"))
 
 

@@ -16,8 +16,7 @@ from spiking_mlp_jax.analysis.activity.rates import rates as activity_rates
 from spiking_mlp_jax.analysis.network_plots import plot_cost
 from spiking_mlp_jax.cli.main import main
 from spiking_mlp_jax.deploy import artifact
-from spiking_mlp_jax.deploy.cost import cost
-from spiking_mlp_jax.deploy.energy import FLOAT32, INT8
+from spiking_mlp_jax.deploy.cost import FLOAT32, INT8, cost
 from spiking_mlp_jax.deploy.fold import fold
 from spiking_mlp_jax.deploy.quantize import quantize
 from spiking_mlp_jax.errors import InputError

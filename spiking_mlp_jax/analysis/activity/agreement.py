@@ -16,10 +16,11 @@ from matplotlib.figure import Figure
 from spiking_mlp_jax.analysis.activity.stream import SPIKES
 from spiking_mlp_jax.analysis.plots import BLUE, GREY
 from spiking_mlp_jax.deploy.network import IntegerNet
-from spiking_mlp_jax.deploy.reads import Geometry, Network, maps
+from spiking_mlp_jax.deploy.reads import Network
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.models.pixels import Pixels, normalize
 from spiking_mlp_jax.models.spiking_mlp import SpikingMLP
+from spiking_mlp_jax.models.topology import Geometry, neuron_counts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +61,7 @@ def layer_spikes(net: Network, images: UInt8[np.ndarray, "B H W C"]) -> dict[str
         inputs = images if isinstance(net, IntegerNet) else normalize(images, net.mean, net.std)
         found = jax.jit(lambda x: _of_reads(net, c, x))(jnp.asarray(inputs))
     # jit sorts by name.
-    order = [m.spikes for m in maps(c) if m.spikes is not None and m.spikes in found]
+    order = [name for name in neuron_counts(c) if name in found]
     return {name: np.asarray(found[name]).reshape(len(images), c.time_steps, -1) for name in order}
 
 

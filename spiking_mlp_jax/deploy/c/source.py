@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from spiking_mlp_jax.deploy.artifact_layout import pack
+from spiking_mlp_jax.deploy.artifact import pack
 from spiking_mlp_jax.deploy.network import Description, Format, IntegerNet
 
 LINE = 120

@@ -1,4 +1,4 @@
-"""What an artifact's description and numbers may be: limits, and one `InputError` sentence for all beyond them."""
+"""Limits of an artifact's description and numbers; anything beyond them raises `InputError`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 from spiking_mlp_jax.deploy.network import Description, Format, IntegerNet, format_names
 from spiking_mlp_jax.errors import InputError
 
-# Beyond any network known, and small enough that a file within them is judged in little time and memory.
+# Larger than any known network, and small enough to check a file in little time and memory.
 MAX_STAGES = 8
 MAX_BLOCKS = 256
 MAX_NEURONS = 1 << 24
@@ -27,23 +27,18 @@ _LIMITS = {
     "bits": (2, 8),
 }
 _CHOICES = {"encoding": ("spe", "plain"), "neuron": ("lif", "if")}
-# No statistics of pixels in [0, 1] are near it, and no JSON integer below it is too long for a float.
+# Far above statistics of pixels in [0, 1], and JSON integers below it convert to floats.
 _LARGE = 1e9
 _FLAGS = ("per_token", "decay_input", "soft_reset")
 # Smallest and largest value of an array's entries, where its dtype allows more. Kernels: `check_values`.
 _VALUES = {"shift": (-MAX_SHIFT, MAX_SHIFT), "exponents": (-MAX_SHIFT, MAX_SHIFT), "signs": (-1, 1)}
 
 
-def description_to_json(c: Description) -> dict[str, Any]:
-    """A description as JSON values: its fields by name, formats as objects of theirs."""
-    return dataclasses.asdict(c)
-
-
 def description_from_json(document: Any) -> Description:
     """A description from JSON values, every one of them checked.
 
     Args:
-        document: what `description_to_json` gave, after JSON or before.
+        document: a `Description` as a dict (`dataclasses.asdict`), after JSON or before.
 
     Raises:
         InputError: a field is missing, unknown, of another type or out of its limits, or they do not fit together.
@@ -101,7 +96,7 @@ def _format(place: str, document: Any) -> Format:
 
 
 def _check_data(c: Description, data: Any) -> None:
-    """What is known of a picture's way to pixels; how it is resized is judged where that is done."""
+    """Checks how images become pixels; the resize mode is checked where it is used."""
     if not isinstance(data, dict):
         refuse("data must be an object", data)
     for name, kind in (("dataset", str), ("resize_mode", str), ("eval_resize", int)):
@@ -120,7 +115,7 @@ def _check_data(c: Description, data: Any) -> None:
 
 
 def check_values(net: IntegerNet) -> None:
-    """The limits of each array's values; those of biases, thresholds and offsets are `ranges.check`'s matter."""
+    """Checks the limits of each array's values; `ranges.check` checks biases, thresholds and offsets."""
     for name, x in net.arrays.items():
         entry = name.rpartition(".")[2]
         limits = _VALUES.get(entry)
@@ -128,7 +123,7 @@ def check_values(net: IntegerNet) -> None:
             top = (1 << (net.description.bits - 1)) - 1
             limits = (-top, top)
         if limits and (x.min() < limits[0] or x.max() > limits[1]):
-            raise InputError(f"{name} must hold {limits[0]} to {limits[1]}, but it holds {x.min()} to {x.max()}")
+            raise InputError(f"{name} must hold {limits[0]} to {limits[1]}, got {x.min()} to {x.max()}")
 
 
 def json_object(what: str, value: Any, names: list[str]) -> dict[str, Any]:
@@ -140,7 +135,7 @@ def json_object(what: str, value: Any, names: list[str]) -> dict[str, Any]:
             raise InputError(f'{what} lacks "{name}"')
     for name in value:
         if name not in names:
-            raise InputError(f"{what} has the unknown {reprlib.repr(name)}")
+            raise InputError(f"{what} has an unknown {reprlib.repr(name)}")
     return value
 
 
@@ -149,7 +144,7 @@ def _integer(name: str, value: Any, low: int, high: int) -> None:
         refuse(f"{name} must be a whole number from {low} to {high}", value)
 
 
-def refuse(sentence: str, value: Any) -> NoReturn:
-    """Raises the InputError of a value that is not what the sentence says it must be."""
-    # Shortened: what a file holds can be of any length.
-    raise InputError(f"{sentence}, but it is {reprlib.repr(value)}")
+def refuse(requirement: str, value: Any) -> NoReturn:
+    """Raises the InputError of a value that does not meet a requirement."""
+    # Shortened: values from a file can be of any length.
+    raise InputError(f"{requirement}, got {reprlib.repr(value)}")
