@@ -1,17 +1,17 @@
 """Folds every batch norm of a trained network into the weights, biases and thresholds around it.
 
-In evaluation a norm is y = a x + c for each of its features. What becomes of it depends on where it stands:
+In evaluation a norm is y = a x + c for each of its features. Where a and c go depends on its place:
 
-    after a map of spikes, features = outputs of the map     a goes into the weights, c into the bias
+    after a linear layer, features = its outputs             a into the weights, c into the bias
     per token, before a neuron (`norm_features="token"`)     the neuron divides by a: threshold / a, offset c / a; a
-                                                             negative a turns the comparison round, a = 0 leaves a
-                                                             neuron that sees only c
-    per token, before a sum                                  stays: a scale per token, no weight is its own
+                                                             negative a reverses the comparison, with a = 0 the neuron
+                                                             sees only c
+    per token, before a sum                                  a scale per token remains, because weights are shared
     on spikes ("plain" encoding)                             one of two values, for 0 and for 1
-    before the head                                          into the head's weights and bias, with the mean over tokens
+    before the head                                          the head's weights and bias, with the mean over tokens
 
-tdBN is a batch norm with a constant factor. TEBN's scales, one a time step, make weights and biases of each step. All
-of this is exact in real arithmetic; the folding itself is done in float64.
+tdBN is a batch norm with a constant factor. TEBN's scales give each time step its own weights and biases. All of this
+is exact in real arithmetic; folding is computed in float64.
 
 References: Li et al., arXiv 2306.12465, section on multiplication-free inference; Jacob et al., "Quantization and
 training of neural networks for efficient integer-arithmetic-only inference", CVPR 2018 (folding).
@@ -59,7 +59,7 @@ class FoldedNet:
     std: tuple[float, ...] = dataclasses.field(metadata={"static": True})
 
     def __call__(self, images: Float[Array, "B H W C"], observe: Observe | None = None) -> Float[Array, "T B K"]:
-        """Logits of normalised images, as the network in evaluation mode gives them.
+        """Logits of normalised images, those of the network in evaluation mode.
 
         Args:
             images: normalised pixels, floating.
@@ -85,13 +85,13 @@ def fold(model: SpikingMLP, mean: tuple[float, ...] | None = None, std: tuple[fl
     """Folds a trained network.
 
     Args:
-        model: with concrete parameters and running statistics; it is not changed, and its mode does not matter.
-        mean: of the pixels in [0, 1], per channel, that its inputs are normalised with; None takes what came with
-            the weights (`model.pixels`), or 0 where nothing is known. Only what is made of the folded network needs it.
-        std: likewise; 1 where nothing is known.
+        model: with concrete parameters and running statistics; in any mode. It is not changed.
+        mean: of the pixels in [0, 1], per channel, that its inputs are normalised with; by default `model.pixels`, or
+            0 if that is None. `quantize` and exports of pixels use it.
+        std: likewise; 1 if `model.pixels` is None.
 
     Returns:
-        a network of the same logits. Its arrays, with S = T for TEBN and else 1:
+        a network with the same logits. Its arrays, with S = T for TEBN and else 1:
 
             encode, cells, edge1, edge2, height, width, fuse, expand, project, head
                 kernel [S, fan_in, out], bias [S, out]; a convolution's fan_in is (row, column, channel)
@@ -101,8 +101,8 @@ def fold(model: SpikingMLP, mean: tuple[float, ...] | None = None, std: tuple[fl
             neurons    tau, for each layer of neurons, with neuron="plif"
 
     Raises:
-        InputError: the network has LayerNorms, which depend on what they normalise and so cannot be folded; mean and
-            std do not fit its channels.
+        InputError: the network has LayerNorms, whose statistics depend on the input; mean and std do not fit its
+            channels.
 
     Examples:
         >>> from spiking_mlp_jax.models import weights
@@ -112,12 +112,12 @@ def fold(model: SpikingMLP, mean: tuple[float, ...] | None = None, std: tuple[fl
         {'kernel': (1, 144, 48), 'bias': (1, 48)}
     """
     if not isinstance(model, SpikingMLP):
-        raise InputError(f"a SpikingMLP is folded, not a {type(model).__name__}: give the trained model")
+        raise InputError(f"fold takes a SpikingMLP, got a {type(model).__name__}")
     c = model.config
     if c.norm == "layer":
         raise InputError(
-            'a network with norm="layer" cannot be folded: LayerNorm divides by a deviation that each image and step '
-            'has of its own, which no constant weights can hold; train with norm="batch", "tdbn" or "tebn"'
+            'norm="layer" cannot be folded: LayerNorm divides by a deviation that differs between images and steps; '
+            'train with norm="batch", "tdbn" or "tebn"'
         )
     dtype = jnp.promote_types(model.head.kernel.dtype, jnp.float32)
     # On the host: slices of device arrays would each be compiled.

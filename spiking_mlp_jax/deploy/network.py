@@ -1,4 +1,4 @@
-"""The integer network: what `quantize` makes, an artifact holds, and every engine runs. NumPy alone.
+"""The integer network, which `quantize` makes, an artifact stores and every engine runs. NumPy alone.
 
 All of it is defined by three operations on integers, which `reference.py` writes out:
 
@@ -6,7 +6,7 @@ All of it is defined by three operations on integers, which `reference.py` write
     shift(x, s)     x * 2^s: x << s for s >= 0; for s < 0 (x + (1 << (-s - 1))) >> -s, which rounds halves up
     neuron          charge, compare, reset (`charge` below); its leak is an arithmetic right shift, which rounds down
 
-A map's result is shift(acc, shift) + bias. A value stands for itself times 2^-fraction of its format.
+A layer's result is shift(acc, shift) + bias. An integer x stands for x * 2^-fraction of its format.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ Observe = Callable[[str, Any], None]
 
 @dataclasses.dataclass(frozen=True)
 class Format:
-    """How the potentials of a place in the network are written.
+    """Number format of the potentials at a place in the network.
 
     Attributes:
         fraction: bits after the binary point.
-        word: 16 or 32, bits of the integers that hold them; proven to be enough for any input by `ranges.check`.
+        word: 16 or 32 bits; `ranges.check` proves that they suffice for any input.
         threshold: of its neurons, in units of 2^-fraction.
         reset: potential after a spike, likewise; 0 with a soft reset. It is also the potential at the start.
     """
@@ -48,7 +48,7 @@ class Format:
 
 @dataclasses.dataclass(frozen=True)
 class Description(Geometry):
-    """What an integer network is, beside its arrays; all JSON values.
+    """An integer network without its arrays; all JSON values.
 
     Attributes:
         image_size, in_channels, num_classes, patch_size, dim, depths, expansion, encoding, time_steps: as in
@@ -153,24 +153,24 @@ def as_array(images, name: str) -> np.ndarray:
     """Images as an array.
 
     Raises:
-        InputError: they are of different shapes, or no numbers.
+        InputError: they have different shapes, or are not numbers.
     """
     try:
         array = np.asarray(images)
     except ValueError as error:
-        raise InputError(f"{name} must be one array, but they have different shapes: fit them first") from error
+        raise InputError(f"{name} must be one array, got different shapes: resize them first") from error
     if array.dtype.kind in "OSU":
-        raise InputError(f"{name} must be an array of numbers, but they are {type(images).__name__}")
+        raise InputError(f"{name} must be an array of numbers, got {type(images).__name__}")
     return array
 
 
 def is_whole(number) -> bool:
-    """Whether something is a whole number, of Python or NumPy; True and False are none."""
+    """Whether something is an integer of Python or NumPy, and not a bool."""
     return isinstance(number, numbers.Integral) and not isinstance(number, bool)
 
 
 def check_pixels(c: Description, shape: tuple[int, ...], dtype) -> None:
-    """`check_images` for what only has a shape and a dtype."""
+    """`check_images` for a shape and dtype alone."""
     expected = (c.image_size, c.image_size, c.in_channels)
     if len(shape) != 4 or shape[1:] != expected or not shape[0]:
         raise InputError(f"images must be [batch, {', '.join(map(str, expected))}], but they are {shape}")

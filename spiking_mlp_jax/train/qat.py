@@ -16,21 +16,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from spiking_mlp_jax.models.config import ModelConfig
+from spiking_mlp_jax.models.topology import layers
 from spiking_mlp_jax.nn.norm import EPSILON
 from spiking_mlp_jax.train.config import Config
-
-# The end of a kernel's path, the end of its norm's in its place, and the kernel's axis that the norm's features are.
-_NORMS = (
-    (("encode", "conv"), ("encode", "norm"), -1),
-    (("encode", "cells", "*"), ("encode", "cell_norms", "*"), -1),
-    (("encode", "edges", "*"), ("encode", "edge_norms", "*"), -1),
-    (("token", "height"), ("token", "height", "norm"), -2),
-    (("token", "width"), ("token", "width", "norm"), -2),
-    (("token", "fuse"), ("token", "norm"), -1),
-    (("channel", "expand"), ("channel", "hidden_norm"), -1),
-    (("channel", "project"), ("channel", "norm"), -1),
-    (("head",), ("norm",), -2),
-)
 
 
 def quantize_weights(params: Any, stats: Any, config: ModelConfig, bits: int) -> Any:
@@ -52,18 +40,25 @@ def quantize_weights(params: Any, stats: Any, config: ModelConfig, bits: int) ->
     """
     flat = dict(nnx.to_flat_state(params))
     averages = dict(nnx.to_flat_state(stats))
+    found = {
+        kernel: (row, norm) for row in layers(config) for kernel, norm in zip(row.kernels, row.norms, strict=False)
+    }
+    gain = config.v_threshold if config.norm == "tdbn" else 1.0
     rounded = {}
     for path, variable in flat.items():
         value = variable[...]
         if path[-1] == "kernel":
-            place, axis = _norm_of(path[:-1])
+            layer, norm = found[path[:-1]]
+            # Kernels are [..., in, out], but those that mix rows or columns [out, in]; those of blocks are stacked.
+            mixing, first = layer.axis < -1, 0 if layer.block is None else 1
             factor = jnp.ones((), value.dtype)
-            if config.norm_features == "channel" or place[-2:] not in (("channel", "hidden_norm"), ("channel", "norm")):
-                gain = config.v_threshold if config.norm == "tdbn" else 1.0
-                factor = flat[*place, "scale"][...] * jax.lax.rsqrt(averages[*place, "var"][...] + EPSILON) * gain
-                factor = jnp.expand_dims(factor, [i % value.ndim for i in _other_axes(value.ndim, factor.ndim, axis)])
-            # Kernels of height and width mixing are [out, in].
-            inputs = -1 if path[-2] in ("height", "width") else tuple(_inputs(path, value.ndim))
+            if layer.norm != "tokens":
+                factor = flat[*norm, "scale"][...] * jax.lax.rsqrt(averages[*norm, "var"][...] + EPSILON) * gain
+                shape = [1] * value.ndim
+                shape[:first] = value.shape[:first]
+                shape[-2 if mixing or layer.norm == "inputs" else -1] = -1
+                factor = factor.reshape(shape)
+            inputs = -1 if mixing else tuple(range(first, value.ndim - 1))
             value = value + jax.lax.stop_gradient(_rounded(value, factor, inputs, bits) - value)
         rounded[path] = variable.replace(value)
     return nnx.from_flat_state(rounded)
@@ -88,23 +83,3 @@ def _rounded(kernel, factor, inputs, bits):
     lost = [jnp.sum(jnp.square(folded - near), inputs, keepdims=True) for near in found]
     folded = jnp.where(lost[1] < lost[0], found[1], found[0])
     return jnp.where(factor == 0, kernel, folded / jnp.where(factor == 0, 1, factor))
-
-
-def _norm_of(path):
-    for kernel, norm, axis in _NORMS:
-        tail = path[-len(kernel) :]
-        if len(tail) == len(kernel) and all(b in ("*", a) for a, b in zip(tail, kernel, strict=True)):
-            index = tail[-1]
-            return (*path[: -len(kernel)], *(index if part == "*" else part for part in norm)), axis
-    raise AssertionError(f"no norm is known for the kernel {'.'.join(map(str, path))}")
-
-
-def _inputs(path, ndim):
-    """Axes of a kernel that its outputs sum over: all but the last, and but the leading one of stacked blocks."""
-    return range(1 if "blocks" in path else 0, ndim - 1)
-
-
-def _other_axes(ndim, features, axis):
-    """Where a norm's factor, of one feature axis and perhaps one for the blocks, needs axes of length 1."""
-    feature = axis % ndim
-    return [i for i in range(ndim) if i != feature and not (features == 2 and i == 0)]

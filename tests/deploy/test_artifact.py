@@ -108,10 +108,11 @@ import sys
 for name in ("jax", "jaxlib", "flax", "PIL", "safetensors"):
     sys.modules[name] = None
 import numpy as np
-from spiking_mlp_jax.deploy import artifact, export_c, reference
+from spiking_mlp_jax.deploy import artifact, reference
+from spiking_mlp_jax.deploy.c import export
 net = artifact.load(sys.argv[1] + "/a")
 artifact.save(net, sys.argv[1] + "/b")
-export_c.export_c(net, sys.argv[1] + "/b.c")
+export.export_c(net, sys.argv[1] + "/b.c")
 np.save(sys.argv[1] + "/logits.npy", reference.run(net, np.load(sys.argv[1] + "/images.npy")))
 """
     subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True)
@@ -222,7 +223,7 @@ def test_foreign_files_are_named(tmp_path):
 @pytest.mark.parametrize("wrong", [None, 3, b"net.smlp"])
 def test_what_is_no_network_and_no_path(wrong, tmp_path):
     assert "load takes a path" in refusal(lambda: artifact.load(wrong))
-    assert "an integer network is saved" in refusal(lambda: artifact.save(wrong, tmp_path / "a"))
+    assert "save takes an integer network" in refusal(lambda: artifact.save(wrong, tmp_path / "a"))
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path):

@@ -136,7 +136,7 @@ def test_wrong_images():
 def test_what_is_no_model_and_no_images():
     folded = fold(random_model())
     for wrong in (None, folded, "model"):
-        with pytest.raises(InputError, match="a SpikingMLP is folded, not a"):
+        with pytest.raises(InputError, match="fold takes a SpikingMLP, got a"):
             fold(wrong)  # pyright: ignore[reportArgumentType]
     for wrong in (None, "images", [[1.0], [1.0, 2.0]]):
         with pytest.raises(InputError, match="images must be"):
