@@ -1,4 +1,4 @@
-"""What a network costs on given images: NeuroBench's metrics, layer by layer and in total, and energy.
+"""NeuroBench's metrics and energy of a network on given images, layer by layer and in total.
 
 Names and definitions are those of NeuroBench (Yik et al., "The NeuroBench framework for benchmarking neuromorphic
 computing algorithms and systems", Nature Communications 2025, arXiv 2304.04640; read off its package, version 2.3.0):
@@ -10,37 +10,37 @@ computing algorithms and systems", Nature Communications 2025, arXiv 2304.04640;
                           non-zero input and a non-zero weight, Dense all pairs. They are ACs where every input of the
                           layer was -1, 0 or 1, else MACs. Zeros that pad a border make no pair; biases make none.
 
-NeuroBench decides between MACs and ACs batch by batch, here all images decide. A layer's ActivationSparsity is that of
-the neurons its sum goes to. What is counted where:
+NeuroBench decides between MACs and ACs batch by batch; here all images decide. A layer's ActivationSparsity is that of
+the neurons that its sum goes to. Special cases:
 
     stem    in floating point pixels by weights, once an image and not once a time step, because it is the same at
             each (with TEBN, the folded stem has weights of each step and runs at each); in integers eight bit planes
     head    in floating point it reads each channel once a step: in the trained network means over the tokens, in the
             folded one sums of spikes; in integers it accumulates a row for every spike of every token
-    norms   none of NeuroBench's operations. Where one stays in the folded network, the scale per token, it multiplies
-            each value of the project layer: `scale_MACs`, apart from the others. In integers it is k signed powers of
-            two, and each that is not zero is one addition, and one shift unless the power is 1.
-    planes  the integer stem's eight sums are joined by 7 shifts and 7 additions for each output
+    norms   not counted by NeuroBench. The scale per token that remains in the folded network multiplies each value of
+            the project layer: `scale_MACs`, counted apart. In integers it is k signed powers of two; each that is not
+            zero is one addition, and one shift unless the power is 1.
+    planes  7 shifts and 7 additions join the integer stem's eight sums for each output
 
-Neither biases, neurons, the skip connection nor the shift that brings an integer sum to its format's unit are counted.
+Biases, neurons, the skip connection and the shift of an integer sum to its format's unit are not counted.
 
-Energy is that of operations and of the memory they need, from published constants of a 45 nm process.
+Energy of operations and memory follows from published constants of a 45 nm process.
 
 Compute alone, pJ an operation (M. Horowitz, "Computing's energy problem (and what we can do about it)", ISSCC 2014):
 
     float32   multiplication 3.7 and addition 0.9: MAC 4.6, AC 0.9
-    int8      multiplication 0.2 and addition 0.03: MAC 0.23, AC 0.03; additions of whole potentials, int32, 0.1
-              a shift has no entry there and is taken as such an addition; by a constant it is wires
+    int8      multiplication 0.2 and addition 0.03: MAC 0.23, AC 0.03; additions of potentials, int32, 0.1
+              shifts are not listed there and count as such additions; shifts by a constant are wires
 
-That is the usual convention. It flatters: sums of int8 weights need wider adders, and no operand has to be fetched.
+That is the usual convention, and optimistic: sums of int8 weights need wider adders, and operands have to be fetched.
 The second estimate adds memory, under these assumptions:
 
     - All weights and potentials lie in SRAM of 8 KiB banks beside the arithmetic: 10 pJ for 64 bits (Horowitz), 5 pJ
       for 32. Larger banks take more (32 KiB: 20 pJ for 64 bits, 1 MiB: 100), DRAM 1,300 to 2,600.
-    - Every operation fetches its weight: no weight is kept for another position, step or image.
-    - Every neuron's potential is read and written once a time step. In a network that is not spiking, every
-      activation is written and read once.
-    - Sums are kept in registers. The inputs, the addresses of spikes, biases and constants are free, and so are clock,
+    - Every operation fetches its weight: no reuse for another position, step or image.
+    - Every neuron's potential is read and written once per time step. In a non-spiking network, every activation is
+      written and read once.
+    - Sums stay in registers. The inputs, the addresses of spikes, biases and constants are free, and so are clock,
       control, wires and leakage, in all networks alike.
 """
 
@@ -62,13 +62,13 @@ SRAM_PJ_PER_BIT = 10 / 64
 
 @dataclasses.dataclass(frozen=True)
 class Constants:
-    """Picojoules of operations, and words.
+    """Energy of operations in picojoules, and word sizes.
 
     Attributes:
         name: of the numbers' format.
         mac, ac: a multiply-accumulate, an accumulate.
-        addition, shift: of a whole potential.
-        activation_bits: of an activation of the network that is not spiking.
+        addition, shift: of a potential.
+        activation_bits: of an activation of the non-spiking network.
         memory_per_bit: to read or write a bit.
     """
 
@@ -90,7 +90,7 @@ class Energy:
     """Picojoules per image.
 
     Attributes:
-        stem, body, head: operations of the stem, of what lies between, and of the head.
+        stem, body, head: operations of the stem, of all layers between, and of the head.
         weights: fetching weights.
         potentials: reading and writing potentials, or activations.
     """
@@ -123,7 +123,7 @@ class LayerCost:
         activations, spikes: outputs of these neurons over all steps, and those that are not zero.
         Effective_MACs, Effective_ACs, Dense: see the module.
         scale_MACs, additions, shifts: of the norm that cannot fold and of bit planes, see the module.
-        ann_MACs: of one pass of the network of the same size that is not spiking, dense, its norms folded away.
+        ann_MACs: of one dense pass of a non-spiking network of the same size, its norms folded.
         dense_MACs: the same at every time step, but the stem once.
     """
 

@@ -51,18 +51,18 @@ def quantize(
 
     Args:
         folded: from `fold`; its mean and std must be those that its inputs are normalised with.
-        calibration_images: some typical images, [N, H, W, C]: raw pixels, uint8, or normalised ones, floating.
+        calibration_images: typical images [N, H, W, C], raw (uint8) or normalised (floating).
         bits: of each weight, 2 to 8.
-        scale_error: largest relative error of a token's scale (`norm_features="token"`), which sets how many powers
-            of two it takes.
-        data: how pictures become pixels and the classes' names, as in a weights folder's config.json.
+        scale_error: largest relative error of a token's scale (`norm_features="token"`), which sets its number of
+            powers of two.
+        data: preprocessing and class names, as in a weights folder's config.json.
 
     Returns:
         the network, proven not to overflow for any image.
 
     Raises:
-        InputError: neurons that need multiplications (a time constant that is no power of two, "plif"), images that do
-            not fit or are not finite, bits out of range, or weights too large for 32 bits.
+        InputError: neurons that need multiplications (a time constant that is not a power of two, "plif"), images of
+            another shape or not finite, bits out of range, or weights too large for 32 bits.
 
     Examples:
         >>> from flax import nnx
@@ -96,22 +96,10 @@ def quantize(
     for name, (kernel, shift) in rounded.items():
         lost = arrays[name]["kernel"] - kernel * 2.0 ** -shift[:, None]
         arrays[name]["bias"] = arrays[name]["bias"] + np.einsum("sio,si->so", lost, statistics[name].mean)
-    description = Description(
-        **{name: getattr(c, name) for name in _COPIED},
-        per_token=c.norm_features == "token",
-        leak=leak,
-        soft_reset=c.v_reset is None,
-        bits=bits,
-        formats={},
-        data=data or {},
-    )
+    common = {name: getattr(c, name) for name in Description.__dataclass_fields__ if hasattr(c, name)}
+    soft_reset = c.v_reset is None
+    description = Description(**common, leak=leak, soft_reset=soft_reset, bits=bits, formats={}, data=data or {})
     return _fit(description, arrays, rounded, c, scale_error)
-
-
-_COPIED = (
-    *("image_size", "in_channels", "num_classes", "patch_size", "dim", "depths", "expansion", "encoding"),
-    *("time_steps", "neuron", "decay_input"),
-)
 
 
 @dataclasses.dataclass
@@ -127,12 +115,12 @@ def _leak(c) -> int:
         return 0
     if c.neuron == "plif":
         raise InputError(
-            'neuron="plif" has learned its time constants, and a leak by another than a power of two steps multiplies: '
-            'train with neuron="lif" and tau=2'
+            'neuron="plif" learns its time constants, which multiply unless they are powers of two: train with '
+            'neuron="lif" and tau=2'
         )
     leak = round(math.log2(c.tau))
     if 2.0**leak != c.tau:
-        raise InputError(f"a leak with tau={c.tau} multiplies, only powers of two are shifts: train with tau=2")
+        raise InputError(f"a leak with tau={c.tau} multiplies; only powers of two are shifts: train with tau=2")
     return leak
 
 
@@ -140,8 +128,7 @@ def _statistics(folded: FoldedNet, images) -> dict[str, _Inputs]:
     images, c = as_array(images, "calibration images"), folded.config
     if images.ndim != 4 or images.shape[1:] != (c.image_size, c.image_size, c.in_channels) or not len(images):
         raise InputError(
-            f"calibration images must be [count, {c.image_size}, {c.image_size}, {c.in_channels}], but they are "
-            f"{images.shape}"
+            f"calibration images must be [count, {c.image_size}, {c.image_size}, {c.in_channels}], got {images.shape}"
         )
     raw = images.dtype == np.uint8
     if not raw and not jnp.issubdtype(images.dtype, jnp.floating):
@@ -183,7 +170,7 @@ def _statistics(folded: FoldedNet, images) -> dict[str, _Inputs]:
 
 
 def _fold_pixels(entries, folded: FoldedNet) -> None:
-    """Makes the stem take raw bytes p where it took (p / 255 - mean) / std."""
+    """Folds the normalisation (p / 255 - mean) / std into the stem, which then takes raw bytes p."""
     kernel = entries["kernel"].astype(np.float64)
     inputs = kernel.shape[1] // len(folded.std)
     std, mean = np.tile(folded.std, inputs), np.tile(folded.mean, inputs)
@@ -194,21 +181,21 @@ def _fold_pixels(entries, folded: FoldedNet) -> None:
 def round_weights(kernel: np.ndarray, inputs: _Inputs, bits: int) -> tuple[np.ndarray, np.ndarray]:
     """Integer weights [S, fan_in, out] and the shift [S, out] with kernel ~ weights * 2^-shift.
 
-    Each output's shift is the finest that holds its largest weight, or one finer, which clips, where that comes out
-    better. Weights are rounded one input after the other, and what rounding one adds to a sum is taken from those
-    still to come, as far as they spike together (GPTQ).
+    Each output's shift is the finest that holds its largest weight, or one finer, which clips, where that has the
+    smaller error. Inputs are rounded in order; later weights compensate the error of earlier ones, as far as their
+    inputs spike together (GPTQ).
     """
     most = (1 << (bits - 1)) - 1
     fan_in = kernel.shape[1]
-    # The mean is the bias's to correct.
+    # The bias corrects the mean.
     centred = _positive(inputs.moments - np.outer(inputs.mean.mean(0), inputs.mean.mean(0)))
-    # Inputs that were silent count a little too: other images may use them.
+    # Silent inputs get a small weight: other images may use them.
     centred += np.eye(fan_in) * max(0.01 * np.trace(centred) / fan_in, 1e-6 * np.trace(inputs.moments) / fan_in, 1e-11)
     # Rows of the upper factor of the inverse: how a weight's error is shared among the later ones.
     spread = np.linalg.cholesky(np.linalg.inv(centred)).T
     found = []
     for each in kernel.astype(np.float64):
-        # All zero, or next to it: any scale will do. Weights that are on a grid already may miss it by their rounding.
+        # For outputs near zero any scale will do; 1e-5 is for weights already on a grid, up to rounding.
         exponent = np.floor(np.log2(most / np.maximum(np.abs(each).max(0), 2.0**-24)) + 1e-5)
         options = []
         for shift in (exponent, exponent + 1):
@@ -222,7 +209,7 @@ def round_weights(kernel: np.ndarray, inputs: _Inputs, bits: int) -> tuple[np.nd
 
 
 def _positive(centred: np.ndarray) -> np.ndarray:
-    """A covariance without what rounding made of it: where inputs hardly vary, float32 sums leave little else."""
+    """The nearest positive semidefinite covariance: for nearly constant inputs, float32 sums may not be one."""
     centred = (centred + centred.T) / 2
     try:
         np.linalg.cholesky(centred + np.eye(len(centred)) * max(0.005 * np.trace(centred) / len(centred), 0))
@@ -233,7 +220,7 @@ def _positive(centred: np.ndarray) -> np.ndarray:
 
 
 def _round_in_turn(weights, spread, most, block=64):
-    """Rounds rows of weights [fan_in, out] in order; the rows of a block are made up for at once."""
+    """Rounds rows of weights [fan_in, out] in order; later rows are updated once per block."""
     rest, rounded = weights.copy(), np.zeros_like(weights)
     for start in range(0, len(weights), block):
         end = min(start + block, len(weights))
@@ -264,7 +251,7 @@ def signed_digits(scale: np.ndarray, error: float) -> tuple[np.ndarray, np.ndarr
         open_ = np.abs(rest) > error * np.abs(scale)
         if not open_.any():
             break
-        # The power of two nearest to what is left: boundaries lie at 3/4 of the next one.
+        # The power of two nearest to the rest: boundaries lie at 3/4 of the next one.
         with np.errstate(divide="ignore"):
             exponent = np.where(open_, np.floor(np.log2(np.abs(rest) * 4 / 3)), 0)
         sign = np.where(open_, np.sign(rest), 0)
@@ -277,7 +264,7 @@ def signed_digits(scale: np.ndarray, error: float) -> tuple[np.ndarray, np.ndarr
 
 
 def _fit(description: Description, arrays, rounded, config, scale_error) -> IntegerNet:
-    """Chooses the formats: 16 bits where the range analysis proves them enough, else 32."""
+    """Chooses the formats: 16 bits where the range analysis proves that they suffice, else 32."""
     places = format_names(description)
     words = {place: 32 if place == "head" else 16 for place in places}
     fractions = {place: MOST_32 if words[place] == 32 else MOST_16 for place in places}
@@ -294,18 +281,18 @@ def _fit(description: Description, arrays, rounded, config, scale_error) -> Inte
                 words[place], fractions[place] = 32, MOST_32
             elif fractions[place] < 0:
                 raise InputError(
-                    f"potentials at {place} can be 2^{-fractions[place]} times too large for 32 bits: the weights of "
-                    "this network are too large, or a norm's variance is nearly zero"
+                    f"potentials at {place} can be 2^{-fractions[place]} times too large for 32 bits: the network's "
+                    "weights are too large, or a norm's variance is nearly zero"
                 )
 
 
 def _at(description, arrays, rounded, config, scale_error, words, fractions) -> IntegerNet:
-    """The network with given words and fractions, which may turn out too small."""
+    """The network with given words and fractions, which may overflow."""
     unit = {place: 2.0**fraction for place, fraction in fractions.items()}
     integers: dict[str, np.ndarray] = {}
 
     def scaled(value, place):
-        # Clipped: what is beyond 32 bits is found by the range analysis.
+        # The range analysis finds what exceeds 32 bits.
         return np.clip(np.rint(np.asarray(value) * unit[place]), -(2**31), 2**31 - 1).astype(np.int32)
 
     for layer in layers(config):

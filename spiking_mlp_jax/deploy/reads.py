@@ -70,7 +70,7 @@ def _variables(model: SpikingMLP) -> Iterator[tuple[Layer, dict[Any, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Reads:
-    """What a layer read, added over images and positions.
+    """Inputs of a layer, summed over images and positions.
 
     Attributes:
         nonzero: int64 [T or 1, fan_in], values that are not zero.
@@ -85,14 +85,14 @@ def observe(net: Network, batches: Iterable[np.ndarray]) -> tuple[int, dict[str,
     """Runs a network.
 
     Args:
-        net: a trained network, which is run in evaluation mode and not changed, or what was made of it.
-        batches: images [B, H, W, C], uint8, or normalised floating ones for a network of floating point.
+        net: a trained network, run in evaluation mode and not changed, or its folded or integer form.
+        batches: images [B, H, W, C], raw (uint8), or for floating-point networks normalised.
 
     Returns:
         number of images; what each layer read, by layer; spikes of each layer of neurons ("stage0.encode.spikes").
 
     Raises:
-        InputError: there are no images, or they do not fit the network.
+        InputError: there are no images, or they have another shape or dtype than the network's.
     """
     run = {SpikingMLP: _of_model, FoldedNet: _of_folded, IntegerNet: _of_integer}[type(net)](net)
     images, total = 0, None
@@ -102,7 +102,7 @@ def observe(net: Network, batches: Iterable[np.ndarray]) -> tuple[int, dict[str,
         total = seen if total is None else jax.tree.map(_joined, total, seen)
         images += count
     if total is None:
-        raise InputError("there are no images to count operations on: give at least one")
+        raise InputError("no images to count operations on: give at least one")
     c = net.description if isinstance(net, IntegerNet) else net.config
     if isinstance(net, SpikingMLP):
         spikes = {name: int(count.sum()) for name, count in total["spikes"].items()}
@@ -112,12 +112,12 @@ def observe(net: Network, batches: Iterable[np.ndarray]) -> tuple[int, dict[str,
 
 
 def _padded(batches: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, int]]:
-    """Batches of the first one's size, so that there is one program; and how many of their images count."""
+    """Batches padded to the first one's size, for a single compilation, and their numbers of images."""
     size = 0
     for batch in batches:
         batch = np.asarray(batch)
         if batch.ndim != 4:
-            raise InputError(f"images must be batches [B, H, W, C], but one is {batch.shape}")
+            raise InputError(f"images must be batches [B, H, W, C], got {batch.shape}")
         if not len(batch):
             continue
         size = max(size, len(batch))
@@ -143,7 +143,7 @@ def _of_model(model: SpikingMLP):
             if not name.endswith(".spikes"):
                 return None
             count = jnp.sum((x != 0) & _each(mask, x), 0, dtype=jnp.int32)
-            # What the head reads follows from the last spikes: norm and mean over tokens can change places.
+            # The head's inputs follow from the last spikes: norm and mean over tokens commute.
             is_last = name.startswith(f"stage{c.stages - 1}.") and name.endswith("*.channel.spikes")
             return count, jnp.mean(x, (2, 3), keepdims=True, dtype=jnp.float32) if is_last else None
 
@@ -171,12 +171,12 @@ def _of_folded(net: FoldedNet):
 
 
 def _of_integer(net: IntegerNet):
-    # Its arrays are constants of the program: the network is no argument that JAX could trace.
+    # Its arrays are constants of the program; the network is not a pytree.
     run = jax.jit(lambda images, mask: _observed(net, images, mask))
 
     def observed(images, mask):
         if images.dtype != np.uint8:
-            raise InputError(f"images must be raw pixels of dtype uint8, but they are {images.dtype}")
+            raise InputError(f"images must be raw pixels of dtype uint8, got {images.dtype}")
         return run(images, mask)
 
     return observed
