@@ -40,8 +40,9 @@ def quantize_weights(params: Any, stats: Any, config: ModelConfig, bits: int) ->
     """
     flat = dict(nnx.to_flat_state(params))
     averages = dict(nnx.to_flat_state(stats))
-    found = {
-        kernel: (row, norm) for row in layers(config) for kernel, norm in zip(row.kernels, row.norms, strict=False)
+    rows = [row for row in layers(config) if row.kernels]
+    found: dict[Any, Any] = {
+        kernel: (row, norm) for row in rows for kernel, norm in zip(row.kernels, row.norms, strict=True)
     }
     gain = config.v_threshold if config.norm == "tdbn" else 1.0
     rounded = {}
