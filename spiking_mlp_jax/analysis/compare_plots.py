@@ -36,10 +36,10 @@ def layer_rates(workdir: str | os.PathLike[str]) -> dict[str, float]:
 
 
 def synaptic_operations(workdir: str | os.PathLike[str]) -> float:
-    """Synaptic operations of a mean test image, from the firing rates of a run's last evaluation.
+    """Mean synaptic operations of a test image, from the firing rates of a run's last evaluation.
 
     Args:
-        workdir: of the run. See `synapses` for what is counted.
+        workdir: of the run. `models.topology` says what is counted.
 
     Raises:
         InputError: there is no evaluation, or no weights.
@@ -51,13 +51,13 @@ def synaptic_operations(workdir: str | os.PathLike[str]) -> float:
 
 
 def compare_runs(workdirs: Mapping[str, str | os.PathLike[str]]) -> Figure:
-    """Training loss of several runs, and the test accuracy of each against its synaptic operations.
+    """Training loss of several runs, and test accuracy against synaptic operations.
 
     Args:
-        workdirs: of finished runs, by the name to print.
+        workdirs: of finished runs, by their label.
 
     Raises:
-        InputError: there are none, or a run has no evaluation yet.
+        InputError: there are no runs, or a run has no evaluation.
     """
     if not workdirs:
         raise InputError("there are no runs to compare: give at least one workdir")
@@ -81,7 +81,7 @@ def compare_runs(workdirs: Mapping[str, str | os.PathLike[str]]) -> Figure:
     left.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:,.0f}"))
     left.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     left.legend(frameon=False)
-    right.set(xlabel="synaptic operations an image (million)", ylabel="test accuracy (%)")
+    right.set(xlabel="synaptic operations per image (million)", ylabel="test accuracy (%)")
     right.margins(x=0.25, y=0.2)
     for axes in (left, right):
         axes.grid(alpha=0.3)
@@ -98,11 +98,11 @@ def _evaluation(workdir):
 
 
 class Ran(NamedTuple):
-    """A network in one format, and what it answered.
+    """A network in one format, and its logits.
 
     Attributes:
         path: of the file or folder.
-        logits: of the images, averaged over the time steps.
+        logits: of each image, mean over time steps.
     """
 
     path: Path
@@ -110,14 +110,14 @@ class Ran(NamedTuple):
 
 
 def formats_figure(ran: Mapping[str, Ran], labels: Int[np.ndarray, "B"]) -> Figure:
-    """Size, accuracy and agreement of each format, one row each.
+    """Size, accuracy and agreement of each format.
 
     Args:
-        ran: by the format's name; the first is what the others are compared with.
+        ran: by label; the others are compared with the first.
         labels: classes of the images.
 
     Raises:
-        InputError: there are none, or they answered for other numbers of images or classes.
+        InputError: there are no formats, or they have logits of other numbers of images or classes.
     """
     if not ran:
         raise InputError("there are no formats to draw: give at least one")
@@ -129,7 +129,7 @@ def formats_figure(ran: Mapping[str, Ran], labels: Int[np.ndarray, "B"]) -> Figu
     expected = first.argmax(1)
     panels = {
         "size (kB)": ([_size(one.path) / 1000 for one in ran.values()], BLUE, "{:,.0f}"),
-        "right (%)": ([100 * np.mean(found == labels) for found in classes.values()], GREEN, "{:.1f}"),
+        "accuracy (%)": ([100 * np.mean(found == labels) for found in classes.values()], GREEN, "{:.1f}"),
         "same class as the first (%)": ([100 * np.mean(x == expected) for x in classes.values()], ORANGE, "{:.1f}"),
         "largest difference of a logit": ([np.abs(one.logits - first).max() for one in ran.values()], GREY, "{:.2g}"),
     }

@@ -31,22 +31,22 @@ def pixels_to_scores(
     logits: Float[np.ndarray, "T K"],
     class_names: Sequence[str],
 ) -> Figure:
-    """One image on its way: where each stage fires at each time step, and how the scores move.
+    """One image through the network: where each stage fires at each time step, and the scores after it.
 
-    A stage is shown by what its encoding fires and by what its last block does.
+    Each stage shows the spikes of its encoding and of its last block.
 
     Args:
-        image: what the network saw.
-        spikes: of each layer, from `activity.spikes_of_first`.
+        image: the network's input.
+        spikes: of each layer, from `stream.spikes_of_first`.
         logits: of this image at each time step.
-        class_names: one for each class.
+        class_names: one per class.
 
     Raises:
-        InputError: there are no encodings among the layers.
+        InputError: `spikes` has no encoding.
     """
     stages = sorted({name.partition(".")[0] for name in spikes if name.endswith(".encode.spikes")})
     if not stages:
-        raise InputError("there is no encoding among the layers: give the spikes of activity.spikes_of_first")
+        raise InputError("there is no encoding among the layers: use the spikes of stream.spikes_of_first")
     rows = []
     for stage in stages:
         blocks = [name for name in spikes if name.startswith(f"{stage}.block") and name.endswith(".channel.spikes")]
@@ -93,15 +93,15 @@ def pixels_to_scores(
 
 @dataclasses.dataclass(frozen=True)
 class Folding:
-    """A row mixing before and after its norm is folded away.
+    """A row mixing before and after folding its norm.
 
     Attributes:
         kernel: trained weights, [out, in].
-        factor: what the norm multiplies each output by, [out].
-        offset: what it adds, the bias of the mixing included, [out].
+        factor: of the norm, per output [out].
+        offset: of the norm, including the bias of the mixing [out].
         folded: weights of the folded network, [out, in].
-        before: potentials of its neurons in the trained network, [N].
-        after: the same from the folded weights and biases, [N].
+        before: potentials in the trained network, [N].
+        after: potentials with the folded weights and biases, [N].
     """
 
     kernel: Float[np.ndarray, "out in"]
@@ -113,23 +113,23 @@ class Folding:
 
 
 def row_folding(model: SpikingMLP, images: Float[np.ndarray, "B H W C"], stage: int = 0) -> Folding:
-    """Folds the row mixing of a stage's first block, and computes its potentials both ways.
+    """Folds the row mixing of a stage's first block and computes its potentials before and after.
 
     Args:
-        model: a trained network; it is run in evaluation mode and not changed.
+        model: a trained network, run in evaluation mode and not changed.
         images: normalised pixels.
-        stage: which stage.
+        stage: its index.
 
     Raises:
-        InputError: there is no such stage, the network cannot be folded, or has constants of each step (TEBN).
+        InputError: there is no such stage, the network cannot be folded, or it has weights of each step (TEBN).
     """
     c = model.config
     if not 0 <= stage < c.stages:
-        raise InputError(f"stage {stage} is none of the network's {c.stages}, which count from 0")
+        raise InputError(f"stage must be between 0 and {c.stages - 1}, got {stage}")
     name = f"stage{stage}.block0.height"
     entries = {key: np.asarray(x) for key, x in fold(model).arrays[name].items()}
     if len(entries["kernel"]) > 1:
-        raise InputError('a network with norm="tebn" has weights of each time step: draw one without')
+        raise InputError('a network with norm="tebn" has weights of each time step and cannot be drawn')
     reads, potential = f"stage{stage}.encode.spikes", f"stage{stage}.block0.token.height.potential"
     graphdef, variables = nnx.split(model)
 
@@ -137,7 +137,7 @@ def row_folding(model: SpikingMLP, images: Float[np.ndarray, "B H W C"], stage: 
     def run(variables, images):
         model = nnx.merge(graphdef, variables, copy=True)
         model.eval()
-        # Inside the network the blocks are scanned: their index is known only behind the scan.
+        # The blocks are scanned: their index is known only after the scan.
         wanted = (reads, potential.replace("block0", "block*"))
         seen = model(images, observe=lambda name, x: x if name in wanted else None)[1]
         return seen[reads], seen[potential]
@@ -151,7 +151,7 @@ def row_folding(model: SpikingMLP, images: Float[np.ndarray, "B H W C"], stage: 
 
 
 def folding_figure(found: Folding, v_threshold: float = 1.0) -> Figure:
-    """The norm as lines, the weights before and after, and that the potentials stay what they were.
+    """The norm, the weights before and after folding, and the potentials of both.
 
     Args:
         found: from `row_folding`.
@@ -165,10 +165,10 @@ def folding_figure(found: Folding, v_threshold: float = 1.0) -> Figure:
     lines.axhline(v_threshold, color="black", linestyle="--", linewidth=1)
     lines.annotate("threshold", (z[0], v_threshold), xytext=(2, 3), textcoords="offset points", fontsize=8)
     lines.set(xlabel="W x (before the norm)", ylabel="potential", xlim=tuple(z))
-    lines.set_title("the norm: a line an output row", fontsize=10)
+    lines.set_title("the norm of each output row", fontsize=10)
     lines.grid(alpha=0.3)
     for axes, kernel, title in ((before, found.kernel, "trained W"), (after, found.folded, "folded: a W")):
-        # Zero in the middle; each its own scale, because the norm changes it.
+        # Symmetric around zero; separate scales, because the norm changes them.
         most = float(np.abs(kernel).max())
         shown = axes.imshow(kernel, cmap="RdBu_r", vmin=-most, vmax=most)
         axes.set_title(title, fontsize=10)
@@ -193,15 +193,15 @@ def _running_scores(logits):
 
 
 def plot_cost(cost: Cost, path: str | os.PathLike[str]) -> Path:
-    """Draws `cost_figure` into a PNG file and returns its path."""
+    """Writes `cost_figure` as PNG and returns the path."""
     return write(cost_figure(cost), path)
 
 
 def cost_figure(cost: Cost) -> Figure:
-    """Effective operations of each layer beside all its pairs of input and weight, and energy per image.
+    """Effective and dense operations of each layer, and energy per image.
 
     Args:
-        cost: from `infer.cost.cost`. Layers without weights are left out.
+        cost: from `deploy.cost.cost`. Layers without weights are not shown.
     """
     layers = {name: layer for name, layer in cost.layers.items() if layer.Dense}
     many = len(layers) > 50
@@ -212,7 +212,7 @@ def cost_figure(cost: Cost) -> Figure:
     macs = np.array([layer.Effective_MACs for layer in layers.values()])
     acs = np.array([layer.Effective_ACs for layer in layers.values()])
     dense = np.array([layer.Dense for layer in layers.values()])
-    left.barh(rows, dense, color="#dddddd", height=0.8, label="dense: every input counts")
+    left.barh(rows, dense, color="#dddddd", height=0.8, label="dense: all inputs")
     left.barh(rows, acs, color=BLUE, height=0.5, label="effective accumulates")
     left.barh(rows, macs, color=RED, height=0.5, left=acs, label="effective multiply-accumulates")
     size = 5 if many else 7.5
@@ -269,7 +269,7 @@ def cost_figure(cost: Cost) -> Figure:
         names.append(name.replace(", ", ",\n"))
     right.set_xticks(ticks, names, fontsize=9)
     right.set_ylabel("energy per image (µJ)")
-    right.set_title(f"45 nm, {cost.constants.name}\nleft bar: operations alone, right bar: with memory", fontsize=10)
+    right.set_title(f"45 nm, {cost.constants.name}\nleft bar: operations only, right bar: with memory", fontsize=10)
     right.grid(axis="y", alpha=0.3)
     right.set_axisbelow(True)
     right.margins(y=0.1)

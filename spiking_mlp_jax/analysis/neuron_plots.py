@@ -1,7 +1,6 @@
-"""Figures of a single neuron: its potential over time, its rate against its input, surrogate gradients.
+"""Figures of a single neuron: potential over time, firing rate by input, surrogate gradients.
 
-The neurons are those that the network is made of (`layers.Neuron`), with the constants of a `ModelConfig`. Figures are
-matplotlib's, as those of `plots.py`.
+The neurons are those of the network (`layers.Neuron`), with the constants of a `ModelConfig`.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from spiking_mlp_jax.models.spiking_mlp import neuron
 from spiking_mlp_jax.nn.dynamics import step
 from spiking_mlp_jax.nn.surrogate import SURROGATES, SpikeFunction
 
-# Okabe and Ito's purple and sky blue follow the colours of `plots.py`.
+# The last two are Okabe and Ito's purple and sky blue.
 COLOURS = (BLUE, RED, GREEN, ORANGE, "#CC79A7", "#56B4E9")
 
 
@@ -33,7 +32,7 @@ class Trace:
     """A neuron over T time steps.
 
     Attributes:
-        charged: potential after charging and before the reset, which is compared with the threshold, [T].
+        charged: potential after charging and before the reset, which the threshold is compared with, [T].
         potential: potential after the step, [T].
         spikes: whether the neuron fires, [T].
         start: potential before the first step.
@@ -46,20 +45,20 @@ class Trace:
 
 
 def neuron_trace(current: Sequence[float] | Float[np.ndarray, "T"], config: ModelConfig) -> Trace:
-    """Runs one neuron and keeps its potential, which `neuron.lif` does not return.
+    """Runs one neuron and returns its potential too, unlike `neuron.lif`.
 
     Args:
-        current: what it receives at each step, in units of the potential.
-        config: kind and constants of the neuron; its other fields mean nothing here.
+        current: its input at each step, in units of the potential.
+        config: kind and constants of the neuron; other fields are ignored.
 
     Returns:
-        its potential and spikes, float32; the equations are those of `dynamics.step`.
+        its potential and spikes, float32, by `dynamics.step`.
 
     Raises:
         InputError: no steps, or a current that is not finite.
     """
     mode, k = neuron(config).equations(jnp.float32)
-    # Starts at the potential after a spike, as all neurons of the network do.
+    # Starts at the reset potential, like all neurons of the network.
     v, seen = k.v_reset, []
     for x in jnp.asarray(_current(current)):
         after, (fired, charged) = step(mode, k, v, x)
@@ -70,17 +69,17 @@ def neuron_trace(current: Sequence[float] | Float[np.ndarray, "T"], config: Mode
 
 
 def firing_rate(currents: Sequence[float] | Float[np.ndarray, "N"], config: ModelConfig) -> Float[np.ndarray, "N"]:
-    """Spikes a step of a neuron with constant input, over `config.time_steps` steps.
+    """Spikes per step of a neuron with constant input, over `config.time_steps` steps.
 
-    With decay_input and v_reset=0 a LIF neuron reaches (1 - (1 - 1 / tau)^n) I after n steps: above the threshold it
-    fires every n-th step for the smallest n that is enough, below it never.
+    With decay_input and v_reset=0 a LIF neuron reaches (1 - (1 - 1 / tau)^n) I after n steps: if that
+    exceeds the threshold it fires every n-th step for the smallest such n, otherwise never.
 
     Args:
-        currents: the constant inputs.
+        currents: the inputs.
         config: kind and constants of the neuron, and the number of steps.
 
     Returns:
-        the rate for each of them, 0 to 1.
+        the rate for each input, 0 to 1.
 
     Raises:
         InputError: no currents, or one that is not finite.
@@ -92,14 +91,14 @@ def firing_rate(currents: Sequence[float] | Float[np.ndarray, "N"], config: Mode
 def spike_count_gradient(
     current: Sequence[float] | Float[np.ndarray, "T"], config: ModelConfig
 ) -> Float[np.ndarray, "T"]:
-    """What the surrogate says an input at each step would change in the number of spikes.
+    """Surrogate gradient of the number of spikes with respect to the input at each step.
 
     Args:
-        current: what the neuron receives at each step.
+        current: the input at each step.
         config: kind, constants and surrogate of the neuron.
 
     Returns:
-        the gradient of the sum of the spikes, [T]; the true one is 0 almost everywhere.
+        the gradient, [T]; the true one is 0 almost everywhere.
 
     Raises:
         InputError: no steps, or a current that is not finite.
@@ -110,11 +109,11 @@ def spike_count_gradient(
 
 
 def trace_figure(current: Sequence[float] | Float[np.ndarray, "T"], neurons: Mapping[str, ModelConfig]) -> Figure:
-    """Potentials of neurons that receive the same input, one under the other, and the input.
+    """Potentials of neurons with the same input, one below the other, and the input.
 
     Args:
-        current: what they receive at each step.
-        neurons: by the name to print.
+        current: the input at each step.
+        neurons: by label.
 
     Raises:
         InputError: no neurons; as `neuron_trace`.
@@ -143,7 +142,7 @@ def rate_figure(currents: Sequence[float] | Float[np.ndarray, "N"], neurons: Map
 
     Args:
         currents: the inputs, ascending.
-        neurons: by the name to print; each runs for its own `time_steps`.
+        neurons: by label; each runs for its own `time_steps`.
 
     Raises:
         InputError: no neurons or currents, or one that is not finite.
@@ -154,18 +153,17 @@ def rate_figure(currents: Sequence[float] | Float[np.ndarray, "N"], neurons: Map
     axes = figure.subplots()
     for i, (name, config) in enumerate(neurons.items()):
         axes.plot(currents, firing_rate(currents, config), color=COLOURS[i % len(COLOURS)], label=name)
-    axes.set(xlabel="constant input (units of the potential)", ylabel="spikes a step", ylim=(-0.03, 1.03))
+    axes.set(xlabel="constant input (units of the potential)", ylabel="spikes per step", ylim=(-0.03, 1.03))
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, fontsize=8)
     return figure
 
 
 def surrogate_figure(surrogates: Mapping[str, SpikeFunction] | None = None) -> Figure:
-    """The spike function, and what stands for its derivative.
+    """The spike function and the surrogates of its derivative.
 
     Args:
-        surrogates: spike functions by the name to print; None for all of `surrogate.SURROGATES` with the sharpness
-            that each has by default.
+        surrogates: spike functions by label; None for all of `surrogate.SURROGATES` with their default sharpness.
 
     Raises:
         InputError: an empty mapping.
@@ -197,11 +195,11 @@ def surrogate_figure(surrogates: Mapping[str, SpikeFunction] | None = None) -> F
 
 
 def gradient_figure(current: Sequence[float] | Float[np.ndarray, "T"], neurons: Mapping[str, ModelConfig]) -> Figure:
-    """`spike_count_gradient` of neurons that receive the same input, side by side at each step.
+    """`spike_count_gradient` of neurons with the same input, side by side.
 
     Args:
-        current: what they receive at each step.
-        neurons: by the name to print.
+        current: the input at each step.
+        neurons: by label.
 
     Raises:
         InputError: no neurons, no steps, or a current that is not finite.
@@ -226,7 +224,7 @@ def gradient_figure(current: Sequence[float] | Float[np.ndarray, "T"], neurons: 
 
 def _draw_trace(axes: Axes, trace: Trace, config: ModelConfig):
     steps = np.arange(1, len(trace.spikes) + 1)
-    # Each step rises or falls to the charged potential, from where a reset drops at once.
+    # Each step moves to the charged potential, from which a reset drops at once.
     time = np.concatenate([[0], np.repeat(steps, 2)])
     path = np.concatenate([[trace.start], np.stack([trace.charged, trace.potential], 1).ravel()])
     axes.axhline(config.v_threshold, color=RED, linestyle="--", linewidth=1, label="threshold")
@@ -243,7 +241,7 @@ def _draw_trace(axes: Axes, trace: Trace, config: ModelConfig):
 def _current(values) -> Float[np.ndarray, "N"]:
     found = np.asarray(values, np.float32)
     if found.ndim != 1 or not len(found):
-        raise InputError(f"a neuron's input is a row of numbers, one a step, but it has the shape {found.shape}")
+        raise InputError(f"a neuron's input must be one number per step, [T], but its shape is {found.shape}")
     if not np.isfinite(found).all():
-        raise InputError("a neuron's input must be finite numbers, but one is not")
+        raise InputError("a neuron's input has NaN or inf")
     return found

@@ -1,11 +1,12 @@
-"""Figures of a trained network, for the screen and in print.
+"""Figures of a training run.
 
-Each function returns a matplotlib Figure and touches no global state of matplotlib; `write` makes it a PNG
-file, and `plot_workdir` draws all of them for a training run.
+Each function returns a matplotlib Figure without using matplotlib's global state. `write` saves one as PNG, and
+`plot_workdir` draws all of them for a run.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,56 +22,48 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from spiking_mlp_jax.analysis import samples
 from spiking_mlp_jax.analysis.activity.stream import SPIKES, in_network_order, spikes_of_first
-from spiking_mlp_jax.data.damaged import next_decodable
-from spiking_mlp_jax.data.pipeline import fit_image
 from spiking_mlp_jax.data.sources import Source, open_source
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.models import weights
-from spiking_mlp_jax.models.pixels import normalize
 from spiking_mlp_jax.models.spiking_mlp import mean_logits
 from spiking_mlp_jax.train.evaluate import evaluate_source, silent_and_saturated
 from spiking_mlp_jax.train.logging import read_metrics
+from spiking_mlp_jax.utils.files import write_whole
 
-# Okabe and Ito's colours, which stay apart for colour-blind readers and in grey print.
+# Okabe and Ito's colours, distinguishable for colour-blind readers and in greyscale.
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#666666"
 RASTER_NEURONS = 40
 RASTER_LAYERS = 24
 
 
 def write(figure: Figure, path: str | os.PathLike[str]) -> Path:
-    """Writes a figure as PNG, 150 dots per inch, under a temporary name that is then renamed.
+    """Writes a figure as PNG at 150 dpi and returns its path.
 
-    Args:
-        figure: from one of the functions of this module.
-        path: the file; its folder is made when missing.
+    Raises:
+        InputError: the file cannot be written.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        figure.savefig(temporary, format="png", dpi=150)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=150)
+    write_whole(path, stream.getvalue())
+    return Path(path)
 
 
 def plot_workdir(workdir: str | os.PathLike[str]) -> list[Path]:
-    """Draws everything about a training run into its folder `plots`.
+    """Draws all figures of a training run into its folder `plots`.
 
-    The curves come from metrics.jsonl; the rest shows the network in `weights`, the best so far, on the run's
-    test split. Its evaluation.json is used when it is about these weights, otherwise they are evaluated
-    again.
+    The curves come from metrics.jsonl; the others show the best weights so far on the run's test split.
+    evaluation.json is used if it belongs to these weights; otherwise they are evaluated again.
 
     Args:
-        workdir: a run's folder, after its first evaluation.
+        workdir: of a run that has been evaluated at least once.
 
     Returns:
-        The files: learning_curves.png, confusion_matrix.png, firing_rates.png, spikes.png, predictions.png.
+        the files: learning_curves.png, confusion_matrix.png, firing_rates.png, spikes.png, predictions.png.
 
     Raises:
-        InputError: a file of the run is missing or damaged, or its data set can no longer be opened.
+        InputError: a file of the run is missing or damaged, or its data set cannot be opened.
     """
     workdir = Path(workdir)
     model, meta = weights.load(workdir / "weights")
@@ -87,17 +80,14 @@ def plot_workdir(workdir: str | os.PathLike[str]) -> list[Path]:
     }
 
     # Evenly spaced over the test images: neither the best nor the worst.
-    records = [next_decodable(source, int(i)) for i in np.linspace(0, len(source) - 1, min(8, len(source)))]
-    labels = [int(record["label"]) for record in records]
-    size, channels = model.config.image_size, model.config.in_channels
-    fitted = [fit_image(r["image"], size, channels, data["resize_mode"], data["eval_resize"]) for r in records]
-    logits, spikes = spikes_of_first(model, normalize(jnp.asarray(np.stack(fitted)), data["mean"], data["std"]))
+    images = samples.decoded(source, np.linspace(0, len(source) - 1, min(8, len(source))), model.config, data)
+    logits, spikes = spikes_of_first(model, jnp.asarray(images.normalised))
     scores = np.asarray(jax.nn.softmax(mean_logits(jnp.asarray(logits))))
     names = data["class_names"]
     best = int(scores[0].argmax())
-    title = f"true: {_short(names[labels[0]])}\npredicted: {_short(names[best])} ({100 * scores[0, best]:.0f} %)"
-    figures["spikes"] = spike_raster(fitted[0], spikes, title)
-    figures["predictions"] = predictions([record["image"] for record in records], labels, scores, names)
+    title = f"true: {_short(names[images.labels[0]])}\npredicted: {_short(names[best])} ({100 * scores[0, best]:.0f} %)"
+    figures["spikes"] = spike_raster(images.raw[0], spikes, title)
+    figures["predictions"] = predictions(images.decoded, images.labels.tolist(), scores, names)
     return [write(figure, workdir / "plots" / f"{name}.png") for name, figure in figures.items()]
 
 
@@ -106,11 +96,11 @@ def learning_curves(records: Iterable[Mapping[str, Any]]) -> Figure:
 
     Args:
         records: entries of metrics.jsonl: {"step", "split": "train" | "eval", "loss", "accuracy"}. Training
-            values are drawn as they are, faintly, and as a running mean. Of several entries for a step, which
-            a resumed run can have, the last counts.
+            values are drawn faintly, with their running mean. If a step has several entries, as in a resumed run,
+            the last one counts.
 
     Raises:
-        InputError: there is nothing to draw.
+        InputError: there are no such entries.
     """
     records = list(records)
     if not any(record.get("split") in ("train", "eval") and "step" in record for record in records):
@@ -122,12 +112,12 @@ def learning_curves(records: Iterable[Mapping[str, Any]]) -> Figure:
 
 
 def curve(axes: Axes, records: Iterable[Mapping[str, Any]], key: str) -> None:
-    """Draws one of the two learning curves.
+    """Draws one learning curve.
 
     Args:
-        axes: where to.
+        axes: to draw into.
         records: as for `learning_curves`.
-        key: "loss", or "accuracy", which is drawn in per cent.
+        key: "loss" or "accuracy", in per cent.
     """
     splits: dict[str, dict[int, Mapping[str, Any]]] = {"train": {}, "eval": {}}
     for record in records:
@@ -154,12 +144,11 @@ def curve(axes: Axes, records: Iterable[Mapping[str, Any]], key: str) -> None:
 
 
 def confusion_matrix(confusion: Int[np.ndarray, "K K"], class_names: Sequence[str]) -> Figure:
-    """How often each class is taken for each other.
+    """Confusion matrix, in per cent of each true class.
 
     Args:
-        confusion: number of images; row: true class, column: predicted class.
-        class_names: one for each class. Above 20 classes the cells carry no numbers, above 40 not every class
-            is named.
+        confusion: number of images by true class (row) and predicted class (column).
+        class_names: one per class. Above 20 classes the cells have no numbers; above 40 not every class is labelled.
     """
     confusion = np.asarray(confusion)
     classes = len(class_names)
@@ -168,7 +157,7 @@ def confusion_matrix(confusion: Int[np.ndarray, "K K"], class_names: Sequence[st
     side = float(np.clip(2.4 + 0.5 * classes, 5, 11))
     figure = _figure(side + 0.9, side)
     axes = figure.subplots()
-    # The square root keeps errors of a few per cent visible beside the diagonal.
+    # The square root keeps errors of a few per cent visible next to the diagonal.
     image = axes.imshow(percent, cmap="Blues", norm=PowerNorm(0.5, 0, 100))
     ticks = range(0, classes, -(-classes // 40))
     labels = [_short(str(class_names[i])) for i in ticks]
@@ -179,8 +168,8 @@ def confusion_matrix(confusion: Int[np.ndarray, "K K"], class_names: Sequence[st
     axes.set_xticks(ticks, labels, fontsize=size, **slant)
     axes.set_yticks(ticks, labels, fontsize=size)
     axes.set(xlabel="predicted class", ylabel="true class")
-    right, total = np.trace(confusion), confusion.sum()
-    axes.set_title(f"{100 * right / max(total, 1):.2f} % of {total:,} images are classified correctly", fontsize=10)
+    correct, total = np.trace(confusion), confusion.sum()
+    axes.set_title(f"{100 * correct / max(total, 1):.2f} % of {total:,} images correct", fontsize=10)
     if classes <= 20:
         for row, column in zip(*np.nonzero(confusion), strict=True):
             value = percent[row, column]
@@ -188,19 +177,18 @@ def confusion_matrix(confusion: Int[np.ndarray, "K K"], class_names: Sequence[st
             colour = "white" if value > 35 else "black"
             axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=8)
     bar = figure.colorbar(image, ax=axes, shrink=0.8, ticks=[0, 1, 5, 10, 25, 50, 75, 100])
-    bar.set_label("share of the true class's images (%)")
+    bar.set_label("share of the true class (%)")
     return figure
 
 
 def firing_rates(rates: Mapping[str, float]) -> Figure:
-    """Mean firing rate of each layer as bars, from the network's input at the top to its output.
+    """Mean firing rate of each layer; silent (< 0.1 %) and saturated (> 95 %) layers are marked.
 
     Args:
-        rates: spikes per neuron and time step, 0 to 1, by layer name. Silent (< 0.1 %) and saturated (> 95 %)
-            layers are marked.
+        rates: spikes per neuron and time step, 0 to 1, by layer from input to output.
     """
     names, values = list(rates), 100 * np.array(list(rates.values()))
-    # Deep networks get narrower bars, so that even 150 layers fit a page.
+    # Narrower bars, so that even 150 layers fit on a page.
     many = len(names) > 50
     figure = _figure(7.2, 1.3 + (0.11 if many else 0.21) * len(names))
     axes = figure.subplots()
@@ -231,14 +219,15 @@ def firing_rates(rates: Mapping[str, float]) -> Figure:
 def spike_raster(
     image: UInt8[np.ndarray, "H W C"], spikes: Mapping[str, Bool[np.ndarray, "T h w c"]], title: str = ""
 ) -> Figure:
-    """The spikes that one image causes, layer by layer.
+    """The spikes of one image, layer by layer.
+
+    At most 24 layers are shown, evenly spaced, with 40 neurons each, chosen with a fixed seed. The bars count all
+    neurons of a layer.
 
     Args:
-        image: what the network saw.
-        spikes: for each layer whether each neuron fires at each step. Of each layer 40 neurons, drawn at
-            random but always the same, are shown, and at most 24 layers, evenly spaced. The bars count all of
-            a layer's neurons.
-        title: stands above the image, such as the true and the predicted class.
+        image: the network's input.
+        spikes: by layer, whether each neuron fires at each step.
+        title: above the image, e.g. the true and the predicted class.
     """
     names = list(spikes)
     if len(names) > RASTER_LAYERS:
@@ -255,7 +244,7 @@ def spike_raster(
     for row, name in enumerate(names):
         flat = spikes[name].reshape(steps, -1)
         chosen = np.random.default_rng(0).permutation(flat.shape[1])[:RASTER_NEURONS]
-        # A layer of fewer neurons than the band is high fills it all the same.
+        # A layer with fewer neurons fills the band, too.
         height = RASTER_NEURONS / len(chosen)
         time, neuron = np.nonzero(flat[:, chosen])
         top = row * band
@@ -292,13 +281,13 @@ def predictions(
     scores: Float[np.ndarray, "N K"],
     class_names: Sequence[str],
 ) -> Figure:
-    """Images with their best classes.
+    """Images with their most probable classes.
 
     Args:
-        images: any sizes.
+        images: of any sizes.
         labels: true classes.
-        scores: of each image for each class, summing to 1.
-        class_names: one for each class.
+        scores: of each image and class, summing to 1.
+        class_names: one per class.
     """
     columns = min(4, len(images))
     rows = -(-len(images) // columns)
@@ -311,9 +300,9 @@ def predictions(
         _show(picture, image)
         picture.set(xticks=[], yticks=[])
         best = np.argsort(-score, kind="stable")[:top]
-        right = best[0] == label
-        verdict = "right" if right else f"wrong, true: {_short(class_names[label])}"
-        picture.set_title(f"{_short(class_names[best[0]])}\n({verdict})", color="black" if right else RED, fontsize=9)
+        correct = best[0] == label
+        verdict = "correct" if correct else f"wrong, true: {_short(class_names[label])}"
+        picture.set_title(f"{_short(class_names[best[0]])}\n({verdict})", color="black" if correct else RED, fontsize=9)
         bars.barh(range(top), 100 * score[best], color=[GREEN if c == label else GREY for c in best], height=0.75)
         bars.set_yticks(range(top), [_short(str(class_names[c])) for c in best.tolist()], fontsize=8)
         bars.set_xlim(0, 100)
@@ -329,7 +318,7 @@ def predictions(
 def _evaluation(workdir: Path, model, meta, source: Source, settings) -> dict[str, Any]:
     path = workdir / "evaluation.json"
     stored = _read_json(path) if path.exists() else {}
-    # It is written at every evaluation, the weights only at the best one.
+    # Written at every evaluation; the weights only at the best one.
     step = (meta.get("result") or {}).get("step")
     if step is not None and stored.get("step") == step:
         return stored
@@ -341,9 +330,9 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read ({error}): give the folder of a training run") from error
+        raise InputError(f"{path} cannot be read ({error}): give the workdir of a training run") from error
     if not isinstance(content, dict):
-        raise InputError(f"{path} does not hold a JSON object: give the folder of a training run")
+        raise InputError(f"{path} does not hold a JSON object: give the workdir of a training run")
     return content
 
 
@@ -352,7 +341,7 @@ def _figure(width, height):
 
 
 def _series(records, key, scale):
-    # A diverged run writes null, which cannot be drawn.
+    # A diverged run logs null, which cannot be drawn.
     found = [(step, record.get(key)) for step, record in sorted(records.items())]
     points = [(step, scale * value) for step, value in found if value is not None and np.isfinite(value)]
     steps, values = zip(*points, strict=True) if points else ((), ())
@@ -364,7 +353,7 @@ def running_mean(values):
     half = len(values) // 30
     sums = np.concatenate([[0.0], np.cumsum(values)])
     index = np.arange(len(values))
-    # Equally far to both sides, so that the mean is not pulled towards the inside near the ends.
+    # Symmetric, so that the mean is unbiased near the ends.
     reach = np.minimum(half, np.minimum(index, len(values) - 1 - index))
     return (sums[index + reach + 1] - sums[index - reach]) / (2 * reach + 1)
 

@@ -1,9 +1,9 @@
-"""A few images of a data set, as a network gets them: what notebooks and figures look at."""
+"""A trained network with test images in the form it takes them."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +24,15 @@ from spiking_mlp_jax.models.spiking_mlp import SpikingMLP
 def open_test_images(
     where: str, dataset: str | None = None, data_dir: str | None = None
 ) -> tuple[Path, SpikingMLP, dict[str, Any], Source]:
-    """A trained network and the images to look at it with.
+    """A trained network and its test images.
 
     Args:
         where: a training run's workdir, a weights folder, or the name of a shipped network.
-        dataset: other test images than those of the data set that it was trained on.
-        data_dir: their folder; None: the one that the workdir names, if they are the same data set's.
+        dataset: of the test images; None for the data set that the network was trained on.
+        data_dir: folder of the data; None for the one that the workdir names, if the data set is the same.
 
     Returns:
-        the weights folder, the network in evaluation mode, its "data" (how pictures become inputs), and the test split.
+        the weights folder, the network in evaluation mode, its "data" (how images become inputs), and the test split.
 
     Raises:
         InputError: there is no such network, its weights are not all finite, or the data cannot be opened.
@@ -54,12 +54,14 @@ class Samples:
     """Some images of a split.
 
     Attributes:
-        raw: pixels as the deployed network takes them.
-        normalised: the same as the trained network takes them, float32.
+        decoded: as stored, of any sizes.
+        raw: pixels as a deployed network takes them.
+        normalised: the same as a trained network takes them, float32.
         labels: their classes.
-        class_names: one for each class.
+        class_names: one per class.
     """
 
+    decoded: list[UInt8[np.ndarray, "H W C"]]
     raw: UInt8[np.ndarray, "B H W C"]
     normalised: Float[np.ndarray, "B H W C"]
     labels: Int[np.ndarray, "B"]
@@ -69,17 +71,17 @@ class Samples:
 def take(
     config: ModelConfig, data: dict[str, Any], count: int, *, split: str = "test", data_dir: str | None = None
 ) -> Samples:
-    """Images spread evenly over a split, so that they are neither the best nor the worst, nor all of one class.
+    """Images spread evenly over a split, which is sorted by class.
 
     Args:
         config: of the network.
-        data: "data" of a weights folder's meta (`weights.load`), which says how pictures become pixels.
-        count: how many; all of them where the split has fewer.
+        data: "data" of the weights' metadata (`weights.load`): data set, resizing, mean, std.
+        count: number of images; all of them if the split has fewer.
         split: "train" or "test".
-        data_dir: folder of the data; None for data inside the package.
+        data_dir: folder of the data; None for the data in the package.
 
     Raises:
-        InputError: no images are wanted, or there is no such data.
+        InputError: count is below 1, or the data cannot be opened.
 
     Examples:
         >>> from spiking_mlp_jax.models import weights
@@ -91,42 +93,54 @@ def take(
         ['Ankle boot', 'Dress', 'Sneaker', 'Sandal']
     """
     if count < 1:
-        raise InputError(f"at least one image is taken, but count is {count}")
+        raise InputError(f"count must be at least 1, got {count}")
     source = open_source(data["dataset"], split, data_dir)
-    chosen = np.linspace(0, len(source) - 1, min(count, len(source))).round().astype(int)
-    records = [next_decodable(source, int(i)) for i in chosen]
+    return decoded(source, np.linspace(0, len(source) - 1, min(count, len(source))).round(), config, data)
+
+
+def decoded(source: Source, indices: Iterable[float], config: ModelConfig, data: dict[str, Any]) -> Samples:
+    """Images of a source, resized and normalised; a corrupt one is replaced by the next that can be decoded.
+
+    Args:
+        source: the images.
+        indices: which ones.
+        config: of the network.
+        data: as for `take`.
+    """
+    records = [next_decodable(source, int(i)) for i in indices]
     fitting = config.image_size, config.in_channels, data["resize_mode"], data["eval_resize"]
     raw = np.stack([fit_image(record["image"], *fitting) for record in records])
     labels = np.array([int(record["label"]) for record in records])
-    return Samples(raw, np.asarray(normalize(raw, data["mean"], data["std"])), labels, list(data["class_names"]))
+    normalised = np.asarray(normalize(raw, data["mean"], data["std"]))
+    return Samples([record["image"] for record in records], raw, normalised, labels, list(data["class_names"]))
 
 
 def drawn(source: Source, count: int, seed: int) -> Chosen:
-    """Some images of a source, drawn at random without repetition, in random order.
+    """Random images of a source, without replacement, in random order.
 
     Args:
-        source: where they come from.
-        count: how many; all of them if there are not so many.
+        source: to draw from.
+        count: number of images; all of them if the source has fewer.
         seed: of the draw.
 
     Raises:
-        InputError: none are wanted.
+        InputError: count is below 1.
     """
     if count < 1:
-        raise InputError(f"the number of images is {count}, but must be at least 1")
-    # Sources are sorted by class: the first ones would be of one kind.
+        raise InputError(f"the number of images must be at least 1, got {count}")
+    # Sources are sorted by class: the first images would be of one class.
     return Chosen(source, np.random.default_rng(seed).permutation(len(source))[:count].tolist())
 
 
 def labelled_batches(
     source: Source, config: ModelConfig, data: dict[str, Any], batch_size: int, damaged: Damaged | None = None
 ) -> Iterator[tuple[Float[np.ndarray, "B H W C"], Int[np.ndarray, " B"]]]:
-    """Normalised images with their labels, as the functions of `probe.activity` take them.
+    """Batches of normalised images with their labels, for `activity.stream.run`.
 
     Args:
-        source: the images; damaged ones are left out.
+        source: the images; corrupt ones are skipped.
         config: of the network.
-        data: how pixels become inputs: "data" of a weights folder.
+        data: as for `take`.
         batch_size: images at a time.
         damaged: see `eval_batches`.
     """

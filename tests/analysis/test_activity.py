@@ -298,7 +298,7 @@ def bad(**changes):
 
 
 @pytest.mark.parametrize(
-    "arguments, sentence",
+    "arguments, message",
     [
         (bad(images=IMAGES[:0], labels=LABELS[:0]), "no images"),
         (bad(images=[]), "no images"),
@@ -307,8 +307,8 @@ def bad(**changes):
         (bad(images=IMAGES[:, :8]), "16, 16, 1"),
         (bad(images=np.where(IMAGES > 0, np.nan, IMAGES)), "not finite"),
         (bad(labels=None), "labels are missing"),
-        (bad(labels=LABELS[:3]), "one an image"),
-        (bad(labels=LABELS.astype(float)), "whole numbers"),
+        (bad(labels=LABELS[:3]), "7 integers, one per image"),
+        (bad(labels=LABELS.astype(float)), "integers, one per image, but they are float64"),
         (bad(labels=LABELS + 1), "labels go from 1 to 3, but the network has 3 classes"),
         (bad(labels=LABELS - 1), "go from -1"),
         (bad(batch_size=0), "batch_size is 0"),
@@ -317,8 +317,8 @@ def bad(**changes):
         (bad(dead=-0.1), "dead"),
     ],
 )
-def test_wrong_input_is_one_sentence(model, arguments, sentence):
-    with pytest.raises(InputError, match=sentence) as error:
+def test_wrong_input_is_one_line(model, arguments, message):
+    with pytest.raises(InputError, match=message) as error:
         activity.measure(model, **arguments)
     assert "\n" not in str(error.value)
 

@@ -86,7 +86,7 @@ def test_channels_mark_dead_and_saturated_ones():
     figure = activity_plots.channel_rates(rates, dead_and_saturated(rates))
     left, right = figure.axes
     marks = {line.get_label(): line.get_xydata().tolist() for line in left.lines if len(line.get_xydata())}
-    assert marks["channel without a spike"] == [[0, 0], *[[0, 2]] * 4]
+    assert marks["silent channel"] == [[0, 0], *[[0, 2]] * 4]
     assert marks["channel that always fires"] == [[100, 0]]
     assert [bar.get_width() for bar in right.patches] == pytest.approx([25, 0, 100, 25, 0, 0])
     assert texts(right)[0] == "25.0 + 25.0"
@@ -105,7 +105,7 @@ def test_spike_trains():
     np.testing.assert_allclose(widths[:, 0], [20, 15, 10, 5])
     np.testing.assert_allclose([bar.get_width() for bar in right.patches][::3], 100 * np.array([3, 2, 1]) / 6)
     shown = [text.get_text() for text in left.get_legend().get_texts()]
-    assert shown == ["1", "2", "3", "4", "any, if spikes were independent"]
+    assert shown == ["1", "2", "3", "4", "at least one, if spikes were independent"]
     # 20 spikes of 20 trains at 4 steps: a rate of 1/4.
     (independent,) = left.lines[0].get_xdata()
     assert independent == pytest.approx(100 * (1 - 0.75**4))
@@ -120,7 +120,7 @@ def test_accuracy_per_step():
     assert texts(accuracy) == ["50.0", "62.5", "75.0"]
     np.testing.assert_allclose(loss.lines[0].get_ydata(), information.loss)
     np.testing.assert_allclose(bits.lines[0].get_ydata(), information.mutual_information)
-    assert accuracy.get_title() == "classified correctly, 400 images"
+    assert accuracy.get_title() == "accuracy, 400 images"
     assert [axes.get_ylabel() for axes in figure.axes] == ["images (%)", "cross-entropy (nats)", "bits"]
     np.testing.assert_array_equal(loss.get_xticks(), [1, 2, 3])
     assert pixels(figure).std() > 0

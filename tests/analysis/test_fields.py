@@ -196,7 +196,7 @@ def test_average_of_a_stem_unit_is_its_kernel(model):
 
 def test_no_potentials_and_no_stimuli(model, images):
     potentials = choose_units(model.config, "stage0.encode.potential")
-    with pytest.raises(InputError, match=r"no layer of spikes: take one whose name ends in \.spikes"):
+    with pytest.raises(InputError, match=r"not a layer of spikes: use one whose name ends in \.spikes"):
         collect(model, [potentials], [images])
     spikes = choose_units(model.config, "stage0.encode.spikes")
     with pytest.raises(InputError, match="no stimuli"):

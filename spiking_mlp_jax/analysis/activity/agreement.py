@@ -1,4 +1,4 @@
-"""Whether two forms of a network (trained, folded, of integers) fire the same spikes, neuron by neuron."""
+"""Agreement of the spikes of two forms of a network: trained, folded, integer."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from spiking_mlp_jax.models.topology import Geometry, neuron_counts
 
 @dataclasses.dataclass(frozen=True)
 class Agreement:
-    """How far the spikes of a layer agree in two networks.
+    """Agreement of a layer's spikes in two networks.
 
     Attributes:
         equal: share of neurons, steps and images where both fire or both are silent.
-        chance: what it would be if the two fired at their rates p and q independently: p q + (1 - p) (1 - q).
+        chance: the same for independent spikes at their rates p and q: p q + (1 - p) (1 - q).
     """
 
     equal: float
@@ -37,19 +37,18 @@ class Agreement:
 
 
 def layer_spikes(net: Network, images: UInt8[np.ndarray, "B H W C"]) -> dict[str, Bool[np.ndarray, "B T N"]]:
-    """The spikes of a network's layers, under the names of the trained network.
+    """The spikes of a network's layers, by the names of the trained network.
 
     Args:
-        net: a trained network, which is run in evaluation mode and not changed; `fold`'s; or `quantize`'s.
+        net: a trained network, run in evaluation mode and not changed; from `fold`; or from `quantize`.
         images: raw pixels.
 
     Returns:
-        whether each of a layer's N neurons fires, in the order of the network: what a stage's blocks read, row and
-        column mixing (and the identity of plain encoding), token mixing and the hidden layer. Left out are the nodes
-        of spiking patch encoding and what leaves a stage, which deployed networks only show as windows or sums.
+        by layer in the network's order, whether each of its N neurons fires. Without the nodes of spiking patch
+        encoding and the output of a stage, which deployed networks only show as windows or sums.
 
     Raises:
-        InputError: images of another shape or type than the network's.
+        InputError: images of another shape or type.
     """
     images = np.asarray(images)
     if images.dtype != np.uint8:
@@ -72,7 +71,7 @@ def agreement(
 
     Args:
         a: from `layer_spikes`.
-        b: likewise, for the same images.
+        b: likewise, of the same images.
 
     Raises:
         InputError: the networks have different layers, or the images differ in number.
@@ -87,13 +86,13 @@ def agreement(
 
 
 def agreement_figure(layers: Mapping[str, Agreement]) -> Figure:
-    """Share of equal spikes of each layer, above what chance would give.
+    """Share of equal spikes of each layer, next to that of chance.
 
     Args:
         layers: from `agreement`.
 
     Raises:
-        InputError: there are none.
+        InputError: there are no layers.
     """
     if not layers:
         raise InputError("there are no layers to draw: compare networks that have some")
@@ -103,7 +102,7 @@ def agreement_figure(layers: Mapping[str, Agreement]) -> Figure:
     equal = 100 * np.array([x.equal for x in layers.values()])
     chance = 100 * np.array([x.chance for x in layers.values()])
     axes.barh(rows, equal, height=0.7, color=BLUE, label="equal")
-    axes.barh(rows, chance, height=0.34, color="#cccccc", label="expected of equal rates alone")
+    axes.barh(rows, chance, height=0.34, color="#cccccc", label="expected for independent spikes")
     for row, value in enumerate(equal):
         text = f"{value:.2f}"
         axes.annotate(text, (value, row), xytext=(3, 0), textcoords="offset points", va="center", fontsize=8)
@@ -134,13 +133,13 @@ def _of_model(model: SpikingMLP, images: np.ndarray) -> dict[str, Any]:
 
 
 def _of_reads(net: Any, c: Geometry, images) -> dict[str, Any]:
-    """Spikes [B, T, H, W, C], or with the tokens in one axis, from what the layers of weights read."""
+    """Spikes [B, T, H, W, C], or with the tokens in one axis, from the inputs of the linear layers."""
     found: dict[str, Any] = {}
 
     def observe(name, x):
         layer, _, part = name.rpartition(".")
         if part == "height":
-            # It reads along the columns, whose axis comes last.
+            # Its input has the axis that it mixes last.
             stage, _, block = layer.partition(".block")
             before = f"{stage}.block{int(block) - 1}.channel" if int(block) else f"{stage}.encode"
             found[f"{before}{SPIKES}"] = jnp.moveaxis(x, -1, 2) != 0
@@ -148,7 +147,7 @@ def _of_reads(net: Any, c: Geometry, images) -> dict[str, Any]:
             parts = zip(("identity", "height", "width"), jnp.split(x, 3, -1), strict=True)
             own = {f"{layer}.token.{which}{SPIKES}": y != 0 for which, y in parts}
             if c.encoding == "spe":
-                # There the identity is the block's input itself.
+                # Its identity is the block's input.
                 del own[f"{layer}.token.identity{SPIKES}"]
             found.update(own)
         elif part == "expand":

@@ -1,4 +1,15 @@
-"""Measures all activity of a network in one pass."""
+"""All measures of a network's activity in one pass, and accuracy and information by number of time steps.
+
+    stream        passes over images; spike rasters
+    rates         rates by layer, step, channel, token and neuron; dead and saturated units
+    trains        spike counts, inter-spike intervals, regularity, bursts
+    membrane      membrane potentials against the threshold
+    similarity    how similarly time steps represent the images
+    agreement     spikes of two forms of a network
+    plots         figures
+
+Each takes a model in evaluation mode and normalised images, an array or batches.
+"""
 
 from __future__ import annotations
 
@@ -28,15 +39,15 @@ from spiking_mlp_jax.train.loss import image_cross_entropy
 
 @dataclasses.dataclass(frozen=True)
 class Information:
-    """How good the answer is after each step, with the logits averaged over the steps so far.
+    """Quality of the prediction after each step, with logits averaged over the steps so far.
 
     Attributes:
-        images: how many.
-        accuracy: [T], share of images classified correctly after 1, ..., T steps.
-        loss: [T], mean cross-entropy after so many steps, nats.
-        agreement: [T], share of images whose class is already that of all T steps.
-        alone: [T], accuracy by one step's own logits. Its neurons remember the steps before, its answer does not.
-        confusion: int64 [T, K, K], images by label (row) and class predicted after so many steps (column).
+        images: number of images.
+        accuracy: [T], after 1, ..., T steps.
+        loss: [T], mean cross-entropy after 1, ..., T steps, in nats.
+        agreement: [T], share of images whose predicted class is that of all T steps.
+        alone: [T], accuracy of the logits of one step; its neurons still have their state from the steps before.
+        confusion: int64 [T, K, K], images by label (row) and predicted class (column) after 1, ..., T steps.
     """
 
     images: int
@@ -48,27 +59,24 @@ class Information:
 
     @property
     def errors(self) -> Float[np.ndarray, " T"]:
-        """Standard error of `accuracy`, binomial: for a rate estimated from so many images."""
+        """Binomial standard error of `accuracy`."""
         return np.sqrt(self.accuracy * (1 - self.accuracy) / self.images)
 
     @property
     def mutual_information(self) -> Float[np.ndarray, " T"]:
-        """Information between label and predicted class in bits, after so many steps, corrected for its bias.
-
-        The plug-in estimate less `information_bias`; not below 0.
-        """
+        """Mutual information of label and predicted class, in bits: the plug-in estimate less its bias, at least 0."""
         return np.maximum(self.plug_in_information - self.information_bias, 0)
 
     @property
     def plug_in_information(self) -> Float[np.ndarray, " T"]:
-        """The same with frequencies in the place of probabilities, which is too high for few images."""
+        """The estimate from frequencies, which is too high for few images."""
         return np.array([entropy(c.sum(1)) + entropy(c.sum(0)) - entropy(c) for c in self.confusion])
 
     @property
     def information_bias(self) -> Float[np.ndarray, " T"]:
-        """By how much the plug-in estimate is too high, to first order, in bits.
+        """Bias of the plug-in estimate to first order, in bits.
 
-        (cells - labels - predictions + 1) / (2 N ln 2), each counted where there are images.
+        (cells - labels - predictions + 1) / (2 N ln 2), counting those with images.
 
         References: Miller, "Note on the bias of information estimates", 1955; Panzeri, Treves, Network 7, 1996.
         """
@@ -78,7 +86,7 @@ class Information:
 
     @property
     def label_entropy(self) -> float:
-        """Entropy of the labels in bits, the most that a prediction can tell."""
+        """Entropy of the labels in bits, the upper bound of the mutual information."""
         return entropy(self.confusion[0].sum(1))
 
     def to_dict(self) -> dict[str, Any]:
@@ -96,25 +104,13 @@ def information(
     batch_size: int = stream.BATCH,
     progress: stream.Progress | None = None,
 ) -> Information:
-    """Accuracy, loss and agreement after 1, ..., T steps.
-
-    Args:
-        model: in evaluation mode; it is not changed.
-        images: normalised pixels: an array [N, H, W, C], or batches as pairs (images, labels), which may differ in
-            size.
-        labels: of an array of images, whole numbers.
-        batch_size: images at a time.
-        progress: called with the number of images done.
-
-    Raises:
-        InputError: as for `stream.run`.
-    """
+    """Accuracy, loss and agreement after 1, ..., T steps; arguments and errors as for `stream.run`."""
     sums = stream.run(model, images, {}, labels=labels, logits_sums=answers, batch_size=batch_size, progress=progress)
     return information_of(sums.logits, sums.images)
 
 
 def information_of(sums: dict[str, np.ndarray], images: int) -> Information:
-    """From the sums of `answers` over so many images."""
+    """From the sums of `answers` over `images` images."""
     confusion = sums["confusion"]
     return Information(
         images,
@@ -127,9 +123,9 @@ def information_of(sums: dict[str, np.ndarray], images: int) -> Information:
 
 
 def answers(logits, labels, mask):
-    """Sums over a batch's images for `stream.run`."""
+    """Sums over a batch, for `stream.run`."""
     steps, _, classes = logits.shape
-    # As evaluation averages them, so that the last step's answers are the same bit for bit.
+    # Averaged as in evaluation, so that the last step's predictions are the same bit for bit.
     predicted = jnp.stack([mean_logits(logits[: t + 1]).argmax(-1) for t in range(steps)])
     pairs = jnp.where(mask, labels * classes + predicted, classes**2)
     confusion = jnp.zeros((steps, classes**2 + 1), jnp.int32).at[jnp.arange(steps)[:, None], pairs].add(1)
@@ -143,14 +139,14 @@ def answers(logits, labels, mask):
 
 
 def entropy(counts: Int[np.ndarray, "..."]) -> float:
-    """Entropy of the frequencies that counts stand for, in bits."""
+    """Entropy of a histogram, in bits."""
     share = counts[counts > 0] / counts.sum()
     return float(-np.sum(share * np.log2(share)))
 
 
 @dataclasses.dataclass(frozen=True)
 class Activity:
-    """Everything that `measure` finds; by layer everywhere, in the network's order.
+    """Results of `measure`, by layer in the network's order.
 
     Attributes:
         rates: firing rates.
@@ -159,7 +155,7 @@ class Activity:
         membrane: membrane potentials.
         information: None without labels.
         similarity: between time steps; empty for fewer than 4 images.
-        similarity_images: over how many images.
+        similarity_images: number of images that `similarity` is over.
     """
 
     rates: Rates
@@ -171,7 +167,7 @@ class Activity:
     similarity_images: int
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything but the rates of single neurons, as JSON values in which NaN stays.
+        """As JSON values, NaN included, without the rates of single neurons.
 
         Returns:
             {"images", "time_steps", "dead", "saturated", "unseen", "silent_layers", "saturated_layers", "information",
@@ -218,25 +214,19 @@ def measure(
     batch_size: int = stream.BATCH,
     progress: stream.Progress | None = None,
 ) -> Activity:
-    """All measures of activity in one pass over the images.
+    """All measures in one pass over the images.
 
-    What is kept is a count for each neuron and step, histograms, and the rates of each channel for a few images.
+    Memory: a count per neuron and step, histograms, and the rates of each channel for some images.
 
     Args:
-        model: in evaluation mode; it is not changed.
-        images: normalised pixels: an array [N, H, W, C] or batches, as pairs (images, labels) or, with
-            labelled=False, images alone. Batches may differ in size.
-        labels: of an array of images, whole numbers.
+        model, images, labels, batch_size, progress: as for `stream.run`.
         labelled: whether there are labels.
         dead, saturated: thresholds of `dead_and_saturated`.
-        similarity_images: how many of the images, from the first on, `similarity` compares; 0 leaves it out.
-        features: see `similarity`.
-        seed: likewise.
-        batch_size: images at a time.
-        progress: called with the number of images done.
+        similarity_images: how many of the first images `similarity` compares; 0 for none.
+        features, seed: as for `similarity`.
 
     Raises:
-        InputError: wrong images, labels or thresholds, as the single functions say.
+        InputError: invalid images, labels or thresholds.
     """
     check_thresholds(dead, saturated)
     potentials = Potentials(model)

@@ -1,4 +1,4 @@
-"""Membrane potentials: what the neurons' own dynamics make of their input, against the threshold.
+"""Membrane potentials, and how far they are from the threshold.
 
 The intermediates named ".potential" are what a layer of neurons *receives*. The membrane potential h[t], charged and
 not yet reset, follows from it by the equations in `nn/dynamics.py`; a neuron fires where h[t] >= v_threshold.
@@ -7,6 +7,7 @@ not yet reset, follows from it by the equations in `nn/dynamics.py`; a neuron fi
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Any
 
 import jax
@@ -18,9 +19,9 @@ from spiking_mlp_jax.analysis.activity import stream
 from spiking_mlp_jax.analysis.activity.stream import POTENTIAL, SPIKES, observed
 from spiking_mlp_jax.errors import InputError, nearest
 from spiking_mlp_jax.models.spiking_mlp import SpikingMLP
+from spiking_mlp_jax.models.topology import neurons
 from spiking_mlp_jax.nn import dynamics
 from spiking_mlp_jax.nn.dynamics import Constants, Mode
-from spiking_mlp_jax.nn.layers import Neuron
 from spiking_mlp_jax.nn.neuron import potential_dtype
 
 MAX_BINS = 10_000
@@ -33,11 +34,10 @@ def membrane_potentials(
 
     Args:
         model: in evaluation mode; it is not changed.
-        images: normalised pixels. Nothing is summed up: four bytes for each neuron, step and image.
+        images: normalised pixels; the result needs four bytes per neuron, step and image.
 
     Returns:
-        by layer of spikes, in the network's order; at least float32. A layer's spikes are where
-        h - v_threshold >= 0.
+        by layer of spikes, in the network's order; at least float32. Neurons fire where h - v_threshold >= 0.
 
     Raises:
         InputError: the model is in training mode, or the images have a wrong shape.
@@ -58,54 +58,33 @@ def membrane_potentials(
 
 
 def equations(model: SpikingMLP, layer: str, dtype: Any = jnp.float32) -> tuple[Mode, Constants]:
-    """Equations and constants of a layer's neurons, the learned time constant of "plif" among them.
+    """Equations and constants of a layer's neurons, including the learned time constant of "plif".
 
     Args:
         model: the network.
-        layer: a layer of spikes, such as "stage0.block1.token.height.spikes".
+        layer: a layer of spikes ("stage0.block1.token.height.spikes").
         dtype: of the potentials.
 
     Raises:
         InputError: the network has no such layer.
     """
-    places = _neurons(model)
-    if layer not in places:
-        raise InputError(f'the network has no layer of spikes "{layer}": {nearest(layer, places)}')
-    neuron, block = places[layer]
+    rows = {f"{row.name}{SPIKES}": row for row in neurons(model.config)}
+    if layer not in rows:
+        raise InputError(f'the network has no layer of spikes "{layer}": {nearest(layer, rows)}')
+    neuron: Any = model
+    for part in rows[layer].path:
+        neuron = neuron[part] if isinstance(part, int) else getattr(neuron, part)
     mode, k = neuron.equations(dtype)
+    block = re.search(r"\.block(\d+)\.", layer)
     # The blocks of a stage are stacked, and so are their neurons' parameters.
-    return mode, k if block is None or not k.tau.ndim else k._replace(tau=k.tau[block])
-
-
-def _neurons(model) -> dict[str, tuple[Neuron, int | None]]:
-    """The neurons of every layer of spikes, and which of the stacked blocks it is, if any."""
-    places: dict[str, tuple[Any, int | None]] = {}
-    for i, stage in enumerate(model.stages):
-        prefix = f"stage{i}"
-        for n, neuron in enumerate(getattr(stage.encode, "neurons", ())):
-            places[f"{prefix}.encode.node{n + 1}{SPIKES}"] = neuron, None
-        places[f"{prefix}.encode{SPIKES}"] = stage.neuron, None
-        token, channel = stage.blocks.token, stage.blocks.channel
-        neurons = {
-            "token.identity": token.identity_neuron,
-            "token.height": token.height.neuron,
-            "token.width": token.width.neuron,
-            "token": stage.blocks.token_neuron,
-            "channel.hidden": channel.neuron,
-            "channel": stage.blocks.channel_neuron,
-        }
-        for block in range(stage.depth):
-            for name, neuron in neurons.items():
-                if neuron is not None:
-                    places[f"{prefix}.block{block}.{name}{SPIKES}"] = neuron, block
-    return places
+    return mode, k._replace(tau=k.tau[int(block[1])]) if block and k.tau.ndim else k
 
 
 def charge(x: Float[Array, "B T *shape"], mode: Mode, k: Constants, time_steps: int) -> Float[Array, "B T *shape"]:
     """Membrane potentials h of neurons at rest before the first step, before each step's spike is reset.
 
     Args:
-        x: what the neurons receive; a time axis of length 1 stands for T equal steps.
+        x: what the neurons receive; a time axis of length 1 means T equal steps.
         mode: their equations.
         k: their constants.
         time_steps: T.
@@ -174,29 +153,26 @@ def membrane(
     """Histograms of the membrane potentials of each layer and step.
 
     Args:
-        model: in evaluation mode; it is not changed.
-        images: normalised pixels: an array [N, H, W, C] or batches of them, which may differ in size.
-        width: of a bin, as a share of the way from rest to threshold, which is also the unit of the next two.
-        below: how far under the threshold the bins reach.
-        above: how far over it.
-        batch_size: images at a time.
-        progress: called with the number of images done.
+        model, images, batch_size, progress: as for `stream.run`.
+        width: of a bin, in units of the distance from rest to threshold, as are the next two.
+        below: how far the bins reach below the threshold.
+        above: how far they reach above it.
 
     Raises:
-        InputError: impossible bins; else as for `stream.run`.
+        InputError: impossible bins; otherwise as for `stream.run`.
     """
     part = Potentials(model, width, below, above)
     sums = stream.run(model, images, {"membrane": part}, batch_size=batch_size, progress=progress)
     return part.result(sums.layers["membrane"])
 
 
-class Potentials:
-    """Part of a pass: sums over the membrane potentials of each layer; arguments as for `membrane`."""
+class Potentials(stream.Part):
+    """Histograms of the membrane potentials of each layer, summed over images; arguments as for `membrane`."""
 
     def __init__(self, model: SpikingMLP, width: float = 0.05, below: float = 4.0, above: float = 2.0):
         if not (width > 0 and below > 0 and above > 0 and (below + above) / width <= MAX_BINS):
             raise InputError(
-                f"width {width}, below {below} and above {above} make no histogram: all must be above 0, with at most "
+                f"width {width}, below {below} and above {above} make no histogram: all must be positive, with at most "
                 f"{MAX_BINS} bins"
             )
         self._model, c = model, model.config
@@ -213,9 +189,9 @@ class Potentials:
         assert self._received is not None and self._received[0] + SPIKES == name, name
         (_, x), self._received = self._received, None
         if self._model.config.neuron == "plif":
-            # Within the scan over blocks nobody can tell which block's time constant it is: `finish` can.
+            # Inside the scan over blocks the block, and so its time constant, is unknown until `finish`.
             return x, value, mask
-        # Any block stands for all, whose constants are the same.
+        # All blocks have the same constants.
         return self._sums(x, value, mask, equations(self._model, name.replace("*", "0"), potential_dtype(x.dtype)))
 
     def finish(self, name, found):
@@ -230,11 +206,11 @@ class Potentials:
         steps, bins = self._model.config.time_steps, self._below + self._above
         h = charge(x, mode, k, steps)
         counted = jnp.broadcast_to(mask[:, None, None, None, None], h.shape)
-        # From the threshold, so that its bins are exactly the potentials that fire.
+        # Relative to the threshold, so that the bins above it hold exactly the potentials that fire.
         over = h - k.v_threshold.astype(h.dtype)
         index = jnp.clip(jnp.floor(over / self._width) + self._below, 0, bins - 1).astype(jnp.int32)
         index = index + bins * jnp.arange(steps, dtype=jnp.int32)[:, None, None, None]
-        # Filler goes to a bin of its own.
+        # Padding gets a bin of its own.
         index = jnp.where(counted, index, bins * steps)
         counts = jnp.zeros(bins * steps + 1, jnp.int32).at[index.reshape(-1)].add(1)
         return {
@@ -243,7 +219,7 @@ class Potentials:
         }
 
     def result(self, sums: dict[str, Any]) -> Membrane:
-        """What the sums over all images say."""
+        """The histograms, from the sums over all images."""
         return Membrane(
             self._threshold + self._width * np.arange(-self._below, self._above + 1),
             self._threshold,

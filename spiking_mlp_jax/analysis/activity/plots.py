@@ -1,4 +1,4 @@
-"""Figures of a network's activity."""
+"""Figures of a network's activity: one row per layer, then one panel per layer."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ from spiking_mlp_jax.analysis.activity.trains import Intervals
 from spiking_mlp_jax.analysis.plots import BLUE, GREEN, GREY, ORANGE, RED, spike_raster, write
 from spiking_mlp_jax.analysis.samples import labelled_batches
 from spiking_mlp_jax.data.sources import Source
-from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.models.spiking_mlp import SpikingMLP
 from spiking_mlp_jax.train.logging import to_json
 from spiking_mlp_jax.utils.files import write_whole
 
-MANY = 50  # above so many layers rows are narrower
+MANY = 50  # layers above which rows are narrower
+PANELS, COLUMNS = 24, 5
 
 
 def label(layer: str) -> str:
-    """A layer's name without what all names end in."""
+    """A layer's name without ".spikes"."""
     return layer.removesuffix(SPIKES)
 
 
 def step_colours(steps: int) -> list[str]:
-    """A colour for each time step, colour-blind safe: Okabe and Ito's while they last, else dark to light."""
+    """A colour-blind safe colour for each time step: up to 5 of Okabe and Ito, otherwise dark to light."""
     if steps <= 5:
         return [BLUE, ORANGE, GREEN, RED, GREY][:steps]
     ramp = matplotlib.colormaps["cividis"]
@@ -46,7 +46,7 @@ def step_colours(steps: int) -> list[str]:
 
 
 def rates_by_step(rates: Rates) -> Figure:
-    """Firing rate of each layer at each step, as a table in colours."""
+    """Heat map of the firing rate of each layer at each step."""
     names = list(rates.step)
     values = 100 * np.array([rates.step[name] for name in names])
     steps = values.shape[1]
@@ -68,11 +68,11 @@ def rates_by_step(rates: Rates) -> Figure:
 
 
 def channel_rates(rates: Rates, found: DeadAndSaturated) -> Figure:
-    """Firing rate of every channel, one mark each, beside each layer's share of dead and saturated neurons.
+    """Firing rate of every channel, and each layer's share of dead and saturated neurons.
 
     Args:
         rates: over some images.
-        found: from `dead_and_saturated` of the same rates; dead and saturated channels are marked.
+        found: from `dead_and_saturated` of these rates.
     """
     names = list(rates.channel)
     figure, size = _rows(names, 10.2)
@@ -82,7 +82,7 @@ def channel_rates(rates: Rates, found: DeadAndSaturated) -> Figure:
         left.plot(values, np.full(len(values), row), "|", color=BLUE, markersize=9 * size / 8, alpha=0.6)
         left.plot([100 * rates.layer[name]], [row], "D", color="black", markersize=3.5, zorder=3)
     marks = {
-        "dead_channels": ("x", RED, "channel without a spike" if found.dead == 0 else f"rate <= {found.dead:g}"),
+        "dead_channels": ("x", RED, "silent channel" if found.dead == 0 else f"rate <= {found.dead:g}"),
         "saturated_channels": (
             "s",
             ORANGE,
@@ -125,17 +125,17 @@ def channel_rates(rates: Rates, found: DeadAndSaturated) -> Figure:
 
 
 def spike_trains(intervals: Mapping[str, Intervals]) -> Figure:
-    """How many spikes a neuron gives an image, and how far apart they are, layer by layer.
+    """Spikes per neuron and image, and the intervals between them.
 
     Args:
-        intervals: from `intervals`. Where T = 1 there are no intervals to show.
+        intervals: from `trains.intervals`; without intervals for T = 1.
     """
     names = list(intervals)
     first = intervals[names[0]]
     steps = first.steps
     figure, size = _rows(names, 11.5)
     left, right = figure.subplots(1, 2, width_ratios=[1, 1])
-    # Of silent trains there is most, and it is what the bars leave free.
+    # The rest of each bar is silent trains.
     start = np.zeros(len(names))
     colours = step_colours(steps)
     for count in range(1, steps + 1):
@@ -145,9 +145,11 @@ def spike_trains(intervals: Mapping[str, Intervals]) -> Figure:
     for row, name in enumerate(names):
         independent = 100 * (1 - intervals[name].independent_counts()[0])
         left.plot([independent], [row], "|", color="black", markersize=9, markeredgewidth=1.6)
-    left.plot([], [], "|", color="black", markersize=9, markeredgewidth=1.6, label="any, if spikes were independent")
+    left.plot(
+        [], [], "|", color="black", markersize=9, markeredgewidth=1.6, label="at least one, if spikes were independent"
+    )
     _name_rows(left, names, size)
-    left.set_xlabel(f"neurons with so many spikes in the {steps} step{'s' * (steps > 1)} of an image (%)")
+    left.set_xlabel(f"neurons by number of spikes in the {steps} step{'s' * (steps > 1)} of an image (%)")
     _legend(left, steps + 1)
     left.grid(axis="x", alpha=0.3)
     left.set_axisbelow(True)
@@ -160,7 +162,7 @@ def spike_trains(intervals: Mapping[str, Intervals]) -> Figure:
         start = start + width
     right.set_ylim(left.get_ylim())
     right.set_yticks([])
-    right.set_xlabel("inter-spike intervals of so many steps (%)")
+    right.set_xlabel("inter-spike intervals by length in steps (%)")
     if steps > 1:
         right.set_xlim(0, 100)
         _legend(right, steps)
@@ -173,7 +175,7 @@ def spike_trains(intervals: Mapping[str, Intervals]) -> Figure:
 
 
 def accuracy_per_step(information: Information) -> Figure:
-    """Accuracy, agreement, loss and mutual information after each step."""
+    """Accuracy, agreement, loss and mutual information by number of steps."""
     steps = np.arange(1, len(information.accuracy) + 1)
     figure = Figure(figsize=(10.2, 3.7), layout="constrained")
     accuracy, loss, bits = figure.subplots(1, 3)
@@ -188,8 +190,10 @@ def accuracy_per_step(information: Information) -> Figure:
         label="steps so far, ± standard error",
     )
     accuracy.plot(steps, 100 * information.alone, "s--", color=ORANGE, markersize=4, label="this step alone")
-    accuracy.plot(steps, 100 * information.agreement, "^:", color=GREY, markersize=5, label="same class as at the end")
-    accuracy.set(ylabel="images (%)", title=f"classified correctly, {information.images:,} images")
+    accuracy.plot(
+        steps, 100 * information.agreement, "^:", color=GREY, markersize=5, label="same class as after all steps"
+    )
+    accuracy.set(ylabel="images (%)", title=f"accuracy, {information.images:,} images")
     accuracy.legend(frameon=False, fontsize=8)
     for step in steps if len(steps) <= 8 else steps[[0, -1]]:
         value = 100 * information.accuracy[step - 1]
@@ -241,7 +245,7 @@ def _rates_of(rates, found, name, kind):
 
 
 def _percent(value: float) -> str:
-    """Two or three digits; what is not quite 0 or 100 does not look so."""
+    """Two or three digits; only exact 0 and 100 look like it."""
     if 0 < value < 0.05:
         return "<0.1"
     if 99.95 <= value < 100:
@@ -250,7 +254,7 @@ def _percent(value: float) -> str:
 
 
 def _stop_at_100(axis: Axis) -> None:
-    """Leaves out ticks above 100 % where there is room for a label beyond."""
+    """Removes ticks above 100 %."""
     low, high = axis.get_view_interval()
     axis.set_ticks([tick for tick in axis.get_majorticklocs() if low <= tick <= min(high, 100)])
 
@@ -270,14 +274,10 @@ def _legend(axes: Axes, entries: int) -> None:
     )
 
 
-PANELS = 24
-COLUMNS = 5
-
-
 def token_maps(rates: Rates) -> Figure:
     """Where in the image each layer fires, mean over channels, steps and images; at most 24 layers, evenly spaced.
 
-    All maps share one scale of colours.
+    All maps share one colour scale.
     """
     names = _chosen(list(rates.token))
     most = 100 * max(float(rates.token[name].max()) for name in names)
@@ -294,9 +294,9 @@ def token_maps(rates: Rates) -> Figure:
 
 
 def membrane_histograms(membrane: Membrane) -> Figure:
-    """Membrane potentials before firing, a line for each step, with the threshold; at most 24 layers, evenly spaced.
+    """Membrane potentials before firing, one line per step; at most 24 layers, evenly spaced.
 
-    The heights are densities on a logarithmic scale; what lies beyond the first or last bin is counted in it.
+    Densities on a logarithmic scale; the first and last bin include all values beyond.
     """
     names = _chosen(list(membrane.counts))
     steps = len(membrane.counts[names[0]])
@@ -308,7 +308,7 @@ def membrane_histograms(membrane: Membrane) -> Figure:
         axes.axvline(membrane.v_threshold, color="black", linewidth=1, linestyle="--")
         for step, counts in enumerate(membrane.counts[name]):
             density = counts / counts.sum() / width
-            # Gaps and not zeros, which a logarithm does not have.
+            # Gaps in place of zeros on a logarithmic axis.
             density = np.where(density > 0, density, np.nan)
             axes.stairs(density, membrane.edges, color=colours[step], linewidth=1.1, baseline=None)
         axes.set_yscale("log")
@@ -325,15 +325,15 @@ def membrane_histograms(membrane: Membrane) -> Figure:
     if steps > 9:
         handles, texts = [handles[i] for i in (0, steps - 1, -1)], [f"1 to {steps}: first", "last", "threshold"]
     figure.legend(handles, texts, title="time step", loc="outside upper center", ncols=10, frameon=False, fontsize=8)
-    figure.supxlabel("membrane potential before firing; the outermost bins hold all beyond", fontsize=9)
+    figure.supxlabel("membrane potential before firing; the outermost bins include all values beyond", fontsize=9)
     figure.supylabel("density", fontsize=9)
     return figure
 
 
 def similarity_matrices(similarity: Mapping[str, Similarity]) -> Figure:
-    """How alike two steps represent the images: CKA on and above the diagonal, RSA below; at most 24 layers.
+    """Similarity of the time steps: CKA on and above the diagonal, RSA below; at most 24 layers, evenly spaced.
 
-    A cross stands where a value does not exist, as for a step at which a layer is silent.
+    A cross marks undefined values, e.g. of a step at which a layer is silent.
     """
     names = _chosen(list(similarity))
     steps = len(similarity[names[0]].cka)
@@ -353,7 +353,7 @@ def similarity_matrices(similarity: Mapping[str, Similarity]) -> Figure:
         axes.set_yticks(ticks, [str(i + 1) for i in ticks], fontsize=7)
         axes.set_title(label(name), fontsize=7.5)
     if image is not None:
-        figure.colorbar(image, ax=list(panels), shrink=0.5).set_label("above the diagonal CKA, below RSA")
+        figure.colorbar(image, ax=list(panels), shrink=0.5).set_label("CKA above the diagonal, RSA below")
     figure.supxlabel("time step", fontsize=9)
     figure.supylabel("time step", fontsize=9)
     return figure
@@ -376,7 +376,7 @@ def _panels(names: list[str], width: float, height: float) -> tuple[Figure, list
 
 
 def figures(activity: Activity) -> dict[str, Figure]:
-    """All figures of an activity by the name of their file; those that it has no data for are left out."""
+    """All figures that the activity has data for, by file name."""
     found = {
         "rates_by_step": rates_by_step(activity.rates),
         "token_maps": token_maps(activity.rates),
@@ -386,14 +386,14 @@ def figures(activity: Activity) -> dict[str, Figure]:
     }
     if activity.information is not None:
         found["accuracy_per_step"] = accuracy_per_step(activity.information)
-    # A step is like itself: of one step there is nothing to show.
+    # A single step only compares with itself.
     if activity.similarity and len(next(iter(activity.similarity.values())).cka) > 1:
         found["similarity"] = similarity_matrices(activity.similarity)
     return found
 
 
 def raster(model: SpikingMLP, source: Source, data: dict[str, Any], class_names: Sequence[str]) -> Figure:
-    """The spikes of a source's first image that can be decoded, with its true and predicted class."""
+    """Spike raster of a source's first image that can be decoded."""
     images, labels = next(labelled_batches(source, model.config, data, 1))
     logits, spikes = spikes_of_first(model, jnp.asarray(images))
     predicted = class_names[int(logits.mean(0)[0].argmax())]
@@ -403,24 +403,16 @@ def raster(model: SpikingMLP, source: Source, data: dict[str, Any], class_names:
 
 
 def save(folder: str | os.PathLike[str], drawn: dict[str, Figure], document: dict[str, Any]) -> list[Path]:
-    """Writes figures as PNG files and, last, activity.json; each under a temporary name that is then renamed.
+    """Writes figures as PNG and, last, activity.json; returns the files.
 
     Args:
-        folder: made when missing.
+        folder: created if missing.
         drawn: figures by name.
-        document: JSON values; null takes the place of NaN.
-
-    Returns:
-        the files.
+        document: JSON values; NaN becomes null.
 
     Raises:
-        InputError: they cannot be written.
+        InputError: a file cannot be written.
     """
-    folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        paths = [write(figure, folder / f"{name}.png") for name, figure in drawn.items()]
-        write_whole(folder / "activity.json", to_json(document) + "\n")
-    except OSError as error:
-        raise InputError(f"cannot write to {folder} ({error.strerror or error}): give another folder") from error
-    return [*paths, folder / "activity.json"]
+    paths = [write(figure, Path(folder) / f"{name}.png") for name, figure in drawn.items()]
+    write_whole(Path(folder) / "activity.json", to_json(document) + "\n")
+    return [*paths, Path(folder) / "activity.json"]

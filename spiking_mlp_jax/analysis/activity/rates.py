@@ -19,11 +19,11 @@ from spiking_mlp_jax.train.evaluate import silent_and_saturated
 
 @dataclasses.dataclass(frozen=True)
 class Rates:
-    """Firing rates over a set of images, 0 to 1: spikes a neuron and time step, each by layer in the network's order.
+    """Firing rates over a set of images, 0 to 1: spikes per neuron and time step, by layer in the network's order.
 
     Attributes:
-        images: how many.
-        layer: mean over neurons and steps; the mean that `firing_rates` and `evaluate` give.
+        images: number of images.
+        layer: mean over neurons and steps, as `train.evaluate` reports it.
         step: [T], mean over neurons.
         channel: [C], mean over tokens and steps.
         token: [H, W], mean over channels and steps: where in the image a layer fires.
@@ -45,23 +45,13 @@ def rates(
     batch_size: int = stream.BATCH,
     progress: stream.Progress | None = None,
 ) -> Rates:
-    """Firing rates over images, in one pass.
-
-    Args:
-        model: in evaluation mode; it is not changed.
-        images: normalised pixels: an array [N, H, W, C] or batches of them, which may differ in size.
-        batch_size: images at a time.
-        progress: called with the number of images done.
-
-    Raises:
-        InputError: as for `stream.run`.
-    """
+    """Firing rates over images; arguments and errors as for `stream.run`."""
     sums = stream.run(model, images, {"counts": Counts()}, batch_size=batch_size, progress=progress)
     return rates_of(sums.layers["counts"], sums.images)
 
 
-class Counts:
-    """Part of a pass: how often each neuron fires at each step, [T, H, W, C]."""
+class Counts(stream.Part):
+    """Spike counts of each neuron at each step, [T, H, W, C]."""
 
     def observe(self, name, value, mask):
         """See `stream.Part`."""
@@ -69,16 +59,12 @@ class Counts:
             return None
         return jnp.sum(jnp.where(mask[:, None, None, None, None], value, 0), 0, dtype=jnp.int32)
 
-    def finish(self, name, found):
-        """See `stream.Part`."""
-        return found
-
 
 def rates_of(counts: Mapping[str, Int[np.ndarray, "T H W C"]], images: int) -> Rates:
-    """Firing rates from how often each neuron fired at each step, over so many images."""
+    """Firing rates from spike counts of each neuron and step, summed over `images` images."""
 
     def mean(count, axes):
-        # Sums of whole numbers, so that 0 and 1 come out exactly.
+        # Sums of integers, so that 0 and 1 are exact.
         return count.sum(axes) / (images * count.size / count.sum(axes).size)
 
     return Rates(
@@ -114,17 +100,17 @@ class Units:
 
 @dataclasses.dataclass(frozen=True)
 class DeadAndSaturated:
-    """Units that carry no information over a set of images, and layers that hold any.
+    """Units that carry no information over a set of images, and the layers that have any.
 
     Attributes:
         dead: a neuron is dead if its rate is at most this.
         saturated: a neuron is saturated if its rate is at least this.
-        unseen: with 95 % confidence, a neuron that never fired over the images fires for less than this share of all
-            such images (rule of three; Hanley and Lippman-Hand, JAMA 1983). For one that fired at every step of every
-            image it bounds the share of images with a step without a spike.
+        unseen: upper bound, with 95 % confidence, on the share of such images for which a neuron that never fired does
+            fire (rule of three; Hanley and Lippman-Hand, JAMA 1983). For a neuron that fired at every step of every
+            image, the bound on the share of images with a step without a spike.
         units: by layer, in the network's order.
-        silent_layers: layers whose mean rate is below 0.001, as `evaluate` reports them.
-        saturated_layers: layers whose mean rate is above 0.95, likewise.
+        silent_layers: layers with a mean rate below 0.001, as `train.evaluate` reports them.
+        saturated_layers: layers with a mean rate above 0.95, likewise.
     """
 
     dead: float
@@ -135,23 +121,23 @@ class DeadAndSaturated:
     saturated_layers: list[str]
 
     def layers_with(self, kind: str) -> list[str]:
-        """Names of the layers that have at least one unit of a kind, such as "dead_channels"."""
+        """Layers with at least one unit of a kind ("dead_channels")."""
         return [name for name, found in self.units.items() if getattr(found, kind).any()]
 
 
 def dead_and_saturated(rates: Rates, *, dead: float = 0.0, saturated: float = 1.0) -> DeadAndSaturated:
-    """Which neurons and channels never or always fire.
+    """Neurons and channels that never or always fire.
 
-    `train.evaluate.silent_and_saturated` judges layers by their mean rate, and so can call a layer healthy in which
-    half of the neurons are dead; the reverse holds too: a layer below 0.1 % may have no dead neuron. Both are given.
+    `train.evaluate.silent_and_saturated` judges layers by their mean rate: a layer that it calls healthy may have half
+    of its neurons dead, and one below 0.1 % may have no dead neuron. The result has both.
 
     Args:
-        rates: over any images.
-        dead: rate up to which a neuron counts as dead, 0 for those that never fired.
-        saturated: rate from which a neuron counts as saturated, 1 for those that fired at every step of every image.
+        rates: of any images.
+        dead: highest rate of a dead neuron; 0 for those that never fired.
+        saturated: lowest rate of a saturated neuron; 1 for those that fired at every step of every image.
 
     Raises:
-        InputError: thresholds that are not 0 <= dead < saturated <= 1.
+        InputError: not 0 <= dead < saturated <= 1.
     """
     check_thresholds(dead, saturated)
     units = {}
@@ -169,7 +155,7 @@ def check_thresholds(dead: float, saturated: float) -> None:
 
 
 def to_dict(rates: Rates, found: DeadAndSaturated) -> dict[str, dict[str, Any]]:
-    """By layer, rates and shares of dead and saturated units as JSON values; rates of single neurons are left out."""
+    """By layer, rates and shares of dead and saturated units as JSON values, without the rates of single neurons."""
     return {
         name: {
             "rate": rates.layer[name],

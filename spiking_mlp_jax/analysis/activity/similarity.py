@@ -1,4 +1,4 @@
-"""Do two time steps represent the images alike? Representational similarity and centred kernel alignment.
+"""Similarity of two time steps' representations: representational similarity and centred kernel alignment.
 
 A layer at a time step represents an image by a vector of firing rates. Two steps are compared by how they arrange the
 same images, not neuron by neuron.
@@ -24,13 +24,13 @@ LEAST_IMAGES = 4  # the unbiased estimate divides by N - 3
 
 @dataclasses.dataclass(frozen=True)
 class Similarity:
-    """How alike a layer's time steps represent the images.
+    """Similarity of a layer's time steps.
 
     Attributes:
-        rsa: [T, T], rank correlation of two steps' representational dissimilarities. NaN where a step has none.
-        cka: [T, T], linear CKA, without the bias of few images. NaN where a step represents all images the same.
-        shuffled: mean of the CKA between all pairs of steps, a step and itself included, after the images of one were
-            put in random order: what no relation looks like.
+        rsa: [T, T], rank correlation of two steps' representational dissimilarities. NaN where undefined.
+        cka: [T, T], debiased linear CKA. NaN where a step represents all images the same.
+        shuffled: mean CKA over all pairs of steps, including a step and itself, with the images of one shuffled: the
+            control.
     """
 
     rsa: Float[np.ndarray, "T T"]
@@ -54,20 +54,17 @@ def similarity(
     """Similarity between the time steps of each layer.
 
     Args:
-        model: in evaluation mode; it is not changed.
-        images: normalised pixels: an array [N, H, W, C] or batches of them. A few hundred are enough: all are compared
-            with each other, N^2 numbers a layer and step, and every image's features are kept.
-        features: what represents an image: "channel", the mean over tokens of each channel [C]; or "neuron", every
-            neuron's spikes [H * W * C].
-        seed: of the control's random order.
-        batch_size: images at a time.
-        progress: called with the number of images done.
+        model, images, batch_size, progress: as for `stream.run`. A few hundred images are enough: every pair is
+            compared, N^2 numbers per layer and step, and all features are stored.
+        features: of an image: "channel", the mean over tokens of each channel [C]; or "neuron", every neuron's spikes
+            [H * W * C].
+        seed: of the control.
 
     Returns:
         by layer, in the network's order.
 
     Raises:
-        InputError: unknown features, or fewer than 4 images; else as for `stream.run`.
+        InputError: unknown features, or fewer than 4 images; otherwise as for `stream.run`.
     """
     keep = image_features(features)
     sums = stream.run(
@@ -77,13 +74,13 @@ def similarity(
 
 
 def image_features(features: str):
-    """What represents an image in a layer, as a function for `stream.run`'s `keep`: [B, T, F].
+    """A function for `stream.run`'s `keep`: the features [B, T, F] of images in a layer.
 
     Raises:
-        InputError: it is neither "channel" nor "neuron".
+        InputError: `features` is neither "channel" nor "neuron".
     """
     if features not in FEATURES:
-        raise InputError(f'features cannot be "{features}": use "channel" or "neuron"')
+        raise InputError(f'features must be "channel" or "neuron", got "{features}"')
 
     def keep(name, value):
         if not name.endswith(SPIKES):
@@ -96,18 +93,18 @@ def image_features(features: str):
 
 
 def between_steps(features: Float[np.ndarray, "N T F"], seed: int = 0) -> Similarity:
-    """Compares each time step with each other.
+    """Compares every two time steps.
 
     Args:
         features: of each image at each step.
-        seed: of the control's random order.
+        seed: of the control.
 
     Raises:
         InputError: fewer than 4 images.
     """
     count, steps = features.shape[:2]
     if count < LEAST_IMAGES:
-        raise InputError(f"steps are compared over at least {LEAST_IMAGES} images, but there are {count}")
+        raise InputError(f"time steps are compared over at least {LEAST_IMAGES} images, got {count}")
     by_step = [np.asarray(features[:, t], np.float64) for t in range(steps)]
     dissimilar = [rdm(x) for x in by_step]
     grams = [_centred(x @ x.T) for x in map(_from_mean, by_step)]
@@ -131,8 +128,8 @@ def rdm(x: Float[np.ndarray, "N F"]) -> Float[np.ndarray, " pairs"]:
         x: features of each image.
 
     Returns:
-        [N (N - 1) / 2], in the order of scipy's `pdist`; NaN for a pair one of whose images has equal features
-        everywhere, such as no spikes.
+        [N (N - 1) / 2], in the order of scipy's `pdist`; NaN for pairs with an image whose features are all equal,
+        e.g. without spikes.
 
     References: Kriegeskorte, Mur, Bandettini, "Representational similarity analysis", Front. Syst. Neurosci. 2, 2008.
     """
@@ -140,7 +137,7 @@ def rdm(x: Float[np.ndarray, "N F"]) -> Float[np.ndarray, " pairs"]:
 
     centred = np.asarray(x, np.float64) - np.mean(x, 1, keepdims=True, dtype=np.float64)
     length = np.linalg.norm(centred, axis=1)
-    # Rounding leaves equal features not quite equal to their mean.
+    # Equal features differ from their mean by rounding.
     known = length > 1e-9 * np.maximum(np.linalg.norm(x, axis=1), 1e-300)
     unit = np.divide(centred, length[:, None], out=np.zeros_like(centred), where=known[:, None])
     found = 1 - np.clip(unit @ unit.T, -1, 1)
@@ -150,7 +147,7 @@ def rdm(x: Float[np.ndarray, "N F"]) -> Float[np.ndarray, " pairs"]:
 
 
 def rsa(a: Float[np.ndarray, " pairs"], b: Float[np.ndarray, " pairs"]) -> float:
-    """Spearman's rank correlation of two RDMs over the pairs that both know; NaN if it does not exist.
+    """Spearman's rank correlation of two RDMs over the pairs defined in both; NaN if undefined.
 
     References: Kriegeskorte et al. 2008; Nili et al., "A toolbox for RSA", PLoS Comput. Biol. 10, 2014.
     """
@@ -165,12 +162,12 @@ def rsa(a: Float[np.ndarray, " pairs"], b: Float[np.ndarray, " pairs"]) -> float
 def linear_cka(x: Float[np.ndarray, "N F"], y: Float[np.ndarray, "N G"], *, debiased: bool = True) -> float:
     """Linear centred kernel alignment of two sets of features of the same images.
 
-    1 for features that arrange the images alike, up to rotation and one factor for all features; about 0 for unrelated
-    ones. The plain estimate is too high when there are not far more images than features.
+    1 for features that are equal up to a rotation and a factor; about 0 for unrelated ones. The biased estimate is too
+    high unless there are far more images than features.
 
     Args:
         x, y: features.
-        debiased: whether the HSIC in it are unbiased estimates; the quotient can then leave [0, 1] a little.
+        debiased: whether to use unbiased estimates of HSIC; the quotient can then lie slightly outside [0, 1].
 
     Returns:
         NaN where x or y is the same for all images.
@@ -192,7 +189,7 @@ def linear_cka(x: Float[np.ndarray, "N F"], y: Float[np.ndarray, "N G"], *, debi
 
 def _from_mean(x):
     found = x - x.mean(0)
-    # Rounding leaves equal features not quite equal to their mean.
+    # Equal features differ from their mean by rounding.
     found[np.abs(found) < 1e-12 * np.abs(x).max(initial=0)] = 0
     return found
 

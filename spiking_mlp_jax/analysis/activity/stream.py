@@ -1,4 +1,9 @@
-"""Runs a network over images and reduces what its layers do."""
+"""Runs a network over images and reduces what its layers do.
+
+`run` takes many images, batch by batch. Its measures are parts that share one pass: each reduces every intermediate of
+a batch to sums over the batch's images while the pass is traced, and the sums are added up on the host in 64 bits.
+`rasters` and `spikes_of_first` return the spikes of a few images.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +21,7 @@ from spiking_mlp_jax.models.spiking_mlp import SpikingMLP
 from spiking_mlp_jax.models.topology import intermediate_names
 
 SPIKES, POTENTIAL = ".spikes", ".potential"
+BATCH = 64
 Value = TypeVar("Value")
 
 
@@ -32,54 +38,35 @@ def in_network_order(layers: Mapping[str, Value], config: ModelConfig) -> dict[s
 def spikes_of_first(
     model: SpikingMLP, images: Float[Array, "B H W C"]
 ) -> tuple[Float[np.ndarray, "T B K"], dict[str, Bool[np.ndarray, "T H W C"]]]:
-    """Class scores of some images, and every spike that the first of them causes.
-
-    Args:
-        model: in evaluation mode; it is not changed.
-        images: normalised pixels.
-
-    Returns:
-        logits: at each time step.
-        spikes: for each layer, named and ordered as in `firing_rates`, whether each neuron fires at each
-            step.
-    """
-
-    def keep(name, value):
-        # One byte a spike instead of four.
-        return value[0].astype(bool) if name.endswith(SPIKES) else None
-
-    logits, seen = observed(model, images, keep)
+    """Logits of some images at each time step, and the spikes of the first one as `rasters` returns them."""
+    # One byte a spike instead of four.
+    logits, seen = observed(model, images, lambda name, x: x[0].astype(bool) if name.endswith(SPIKES) else None)
     return np.asarray(logits), {name: np.asarray(spikes) for name, spikes in seen.items()}
 
 
 def rasters(model: SpikingMLP, images: Float[Array, "B H W C"]) -> dict[str, Bool[np.ndarray, "B T H W C"]]:
-    """Every spike that some images cause; `plots.spike_raster` draws one image's.
-
-    Nothing is summed up here, so a few images are meant: a byte for each neuron, step and image.
+    """Every spike of some images; `plots.spike_raster` draws one image's.
 
     Args:
         model: in evaluation mode; it is not changed.
-        images: normalised pixels.
+        images: normalised pixels; the result needs a byte per neuron, step and image.
 
     Returns:
-        for each layer, named and ordered as in `firing_rates`, whether each neuron fires at each step.
+        by layer ("stage0.encode.spikes"), in the network's order, whether each neuron fires at each step.
     """
-
-    def keep(name, value):
-        return value.astype(bool) if name.endswith(SPIKES) else None
-
-    return {name: np.asarray(spikes) for name, spikes in observed(model, images, keep)[1].items()}
+    _, seen = observed(model, images, lambda name, x: x.astype(bool) if name.endswith(SPIKES) else None)
+    return {name: np.asarray(spikes) for name, spikes in seen.items()}
 
 
 def observed(model: SpikingMLP, images: Float[Array, "B H W C"], observe):
-    """Logits [T, B, K] and what `observe` keeps, in one compiled pass; the dict is in the order of the network."""
+    """Logits [T, B, K] and what `observe` returns, in the network's order, in one compiled pass."""
     graphdef, variables = nnx.split(model)
     names: list[str] = []
 
     @jax.jit
     def run(variables, images):
         logits, seen = nnx.merge(graphdef, variables, copy=True)(images, observe=observe)
-        # Noted while tracing, because the dict would leave jit sorted by name.
+        # Recorded while tracing, because jit returns dicts sorted by name.
         names[:] = seen
         return logits, list(seen.values())
 
@@ -87,15 +74,13 @@ def observed(model: SpikingMLP, images: Float[Array, "B H W C"], observe):
     return logits, dict(zip(names, values, strict=True))
 
 
-BATCH = 64
-
-# Images as one array [N, H, W, C], or batches of them; with labels, pairs (images, labels).
+# One array [N, H, W, C], or batches of any sizes; with labels, batches are pairs (images, labels).
 Images = Float[Array, "N H W C"] | Iterable[Any]
 Progress = Callable[[int], None]
 
 
 class Part(Protocol):
-    """What a pass over the images is to find out."""
+    """A streaming statistic."""
 
     def observe(self, name: str, value: Array, mask: Bool[Array, " B"]) -> Any:
         """Sums over the images of a batch whose mask is set, from an intermediate [B, T, H, W, C]; None for nothing.
@@ -104,16 +89,17 @@ class Part(Protocol):
         """
 
     def finish(self, name: str, found: Any) -> Any:
-        """The sums from what `observe` returned; here `name` says which block a layer is in."""
+        """The sums from what `observe` returned; here `name` has the index of the block, not "block*"."""
+        return found
 
 
 class Batch(NamedTuple):
-    """A batch filled up to a common size, so that the pass is compiled once.
+    """A batch padded to a common size, so that the pass is compiled once.
 
     Attributes:
         images: [B, H, W, C].
-        labels: int32 [B], 0 where there are none.
-        mask: bool [B], False where an image is filler.
+        labels: int32 [B], 0 without labels.
+        mask: bool [B], False for padding.
     """
 
     images: np.ndarray
@@ -122,13 +108,13 @@ class Batch(NamedTuple):
 
 
 class Sums(NamedTuple):
-    """What a pass found.
+    """Results of a pass.
 
     Attributes:
-        images: how many.
-        layers: by part, by layer in the network's order, the summed arrays, int64 or float64.
+        images: number of images.
+        layers: by part, then by layer in the network's order, the summed arrays, int64 or float64.
         logits: sums of `logits_sums`, or None.
-        kept: by layer [N, ...], the first images' values, where a function `keep` was given.
+        kept: by layer [N, ...], what `keep` returned for the first images.
     """
 
     images: int
@@ -153,21 +139,21 @@ def run(
 
     Args:
         model: in evaluation mode; it is not changed.
-        images: normalised pixels, an array or batches of them; batches may differ in size.
-        parts: by any name.
-        labels: of an array of images; batches bring their own, as pairs (images, labels).
-        logits_sums: function of logits [T, B, K], labels and mask to sums over the images; labels are needed then.
-        keep: function like `observe` to arrays [B, ...], kept for the first `keep_images` images.
+        images: normalised pixels, an array [N, H, W, C] or batches, which may differ in size.
+        parts: the statistics, by any name.
+        labels: for an array of images; batches have their own, as pairs (images, labels).
+        logits_sums: function of logits [T, B, K], labels and mask to sums over the images; it requires labels.
+        keep: function like `Part.observe` to arrays [B, ...], returned for the first `keep_images` images.
         keep_images: see there.
         batch_size: images at a time.
         progress: called with the number of images done.
 
     Raises:
-        InputError: a model in training mode, no images, pixels that are not finite or of a wrong shape, or labels
-            that do not fit.
+        InputError: a model in training mode, no images, pixels that are not finite or of a wrong shape, or labels of a
+            wrong number or range.
     """
     if not model.norm.use_running_average:
-        raise InputError("the model is in training mode, where its norms follow the batch: call model.eval() first")
+        raise InputError("the model is in training mode, where its norms use batch statistics: call model.eval() first")
     if batch_size < 1:
         raise InputError(f"batch_size is {batch_size}, but must be at least 1")
     step = _compiled(model, parts, logits_sums, keep if keep_images else None)
@@ -217,11 +203,11 @@ def _compiled(model, parts, logits_sums, keep):
 def batches(
     images: Images, labels: Int[np.ndarray, " N"] | None, batch_size: int, classes: int | None
 ) -> Iterator[Batch]:
-    """Images in batches of one size, the last of each filled up with black.
+    """Images in batches of one size, padded with zeros.
 
     Args:
         images, labels, batch_size: as for `run`.
-        classes: number of classes, where labels are needed; None where they are ignored.
+        classes: number of classes; None ignores labels.
 
     Raises:
         InputError: as for `run`.
@@ -235,12 +221,12 @@ def batches(
         if not np.issubdtype(pixels.dtype, np.floating):
             raise InputError(f"images must be normalised floating pixels, but they are {pixels.dtype}")
         if not np.isfinite(pixels).all():
-            raise InputError("images hold pixels that are not finite: normalise them with a std above 0")
+            raise InputError("images have pixels that are not finite: normalise them with a std above 0")
         classes_of = _labels(classes_of, len(pixels), classes)
         for start in range(0, len(pixels), batch_size):
             part, named = pixels[start : start + batch_size], classes_of[start : start + batch_size]
             missing = batch_size - len(part)
-            # An array that fits into one batch is not filled up.
+            # An array that fits into one batch is not padded.
             if whole and len(pixels) < batch_size:
                 missing = 0
             mask = np.arange(len(part) + missing) < len(part)
@@ -255,9 +241,7 @@ def _labels(labels, count, classes) -> np.ndarray:
         raise InputError("labels are missing: give one for each image")
     labels = np.asarray(labels)
     if labels.shape != (count,) or not np.issubdtype(labels.dtype, np.integer):
-        raise InputError(
-            f"labels must be {count} whole numbers, one an image, but they are {labels.dtype} {labels.shape}"
-        )
+        raise InputError(f"labels must be {count} integers, one per image, but they are {labels.dtype} {labels.shape}")
     if count and not 0 <= labels.min() <= labels.max() < classes:
         raise InputError(f"labels go from {labels.min()} to {labels.max()}, but the network has {classes} classes")
     return labels.astype(np.int32)

@@ -1,7 +1,7 @@
-"""Spike trains over the few steps of an image: counts, inter-spike intervals, regularity, bursts.
+"""Spike trains: counts, inter-spike intervals, regularity, bursts.
 
-A train is one neuron's spikes over the T steps of one image. An interval is the number of steps between two spikes that
-follow one another in a train, 1 to T - 1.
+A train is one neuron's spikes over the T steps of one image. An interval is the number of steps between successive
+spikes of a train, 1 to T - 1.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from spiking_mlp_jax.analysis.activity.stream import SPIKES
 from spiking_mlp_jax.models.spiking_mlp import SpikingMLP
 from spiking_mlp_jax.nn.dynamics import MAX_UNROLLED_STEPS
 
-# With three steps both intervals of a train that has two are 1: nothing could vary.
+# With three steps, a train with two intervals has two of length 1: nothing can vary.
 LEAST_STEPS = 4
 
 
@@ -29,16 +29,16 @@ class Intervals:
 
     Attributes:
         counts: int64 [T + 1], trains with 0, 1, ..., T spikes.
-        lengths: int64 [T - 1], intervals of 1, ..., T - 1 steps; intervals that a longer image would show are cut off.
-        following: share of the spikes at steps 2 to T whose neuron fired in the step before, too: bursts. NaN without
+        lengths: int64 [T - 1], intervals of 1, ..., T - 1 steps; longer ones do not fit into T.
+        following: share of the spikes at steps 2 to T whose neuron also fired in the step before (bursts). NaN without
             such spikes.
         cv: coefficient of variation of a train's intervals, standard deviation (of n values, not n - 1) over mean;
-            mean over the trains that have two intervals or more. 0 is regular. NaN where there are none, and with
-            fewer than 4 steps, where it could only be 0.
-        cv_trains: how many trains that is.
-        lv: local variation, 3 ((I - J) / (I + J))^2, mean over all pairs I, J of neighbouring intervals of a train: 0
-            is regular, 1 a Poisson process watched for long. NaN as for cv.
-        lv_pairs: how many pairs that is.
+            mean over the trains with at least two intervals. 0 is regular. NaN without such trains, and for T < 4,
+            where it could only be 0.
+        cv_trains: number of those trains.
+        lv: local variation, 3 ((I - J) / (I + J))^2, mean over all pairs I, J of adjacent intervals of a train: 0 is
+            regular, 1 a long Poisson process. NaN as for cv.
+        lv_pairs: number of those pairs.
 
     References: Softky, Koch, J. Neurosci. 13, 1993 (cv); Shinomoto, Shima, Tanji, Neural Comput. 15, 2003 (lv).
     """
@@ -63,21 +63,21 @@ class Intervals:
 
     @property
     def rate(self) -> float:
-        """Mean firing rate, spikes a neuron and step."""
+        """Mean firing rate, spikes per neuron and step."""
         return float(self.count_shares @ np.arange(self.steps + 1) / self.steps)
 
     @property
     def fano(self) -> float:
         """Variance over mean of the spike count, over neurons and images together; NaN without spikes.
 
-        Independent spikes of one rate p give 1 - p; neurons or images of different rates give more.
+        Independent spikes at one rate p give 1 - p; different rates of neurons or images give more.
         """
         counts, share = np.arange(self.steps + 1), self.count_shares
         mean = share @ counts
         return float((share @ counts**2 - mean**2) / mean) if mean else float("nan")
 
     def independent_counts(self) -> Float[np.ndarray, " T1"]:
-        """What `count_shares` would be, had each neuron fired at each step independently at the layer's rate."""
+        """`count_shares` if every neuron fired at every step independently at the layer's rate."""
         from scipy.stats import binom
 
         return binom.pmf(np.arange(self.steps + 1), self.steps, self.rate)
@@ -103,23 +103,13 @@ def intervals(
     batch_size: int = stream.BATCH,
     progress: stream.Progress | None = None,
 ) -> dict[str, Intervals]:
-    """Spike counts, inter-spike intervals, regularity and bursts of each layer.
-
-    Args:
-        model: in evaluation mode; it is not changed.
-        images: normalised pixels: an array [N, H, W, C] or batches of them, which may differ in size.
-        batch_size: images at a time.
-        progress: called with the number of images done.
-
-    Raises:
-        InputError: as for `stream.run`.
-    """
+    """Spike trains of each layer; arguments and errors as for `stream.run`."""
     sums = stream.run(model, images, {"trains": Trains()}, batch_size=batch_size, progress=progress)
     return intervals_of(sums.layers["trains"])
 
 
 def intervals_of(trains: dict[str, dict[str, np.ndarray]]) -> dict[str, Intervals]:
-    """By layer, from the sums of the part `Trains`."""
+    """By layer, from the sums of `Trains`."""
 
     def ratio(total, count):
         return float(total) / int(count) if count else float("nan")
@@ -142,8 +132,8 @@ def intervals_of(trains: dict[str, dict[str, np.ndarray]]) -> dict[str, Interval
     return found
 
 
-class Trains:
-    """Part of a pass: sums over the spike trains of a layer."""
+class Trains(stream.Part):
+    """Sums over the spike trains of a layer."""
 
     def observe(self, name, value, mask):
         """See `stream.Part`."""
@@ -177,7 +167,7 @@ class Trains:
         (_, _, number, total, squares, local), found = jax.lax.scan(step, start, (times, fired), unroll=unroll)
         spikes = jnp.sum(fired, 0, dtype=jnp.int32)
         several = number >= 2
-        # The standard deviation over the mean, from whole numbers until the root.
+        # Integers until the root.
         variance = (number * squares - total**2).astype(jnp.float32)
         cv = jnp.sqrt(variance) / jnp.maximum(total, 1)
         real = jnp.broadcast_to(mask[:, None, None, None], spikes.shape)
@@ -190,10 +180,6 @@ class Trains:
             "lv": jnp.sum(local),
             "lv_pairs": jnp.sum(jnp.maximum(number - 1, 0), dtype=jnp.int32),
         }
-
-    def finish(self, name, found):
-        """See `stream.Part`."""
-        return found
 
 
 def _stack(counts):

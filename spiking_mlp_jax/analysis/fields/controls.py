@@ -1,6 +1,6 @@
-"""What a receptive field is compared with: an untrained network, shuffled pixels, shuffled spikes.
+"""Controls of a receptive field: an untrained network and shuffled pixels.
 
-Shuffled spikes are in `spike_triggered.Moments`, which pairs the counts with earlier stimuli.
+The third control, shifted spikes, is in `spike_triggered.Moments`.
 """
 
 from __future__ import annotations
@@ -20,14 +20,13 @@ from spiking_mlp_jax.nn.norm import MOMENTUM
 
 
 def untrained_network(config: ModelConfig, images: Iterable[Float[np.ndarray, "B H W C"]], *, seed: int) -> SpikingMLP:
-    """A network before its first training step, whose norms know the statistics of the images.
+    """A network at initialisation, with the running averages of its norms set to the statistics of the images.
 
-    With the running averages of a fresh network, 0 and 1, most layers would never fire, and a comparison with them
-    would say nothing.
+    With running averages of 0 and 1 most layers would never fire.
 
     Args:
         config: of the trained network.
-        images: normalised pixels, some batches of one size; the norms get the means of their statistics.
+        images: normalised pixels, batches of one size; their statistics are averaged.
         seed: of the weights.
 
     Returns:
@@ -38,7 +37,7 @@ def untrained_network(config: ModelConfig, images: Iterable[Float[np.ndarray, "B
     """
     batches = [jnp.asarray(batch) for batch in images]
     if not batches:
-        raise InputError("an untrained network needs images for its norms' statistics: give at least one batch")
+        raise InputError("an untrained network needs images for the statistics of its norms: give at least one batch")
     model = SpikingMLP(config, rngs=nnx.Rngs(seed))
     graphdef, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
 
@@ -48,7 +47,7 @@ def untrained_network(config: ModelConfig, images: Iterable[Float[np.ndarray, "B
         model(images)
         return nnx.state(model, nnx.BatchStat)
 
-    # A running average moves by a known share towards a batch's statistics, which tells what they are.
+    # A running average moves by a known share towards a batch's statistics, so these can be recovered.
     moved = [show(stats, batch) for batch in batches]
     stats = jax.tree.map(lambda old, *new: _settled(old, jnp.stack(new)), stats, *moved)
     model = nnx.merge(graphdef, params, stats)
@@ -65,16 +64,16 @@ def _settled(old, new):
 def shuffled_pixels(
     field: Float[np.ndarray, "H W"], rng: np.random.Generator, block: int | None = None
 ) -> Float[np.ndarray, "H W"]:
-    """The same pixels in random order: what a field is without its arrangement.
+    """The same pixels in random order.
 
     Args:
         field: a map.
-        rng: source of the order.
-        block: side of the squares within which pixels change places, None for the whole map. With squares the size of a
-            token's patch the field stays where it is and as large as it is; only what it looks like inside is gone.
+        rng: of the order.
+        block: side of the squares within which pixels are shuffled; None for the whole map. Squares of the size of a
+            token's patch preserve the position and size of a field.
 
     Raises:
-        InputError: squares that do not divide the map.
+        InputError: the squares do not divide the map.
     """
     field = np.asarray(field)
     height, width = field.shape
@@ -87,11 +86,11 @@ def shuffled_pixels(
 
 
 def main_colour(field: Float[np.ndarray, "H W C"]) -> tuple[Float[np.ndarray, "H W"], float]:
-    """The map [H, W] of a field in colour along the one direction of colour that holds most of it.
+    """The map [H, W] of a colour field along its dominant direction of colour.
 
     Returns:
-        the map, signed so that the direction has a positive sum (bright rather than dark, where that can be said);
-        the share of the field's energy that it holds, 1 for a grey field, 0 for one that is zero.
+        the map, signed so that the direction has a positive sum (bright rather than dark);
+        its share of the field's energy: 1 for a grey field, 0 for one that is zero.
 
     References: the first term of the singular value decomposition of the pixels [H W, C].
     """

@@ -1,9 +1,8 @@
-"""Effective receptive fields: how strongly each pixel moves a unit's answer, by the gradient through the surrogates.
+"""Effective receptive fields: gradients of a unit's response with respect to the pixels, through the surrogates.
 
-For each image and unit, g is the gradient of the unit's answer (its spikes or potential, summed over the time steps)
-with respect to the normalised pixels. A spike has no derivative, so g goes through the surrogate that trained the
-network: it is the network's own idea of its slope, not a slope that one could measure. Three averages over images are
-kept: of |g|, of g^2, and of g itself, whose signs show what pattern a unit looks for.
+For each image and unit, g is the gradient of the unit's response (its spikes or potential, summed over the time steps)
+with respect to the normalised pixels. A spike has no derivative, so g uses the surrogate that trained the network: not
+a slope that one could measure. Averaged over images are |g|, g^2, and g itself, whose signs show the preferred pattern.
 
 References: Luo et al., "Understanding the effective receptive field in deep convolutional neural networks", NeurIPS
 2016, arXiv 1701.04128.
@@ -29,9 +28,9 @@ class EffectiveField:
     """Mean gradients of some units.
 
     Attributes:
-        units: whose answers were differentiated.
-        images: how many were averaged over.
-        signed: mean of g, answer per unit of normalised pixel.
+        units: the differentiated units.
+        images: number of images.
+        signed: mean of g, response per unit of normalised pixel.
         magnitude: mean of |g|.
         energy: mean of g^2.
     """
@@ -43,15 +42,15 @@ class EffectiveField:
     energy: Float[np.ndarray, "U H W C"]
 
     def map(self) -> Float[np.ndarray, "H W"]:
-        """Mean of g^2 over the units, summed over the image's channels: the field of the layer's token as a whole."""
+        """Mean of g^2 over the units, summed over the image's channels: the field of the layer's token."""
         return self.energy.mean(0).sum(-1)
 
 
 def effective_field(model: SpikingMLP, units: Units, batches: Iterable[Float[np.ndarray, "B H W C"]]) -> EffectiveField:
-    """Averages the gradients of some units over images, a batch at a time.
+    """Averages the gradients of some units over images.
 
     Args:
-        model: is used in evaluation mode; it is not changed.
+        model: used in evaluation mode; it is not changed.
         units: from `choose_units`.
         batches: normalised pixels; batches of one size are compiled once.
 
@@ -62,7 +61,7 @@ def effective_field(model: SpikingMLP, units: Units, batches: Iterable[Float[np.
 
     @jax.jit
     def sums(variables, images):
-        # In evaluation mode images do not meet, so the gradient of a sum over them holds each one's own.
+        # In evaluation mode images are independent, so the gradient of a sum over them has each one's own.
         _, pull_back = jax.vjp(lambda x: answer(variables, x)[0], images)
 
         def of_unit(one_hot):
@@ -83,15 +82,15 @@ def effective_field(model: SpikingMLP, units: Units, batches: Iterable[Float[np.
 
 @dataclasses.dataclass(frozen=True)
 class FieldSize:
-    """How large a map is, in pixels.
+    """Size of a map, in pixels.
 
     Attributes:
         centre: (row, column) of its centre of mass.
         spread: standard deviations along its longest and its shortest axis.
-        half: radius around the centre of mass of the circle that holds half of it.
+        half: radius of the circle around the centre of mass that contains half of it.
         ninety: likewise 90 %.
-        equal: share of all pixels that equally strong ones would have to make up to have the same participation
-            ratio, (sum m)^2 / sum m^2: 1 for a uniform map, 1 / (H W) for a single pixel.
+        equal: participation ratio (sum m)^2 / sum m^2 as a share of all pixels: 1 for a uniform map, 1 / (H W) for a
+            single pixel.
     """
 
     centre: tuple[float, float]
@@ -102,7 +101,7 @@ class FieldSize:
 
 
 def field_size(field: Float[np.ndarray, "H W"]) -> FieldSize:
-    """Measures the size of a map that is nowhere negative, such as `EffectiveField.map()`.
+    """Size of a map that is nowhere negative, e.g. `EffectiveField.map()`.
 
     Raises:
         InputError: not such a map, or one that is zero everywhere.
@@ -121,7 +120,7 @@ def field_size(field: Float[np.ndarray, "H W"]) -> FieldSize:
     distance = np.hypot(*apart.T)
     order = np.argsort(distance, kind="stable")
     held = np.cumsum(weights[order])
-    # Rounding may leave the whole a little below 1, but never below 0.9.
+    # Rounding may leave the sum slightly below 1, but never below 0.9.
     half, ninety = (float(distance[order][np.searchsorted(held, share - 1e-12)]) for share in (0.5, 0.9))
     equal = float(1 / np.sum(weights**2) / field.size)
     return FieldSize((float(centre[0]), float(centre[1])), (float(wide), float(narrow)), half, ninety, equal)

@@ -1,11 +1,11 @@
-"""Gabor functions: least-squares fits to receptive fields, and what physiologists read off them.
+"""Gabor functions: least-squares fits to receptive fields, and the measures of physiologists.
 
 With x' across the bars and y' along them, both from the centre of the envelope,
 
     g = A exp(-(x'/sigma_x)^2 / 2 - (y'/sigma_y)^2 / 2) cos(2 pi f x' + phase)
 
 The fit is linear in A cos(phase) and A sin(phase) and by least squares in the rest. It starts from several peaks of the
-field's Fourier transform; the envelope there is that of the field demodulated by the peak.
+field's Fourier transform, each with the envelope of the field demodulated at that frequency.
 
 References:
     Jones and Palmer, "An evaluation of the two-dimensional Gabor filter model of simple receptive fields in cat striate
@@ -27,9 +27,9 @@ from scipy.optimize import least_squares
 
 from spiking_mlp_jax.errors import InputError
 
-SMALLEST = 5  # pixels along a side: a Gabor has 8 parameters, and 4 x 4 pixels hardly contradict one
-_FASTEST = math.sqrt(0.5)  # cycles/pixel along a diagonal, the highest that a grid of pixels has
-# A Gaussian of standard deviation sigma has a transform whose half amplitude lies this far from its middle, over sigma.
+SMALLEST = 5  # pixels along a side: a Gabor has 8 parameters, almost enough to fit any 4 x 4 pixels
+_FASTEST = math.sqrt(0.5)  # cycles/pixel along a diagonal, the highest of a pixel grid
+# Half width at half amplitude of the transform of a Gaussian, times its standard deviation.
 _HALF_AMPLITUDE = math.sqrt(2 * math.log(2)) / (2 * math.pi)
 
 
@@ -77,17 +77,17 @@ class Gabor:
     def bandwidth(self) -> float:
         """Full width of the frequency tuning at half amplitude, in octaves; infinite where f <= d.
 
-        log2((f + d) / (f - d)), d = sqrt(2 ln 2) / (2 pi sigma_x): that of the Gaussian around f, as is usual. The one
-        around -f is left out, which matters for n_x below 0.3.
+        log2((f + d) / (f - d)), d = sqrt(2 ln 2) / (2 pi sigma_x): of the Gaussian around f, as usual. The one around
+        -f is ignored, which matters for n_x below 0.3.
         """
         half = _HALF_AMPLITUDE / self.sigma_x
         return math.log2((self.frequency + half) / (self.frequency - half)) if self.frequency > half else math.inf
 
     @property
     def band_pass(self) -> bool:
-        """Whether a uniform grey moves the unit less than half as much as the best grating; otherwise it is a blob.
+        """Whether uniform grey drives the unit less than half as much as the best grating; otherwise it is a blob.
 
-        From the whole transform along x', with both Gaussians and the phase.
+        From the transform along x', including both Gaussians and the phase.
         """
         f = np.linspace(0, 3 * max(self.nx, _HALF_AMPLITUDE), 400)
         towards, away = (np.exp(-2 * math.pi**2 * (f - sign * self.nx) ** 2) for sign in (1, -1))
@@ -105,17 +105,17 @@ def render(gabor: Gabor, shape: tuple[int, int]) -> Float[np.ndarray, "H W"]:
 
 
 def fit_gabor(field: Float[np.ndarray, "H W"], starts: int = 3) -> Gabor:
-    """The Gabor function nearest to a field in the least-squares sense.
+    """The least-squares fit of a Gabor function to a field.
 
     Args:
         field: at least 5 x 5.
-        starts: how many of the most promising starting points are followed; the best end counts.
+        starts: number of starting points, the most promising ones; the best fit is returned.
 
     Returns:
-        the function, with its `explained`.
+        the function, with `explained`.
 
     Raises:
-        InputError: a field that is too small, constant, or not finite.
+        InputError: the field is too small, constant or not finite.
     """
     field = np.asarray(field, np.float64)
     if field.ndim != 2 or min(field.shape) < SMALLEST:
@@ -206,7 +206,7 @@ def _bounds(shape):
 
 
 def _starts(field, count, low, high):
-    """Nonlinear parameters and amplitudes to start from, the best by their linear fit first."""
+    """Starting points, the best linear fit first."""
     grid, y = _grid(field.shape), field.ravel()
     found = []
     for f_row, f_column in _peaks(field):
@@ -218,12 +218,12 @@ def _starts(field, count, low, high):
                 p = np.clip(p, low[:6] + 1e-6, high[:6] - 1e-6)
                 even, odd = _pair(p, *grid)
                 basis = np.stack([even, -odd], 1)
-                # Slightly regularised: the sine of a frequency near 0 is no function at all.
+                # Slightly regularised: near frequency 0 the sine vanishes.
                 gram = basis.T @ basis + 1e-6 * np.eye(2) * len(y)
                 a = np.linalg.solve(gram, basis.T @ y)
                 found.append((float(np.sum((basis @ a - y) ** 2)), np.concatenate([p, a])))
     found.sort(key=lambda pair: pair[0])
-    # Following three neighbours of one start would be one start: of each peak the best comes first.
+    # The best start of each peak comes first, because neighbouring starts converge to the same fit.
     chosen = []
     for _, p in found:
         if all(abs(p[3] - q[3]) > 1e-9 or abs(p[2] - q[2]) > 1e-9 for q in chosen):
@@ -233,7 +233,7 @@ def _starts(field, count, low, high):
 
 
 def _peaks(field, most=4):
-    """Frequencies (along rows, along columns) of the highest local maxima of the power in one half of the plane."""
+    """Frequencies (along rows, along columns) of the highest local maxima of the power in a half plane."""
     size = [2 * side for side in field.shape]
     power = np.abs(np.fft.fft2(field, size)) ** 2
     around = np.stack([np.roll(power, shift, (0, 1)) for shift in _NEIGHBOURS])
@@ -248,7 +248,7 @@ def _peaks(field, most=4):
             chosen.append((float(f_row), float(f_column)))
         if len(chosen) == most:
             break
-    # A blob has its peak at 0, and so may bars under a narrow envelope: slow starts along both axes go with it.
+    # Blobs, and bars under a narrow envelope, peak at 0: add low frequencies along both axes.
     slow = 0.5 / max(field.shape)
     return [*chosen, (slow, 1e-3), (1e-3, slow)]
 
@@ -257,7 +257,7 @@ _NEIGHBOURS = [(i, j) for i in (-1, 0, 1) for j in (-1, 0, 1) if i or j]
 
 
 def _envelope(field, f_row, f_column):
-    """Centre and standard deviation of the field's part at a frequency."""
+    """Centre and standard deviation of the field's component at a frequency."""
     rows, columns = np.mgrid[: field.shape[0], : field.shape[1]]
     carrier = np.exp(-2j * math.pi * (f_row * rows + f_column * columns))
     blur = min(max(0.35 / max(math.hypot(f_row, f_column), 0.05), 1.0), max(field.shape) / 6)
@@ -267,7 +267,7 @@ def _envelope(field, f_row, f_column):
     row, column = np.unravel_index(power.argmax(), power.shape)
     near = power * (power > 0.1 * power.max())
     distance = (rows - row) ** 2 + (columns - column) ** 2
-    # The power of a Gaussian falls off sqrt(2) times as fast as it does, and the blur has widened it.
+    # A Gaussian's power is narrower by sqrt(2), and the blur has widened it.
     sigma = math.sqrt(max(float(np.sum(near * distance) / np.sum(near)) - blur**2 / 2, 0.5))
     return float(row), float(column), sigma
 
@@ -278,6 +278,6 @@ def _gabor(p, scale, explained) -> Gabor:
     turns, orientation = divmod(angle, math.pi)
     if orientation >= math.pi:  # by rounding
         turns, orientation = turns + 1, 0.0
-    if turns % 2:  # half a turn changes the sign of x', and so of the phase
+    if turns % 2:  # half a turn negates x', and so the phase
         phase = -phase
     return Gabor(row, column, orientation, frequency, phase, math.exp(sigma_x), math.exp(sigma_y), amplitude, explained)

@@ -1,9 +1,8 @@
 """Mixing weights of the token blocks as profiles over the distance between tokens, and their separable products.
 
 A token block mixes along the height, row i of the result being sum_j W_h[i, j] row j, and likewise along the width.
-Row i of W against the offset j - i is the 1-D receptive field that this mixing gives to position i on the grid of
-tokens. The outer product of a height and a width profile is the 2-D field that both would have one after the other;
-the network itself does not multiply them, it adds the two branches channel by channel.
+Row i of W against the offset j - i is the 1-D receptive field of position i on the grid of tokens. The outer product of
+a height and a width profile is the 2-D field of both in sequence; the network adds the two branches instead.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ class Mixing:
 
 
 def mixing_weights(model: SpikingMLP) -> list[Mixing]:
-    """The mixing weights of every token block, in the order of the network; the norms after them are left out."""
+    """The mixing weights of every token block, in the order of the network, without their norms."""
     found = []
     for i, stage in enumerate(model.stages):
         token = stage.blocks.token
@@ -43,7 +42,7 @@ def mixing_weights(model: SpikingMLP) -> list[Mixing]:
 
 
 def profiles(weights: Float[np.ndarray, "side side"]) -> Float[np.ndarray, "side offsets"]:
-    """Rows of mixing weights, each shifted so that its own position is in the middle.
+    """Rows of mixing weights, each shifted so that its position is in the middle.
 
     Args:
         weights: W [out, in].
@@ -52,7 +51,7 @@ def profiles(weights: Float[np.ndarray, "side side"]) -> Float[np.ndarray, "side
         [side, 2 side - 1]: entry (i, side - 1 + d) is W[i, i + d], NaN where there is no token i + d.
 
     Raises:
-        InputError: weights are no square matrix.
+        InputError: the weights are not a square matrix.
     """
     weights = _square(weights)
     side = len(weights)
@@ -63,7 +62,7 @@ def profiles(weights: Float[np.ndarray, "side side"]) -> Float[np.ndarray, "side
 
 
 def mean_profile(weights: Float[np.ndarray, "side side"]) -> Float[np.ndarray, "offsets"]:
-    """Mean of the diagonals of W: the profile that all positions have in common, by offset -(side - 1) to side - 1."""
+    """Mean of each diagonal of W, by offset -(side - 1) to side - 1."""
     side = len(_square(weights))
     return np.array([np.diagonal(weights, offset).mean() for offset in range(1 - side, side)])
 
@@ -84,10 +83,9 @@ def separable_fields(
 
 
 def convolution_share(weights: Float[np.ndarray, "side side"]) -> float:
-    """Share of the weights' energy that one profile for all positions explains, 0 to 1.
+    """Share of the weights' energy explained by one profile for all positions, 0 to 1.
 
-    1 is a Toeplitz matrix, which is a convolution. Independent random weights give (2 side - 1) / side^2 on average: as
-    many means as there are diagonals.
+    1 for a Toeplitz matrix, which is a convolution; (2 side - 1) / side^2 on average for independent random weights.
     """
     weights = _square(weights)
     side = len(weights)
@@ -97,15 +95,15 @@ def convolution_share(weights: Float[np.ndarray, "side side"]) -> float:
 
 
 def energy_within(weights: Float[np.ndarray, "side side"], reach: int) -> tuple[float, float]:
-    """How local mixing is.
+    """Locality of mixing.
 
     Args:
         weights: W [out, in].
-        reach: largest distance |j - i| that counts as near.
+        reach: largest distance |j - i|.
 
     Returns:
-        share of the weights' energy (their squares) at that distance or nearer; the same share if all weights were
-        equal, which is what untrained weights have on average.
+        share of the weights' energy (squares) within that distance; the same if all weights were equal, which is the
+        mean of untrained weights.
     """
     weights = _square(weights)
     index = np.arange(len(weights))

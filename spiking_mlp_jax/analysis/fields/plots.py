@@ -1,4 +1,4 @@
-"""Figures of a study of receptive fields (`field_study.study`)."""
+"""Figures of a receptive-field study (`study.study`)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from spiking_mlp_jax.analysis.fields.summary import LIMIT, NAMES, covariance_row
 from spiking_mlp_jax.analysis.plots import BLUE, GREEN, GREY, ORANGE, RED
 from spiking_mlp_jax.models.config import ModelConfig
 
-MAP = "RdBu_r"  # blue and red stay apart for colour-blind readers; white is zero
+MAP = "RdBu_r"  # distinguishable for colour-blind readers; white is zero
 SHOWN = 8  # fields of a layer in a figure
 
 
@@ -29,7 +29,7 @@ def figures(parts: dict[str, Arrays], config: ModelConfig, layers: list[str]) ->
     Args:
         parts: from `study`.
         config: of the network.
-        layers: that were measured.
+        layers: the measured layers.
     """
     found = {"mixing_profiles": mixing_figure(parts["mixing"]), "separable_fields": separable_figure(parts["mixing"])}
     found["effective_fields"] = effective_figure(parts, layers)
@@ -87,7 +87,7 @@ def separable_figure(part: Arrays) -> Figure:
 
 
 def effective_figure(parts: dict[str, Arrays], layers: list[str]) -> Figure:
-    """Mean squared gradient of the middle token's units, with circles that hold 50 and 90 % of it."""
+    """Mean squared gradient of the middle token's units, with circles that contain 50 and 90 % of it."""
     figure = Figure(figsize=(3.2 * len(layers) + 0.4, 6.2), layout="constrained")
     axes = figure.subplots(2, len(layers), squeeze=False)
     for row, name in zip(axes, NETWORKS, strict=True):
@@ -106,12 +106,12 @@ def effective_figure(parts: dict[str, Arrays], layers: list[str]) -> Figure:
             axis.set_ylim(field.shape[0] - 0.5, -0.5)
             axis.set_title(f"{name}, {_short(layer)}\n{told}", fontsize=9)
             axis.set(xlabel="x (pixels)", ylabel="y (pixels)")
-    figure.suptitle("root mean squared input gradient; circles hold 50 % (line) and 90 % (dashes)", fontsize=10)
+    figure.suptitle("root mean squared input gradient; circles contain 50 % (line) and 90 % (dashes)", fontsize=10)
     return figure
 
 
 def fields_figure(parts: dict[str, Arrays], kind: str, layers: list[str]) -> Figure:
-    """Fields of some units of each layer, their Gabor fits, and the controls' fields."""
+    """Fields of some units of each layer, their Gabor fits, and the controls."""
     rows = [("trained", "trained", "field"), ("its Gabor", "trained", None), ("untrained", "untrained", "field")]
     if any(f"control {layer}" in parts[f"trained/{kind}"] for layer in layers):
         rows.append(("spikes shifted", "trained", "control"))
@@ -145,7 +145,7 @@ def fields_figure(parts: dict[str, Arrays], kind: str, layers: list[str]) -> Fig
 
 
 def quality_figure(parts: dict[str, Arrays], layers: list[str]) -> Figure:
-    """How much of the fields Gabors explain: share of units at or above each R^2, beside the controls."""
+    """Share of units at or above each R^2 of a Gabor fit, and of the controls."""
     figure = Figure(figsize=(3.5 * len(KINDS) + 0.5, 2.6 * len(layers) + 0.5), layout="constrained")
     axes = figure.subplots(len(layers), len(KINDS), squeeze=False, sharex=True, sharey=True)
     curves = (
@@ -176,7 +176,7 @@ def quality_figure(parts: dict[str, Arrays], layers: list[str]) -> Figure:
 
 
 def shapes_figure(parts: dict[str, Arrays], config: ModelConfig, layers: list[str]) -> Figure:
-    """Shapes of the Gabors that explain their fields: n_x and n_y, orientation, spatial frequency, bandwidth."""
+    """Gabors that explain their fields: n_x and n_y, orientation, spatial frequency, bandwidth."""
     figure = Figure(figsize=(13, 3.3 * len(KINDS)), layout="constrained")
     axes = figure.subplots(len(KINDS), 4, squeeze=False)
     for row, kind in zip(axes, KINDS, strict=True):
@@ -209,7 +209,7 @@ def shapes_figure(parts: dict[str, Arrays], config: ModelConfig, layers: list[st
             axis.set_ylim(0, max(1.5, axis.get_ylim()[1]))
             axis.yaxis.set_major_locator(MaxNLocator(4, integer=True))
     figure.suptitle(
-        f"Gabors with R² of at least {LIMIT}; the three on the right without blobs; dashes: one cycle per patch of the "
+        f"Gabors with R² of at least {LIMIT}; the right three without blobs; dashes: one cycle per patch of the "
         "stem; grey: macaque V1",
         fontsize=10,
     )
@@ -217,7 +217,7 @@ def shapes_figure(parts: dict[str, Arrays], config: ModelConfig, layers: list[st
 
 
 def covariance_figure(parts: dict[str, Arrays], layers: list[str]) -> Figure:
-    """Eigenvalues of spike-triggered covariances against the shifted spikes', and the outermost axes."""
+    """Eigenvalues of spike-triggered covariances with the range of the shifted spikes, and the first and last axes."""
     kinds = KINDS[:2]
     figure = Figure(figsize=(5.6 * len(kinds), 2.4 * len(layers) + 0.6), layout="constrained")
     axes = figure.subplots(len(layers), 3 * len(kinds), squeeze=False, width_ratios=[2.2, 1, 1] * len(kinds))
@@ -245,8 +245,8 @@ def covariance_figure(parts: dict[str, Arrays], layers: list[str]) -> Figure:
                 axis.set_title(title, fontsize=8)
             curve.grid(alpha=0.3)
     figure.suptitle(
-        "spike-triggered covariance of one unit a layer beyond its average; grey: range of the shifted spikes; "
-        "pictures: axes of the first and last eigenvalue",
+        "spike-triggered covariance of one unit per layer, without its average; grey: range of the shifted spikes; "
+        "images: axes of the first and last eigenvalue",
         fontsize=8,
     )
     return figure
@@ -274,6 +274,6 @@ def _unit(field):
 
 
 def _mosaic(tiles):
-    # A line of NaN, which is drawn white, between the tiles.
+    # NaN is drawn as a white line between the tiles.
     padded = [[np.pad(tile, ((0, 1), (0, 1)), constant_values=np.nan) for tile in row] for row in tiles]
     return np.block(padded)[:-1, :-1]

@@ -1,4 +1,8 @@
-"""Units of a layer, the stimuli they are shown and their responses."""
+"""Units of a layer, stimuli, and responses: spikes or potentials summed over the time steps.
+
+A unit is one channel of one layer at one token. Layers are named as in `topology.intermediate_names`. Stimuli are white
+noise and natural images, as batches of normalised pixels.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +10,16 @@ import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
 from spiking_mlp_jax.analysis.fields.spike_triggered import Moments
-from spiking_mlp_jax.data.damaged import next_decodable
+from spiking_mlp_jax.analysis.samples import decoded
 from spiking_mlp_jax.data.sources import Source
-from spiking_mlp_jax.data.transforms import fit_image
 from spiking_mlp_jax.errors import InputError, nearest
 from spiking_mlp_jax.models.config import ModelConfig
-from spiking_mlp_jax.models.pixels import normalize
 from spiking_mlp_jax.models.spiking_mlp import SpikingMLP
 from spiking_mlp_jax.models.topology import intermediate_shapes
 
@@ -26,11 +29,11 @@ class Units:
     """Some channels of a layer at one token.
 
     Attributes:
-        layer: such as "stage0.block1.channel.spikes".
+        layer: e.g. "stage0.block1.channel.spikes".
         token: (row, column) on the layer's grid.
-        channels: their numbers.
+        channels: indices.
         grid: tokens along each side of the layer's grid.
-        patch: pixels along each side of what a token stands for.
+        patch: pixels along each side of a token.
     """
 
     layer: str
@@ -57,8 +60,8 @@ def choose_units(
     Args:
         config: of the network.
         layer: name of an intermediate.
-        token: (row, column); None takes the middle one, (side // 2, side // 2).
-        channels: their numbers, or how many, which are then spread evenly; None takes all.
+        token: (row, column); None for the middle, (side // 2, side // 2).
+        channels: indices, or the number of evenly spaced ones; None for all.
 
     Raises:
         InputError: the network has no such layer, token or channel.
@@ -88,17 +91,17 @@ def choose_units(
 
 
 def default_layers(config: ModelConfig) -> list[str]:
-    """The spikes that leave each stage: those of its last block's channel mixing."""
+    """The output of each stage: the spikes of its last block's channel mixing."""
     return [f"stage{i}.block{depth - 1}.channel.spikes" for i, depth in enumerate(config.depths)]
 
 
 def responses(
     model: SpikingMLP, units: Sequence[Units]
 ) -> Callable[[Float[Array, "B H W C"]], list[Float[Array, "B U"]]]:
-    """A function from normalised images to what the units answer.
+    """A function from normalised images to the responses of units.
 
     Args:
-        model: is used in evaluation mode, so that images do not influence each other; it is not changed.
+        model: used in evaluation mode, where images are independent; it is not changed.
         units: one or more groups of units.
 
     Returns:
@@ -114,7 +117,7 @@ def separate_responses(
 ) -> tuple[Callable[..., list[Float[Array, "B U"]]], nnx.State]:
     """The same as a function of the network's variables and the images, and the variables.
 
-    Compiled like this, networks of one shape share a program.
+    Networks of one shape share the compiled program.
     """
     graphdef, variables = nnx.split(evaluation_copy(model))
     steps = model.config.time_steps
@@ -123,7 +126,7 @@ def separate_responses(
         def observe(name, value):
             found = {}
             for i, group in enumerate(units):
-                # The blocks are scanned, so a name seen here has no index yet: all of a stage's blocks are taken.
+                # The blocks are scanned, so names have no block index here: reduce all blocks of the stage.
                 if _scanned(group.layer) == name or group.layer == name:
                     picked = value[:, :, group.token[0], group.token[1], :][..., np.array(group.channels)]
                     found[str(i)] = picked.sum(1) * (steps // value.shape[1])
@@ -141,7 +144,7 @@ def _scanned(layer: str) -> str:
 
 
 def evaluation_copy(model: SpikingMLP) -> SpikingMLP:
-    """The same network in evaluation mode, with variables of its own."""
+    """A copy of the network in evaluation mode."""
     copy = nnx.clone(model)
     copy.eval()
     return copy
@@ -157,23 +160,23 @@ def white_noise(
 
     Args:
         config: of the network, for the images' shape.
-        count: images in all.
-        seed: the same seed gives the same images, whatever the batch size.
+        count: number of images.
+        seed: determines the images, whatever the batch size.
         batch_size: images at a time.
-        std: standard deviation of a pixel, in units of the normalised pixels: 1 is the natural images' own.
+        std: standard deviation of a pixel; 1 for that of natural images.
         kind: "gaussian", or "binary" for pixels of -std and std.
 
     Yields:
         float32 images.
 
     Raises:
-        InputError: an unknown kind, or numbers that are not positive.
+        InputError: unknown kind, or a number that is not positive.
     """
     if kind not in NOISES:
-        raise InputError(f'there is no noise of kind "{kind}": take one of {", ".join(NOISES)}')
+        raise InputError(f'kind must be one of {", ".join(NOISES)}, got "{kind}"')
     for name, value in (("count", count), ("batch_size", batch_size), ("std", std)):
         if not value > 0:
-            raise InputError(f"{name} of white noise is {value}, but it must be positive")
+            raise InputError(f"{name} of white noise must be positive, got {value}")
     rng = np.random.default_rng(seed)
     shape = config.image_size, config.image_size, config.in_channels
     for start in range(0, count, batch_size):
@@ -184,13 +187,13 @@ def white_noise(
 def natural_images(
     source: Source, config: ModelConfig, data: dict[str, Any], count: int, *, seed: int, batch_size: int = 256
 ) -> Iterator[Float[np.ndarray, "B H W C"]]:
-    """Images of a data set in random order, none twice, made into inputs as the network's test images are.
+    """Images of a data set in random order, without repetition, preprocessed like test images.
 
     Args:
         source: from `data.sources.open_source`.
         config: of the network.
         data: the weights' "data": resize_mode, eval_resize, mean, std.
-        count: images in all; of a smaller set all are taken.
+        count: number of images; all of them if the set has fewer.
         seed: of the order.
         batch_size: images at a time.
 
@@ -198,21 +201,19 @@ def natural_images(
         float32 images.
     """
     order = np.random.default_rng(seed).permutation(len(source))[:count]
-    fitting = config.image_size, config.in_channels, data["resize_mode"], data["eval_resize"]
     for start in range(0, len(order), batch_size):
-        chosen = (next_decodable(source, int(i))["image"] for i in order[start : start + batch_size])
-        yield normalize(np.stack([fit_image(image, *fitting) for image in chosen]), data["mean"], data["std"])
+        yield decoded(source, order[start : start + batch_size], config, data).normalised
 
 
 def window(
     images: Float[np.ndarray, "B H W C"], centre: tuple[float, float], side: int
 ) -> Float[np.ndarray, "B side side"]:
-    """Cuts a square out of the images and averages their colours.
+    """Crops a square from the images and averages their colours.
 
     Args:
-        images: any.
-        centre: (row, column) that the square is around; it is moved inwards where it would leave the image.
-        side: of the square; an image's whole side where that is less.
+        images: of any size.
+        centre: (row, column) of the square, which is moved inside the image.
+        side: of the square, at most that of the image.
     """
     sides = images.shape[1:3]
     parts = [min(side, whole) for whole in sides]
@@ -229,31 +230,29 @@ def record_spikes(
     units: Sequence[Units],
     batches: Iterable[Float[np.ndarray, "B H W C"]],
 ) -> Iterator[tuple[Float[np.ndarray, "B H W C"], list[Float[np.ndarray, "B U"]]]]:
-    """Shows images to a network and counts the spikes of some units over all time steps.
+    """Counts the spikes of some units over all time steps, batch by batch.
 
     Args:
-        model: is used in evaluation mode; it is not changed.
-        units: groups of units of layers of spikes.
+        model: used in evaluation mode; it is not changed.
+        units: groups of units; layers must be spikes.
         batches: normalised pixels.
 
     Yields:
         each batch with the counts of each group.
 
     Raises:
-        InputError: a layer of potentials.
+        InputError: a layer is of potentials.
     """
-    import jax
-
     for group in units:
         if not group.layer.endswith(".spikes"):
-            raise InputError(f"{group.layer} is no layer of spikes: take one whose name ends in .spikes")
+            raise InputError(f"{group.layer} is not a layer of spikes: use one whose name ends in .spikes")
     answer, variables = separate_responses(model, units)
     answer = jax.jit(answer)
     full = 0
     for images in batches:
         images = np.asarray(images)
         full = max(full, len(images))
-        # A last, smaller batch is filled up: another shape would be compiled again.
+        # Pad a smaller last batch, which would be compiled again otherwise.
         padded = np.concatenate([images, np.zeros((full - len(images), *images.shape[1:]), images.dtype)])
         yield images, [np.asarray(counts)[: len(images)] for counts in answer(variables, padded)]
 
@@ -261,19 +260,19 @@ def record_spikes(
 def collect(
     model: SpikingMLP, units: Sequence[Units], batches: Iterable[Float[np.ndarray, "B H W C"]], *, shifts: int = 0
 ) -> list[Moments]:
-    """The sums behind the spike-triggered averages of some units under given stimuli.
+    """The sums for spike-triggered averages of some units.
 
     Args:
-        model: is used in evaluation mode; it is not changed.
+        model: used in evaluation mode; it is not changed.
         units: groups of units.
         batches: normalised pixels, in random order if there are shifts.
         shifts: see `Moments`.
 
     Returns:
-        one Moments for each group, over all pixels and colours.
+        one Moments per group, over all pixels and colours.
 
     Raises:
-        InputError: there are no stimuli, or a layer of potentials.
+        InputError: there are no stimuli, or a layer is of potentials.
     """
     moments: list[Moments] = []
     for images, counts in record_spikes(model, units, batches):

@@ -32,21 +32,21 @@ from jaxtyping import Float
 
 from spiking_mlp_jax.errors import InputError
 
-CLEAR = 4.0  # times the energy of chance: an average whose direction can be trusted
+CLEAR = 4.0  # energy of a reliable average, relative to chance
 
 
 class Moments:
-    """Sums over stimuli from which everything else follows.
+    """Sums over stimuli.
 
     Args:
-        pixels: numbers in a stimulus, D.
-        units: how many, U.
-        shifts: how many shifted copies of the counts are kept as a control, K.
+        pixels: size of a stimulus, D.
+        units: number of units, U.
+        shifts: number of shifted copies of the counts, the control, K.
         prior: whether to sum the stimuli's own second moments [D, D].
         triggered: whether to sum the spike-triggered second moments [K + 1, U, D, D].
 
     Attributes (index 0 of K + 1 is the true pairing, the others the shifted ones):
-        stimuli: how many came in.
+        stimuli: number of stimuli.
         x, xx: sums of the stimuli and of their outer products.
         c, cc: sums of the counts and of their squares [K + 1, U].
         cx, cxx: sums of the stimuli, and of their outer products, times the counts.
@@ -68,14 +68,14 @@ class Moments:
         return len(self.c) - 1
 
     def add(self, stimuli: Float[np.ndarray, "B ..."], counts: Float[np.ndarray, "B U"]) -> None:
-        """Takes a batch in; products are computed in the stimuli's dtype and summed in float64.
+        """Adds a batch; products are computed in the stimuli's dtype and summed in float64.
 
         Args:
-            stimuli: D numbers each, of any shape, float32 or float64.
-            counts: spikes of each unit, or any other answers that are not negative.
+            stimuli: of any shape with D elements, float32 or float64.
+            counts: spikes of each unit, or other non-negative responses.
 
         Raises:
-            InputError: shapes that do not fit, numbers that are not finite, or negative counts.
+            InputError: wrong shapes, NaN or inf, or negative counts.
         """
         flat = np.asarray(stimuli)
         flat = flat.reshape(len(flat), -1) if flat.ndim > 1 else flat
@@ -121,16 +121,16 @@ class Moments:
 
 
 def average(moments: Moments, unit: int, *, shift: int = 0, least: float = 1.0) -> Float[np.ndarray, "D"]:
-    """Spike-triggered average, less the mean stimulus.
+    """Spike-triggered average minus the mean stimulus.
 
     Args:
-        moments: after all stimuli.
-        unit: which.
-        shift: 0, or the number of a shifted copy of the counts, for the control.
-        least: spikes that are needed.
+        moments: of all stimuli.
+        unit: its index.
+        shift: 0, or the number of a shifted copy for the control.
+        least: minimum number of spikes.
 
     Raises:
-        InputError: the unit fired less.
+        InputError: too few spikes.
     """
     spikes = _enough(moments, unit, shift, least)
     return moments.cx[shift, unit] / spikes - moments.mean
@@ -141,9 +141,9 @@ class Significance:
     """How far a spike-triggered average is above chance.
 
     Attributes:
-        signal: share of the average's energy (sum of squares) that is not expected by chance; negative where it is
-            weaker than the mean of the controls.
-        p: share of the controls, itself counted among them, with at least its energy; at least 1 / (shifts + 1).
+        signal: share of the average's energy (sum of squares) above chance; negative if it is below the mean of the
+            controls.
+        p: share of averages, itself included, with at least its energy; at least 1 / (shifts + 1).
     """
 
     signal: float
@@ -165,12 +165,12 @@ def significance(moments: Moments, unit: int, least: float = 1.0) -> Significanc
 
 @dataclasses.dataclass(frozen=True)
 class Covariance:
-    """What a spike-triggered covariance shows.
+    """Spectrum of a spike-triggered covariance.
 
     Attributes:
-        values: eigenvalues of the change of covariance that spikes bring, highest first, in units of the stimuli's own
-            variance in that direction (0: spikes change nothing; -1: no variance left).
-        axes: their directions as filters on the stimulus, of length 1 [number, D].
+        values: eigenvalues of the change of covariance given a spike, in descending order, in units of the stimuli's
+            variance in that direction (0: no change; -1: no variance left).
+        axes: eigenvectors as filters on the stimulus, of length 1 [number, D].
         low, high: the lowest and highest eigenvalue of any shifted copy.
     """
 
@@ -181,35 +181,34 @@ class Covariance:
 
     @property
     def excitatory(self) -> int:
-        """Eigenvalues above all of the controls': directions in which both signs make the unit fire.
+        """Number of eigenvalues above all controls: directions in which both signs make the unit fire.
 
-        Of a unit that has none, chance lifts the first one above them once in shifts + 1 times.
+        By chance, the first one exceeds them once in shifts + 1 times.
         """
         return int(np.sum(self.values > self.high))
 
     @property
     def suppressive(self) -> int:
-        """Eigenvalues below all of the controls'."""
+        """Number of eigenvalues below all controls."""
         return int(np.sum(self.values < self.low))
 
 
 def covariance(moments: Moments, unit: int, *, keep: float = 1.0, least: float = 2.0) -> Covariance:
     """Spike-triggered covariance of one unit, compared with that of all stimuli.
 
-    Stimuli are first whitened by their own covariance, restricted to its leading axes. The direction of the average is
-    projected out where the average has at least 4 times the energy of the controls', so that what is left is beyond it;
-    a weaker one is mostly noise, and of a unit that takes energies this noise lies along its axes, which would be lost.
-    For stimuli that are not Gaussian, such as images, an eigenvalue can differ from the controls' merely because
-    stimuli along the average differ in their variance.
+    Stimuli are whitened by the leading axes of their own covariance. The direction of the average is projected out if
+    it has at least 4 times the energy of the controls. A weaker average is mostly noise, which for a unit that computes
+    energies lies along its axes, and these would be lost. For stimuli that are not Gaussian, such as images, an
+    eigenvalue can differ from the controls only because stimuli along the average differ in their variance.
 
     Args:
         moments: with prior and triggered.
-        unit: which.
-        keep: share of the stimuli's variance that the leading axes hold; axes without variance are always left out.
-        least: spikes that are needed.
+        unit: its index.
+        keep: share of the stimuli's variance in the leading axes; axes without variance are always dropped.
+        least: minimum number of spikes.
 
     Raises:
-        InputError: too few spikes, no shifted copies, or sums that were not kept.
+        InputError: too few spikes, no shifted copies, or missing sums.
     """
     triggered = moments.cxx
     if triggered is None:
@@ -229,7 +228,7 @@ def covariance(moments: Moments, unit: int, *, keep: float = 1.0, least: float =
     averages = [average(moments, unit, shift=k, least=max(least, 2.0)) @ whiten for k in range(moments.shifts + 1)]
     energies = [float(np.sum(direction**2)) for direction in averages]
     if energies[0] > 0 and energies[0] >= CLEAR * np.mean(energies[1:]):
-        # An orthonormal basis of what is orthogonal to the average, in whitened coordinates.
+        # An orthonormal basis of the complement of the average, in whitened coordinates.
         whiten = whiten @ np.linalg.svd(averages[0][None])[2][1:].T
 
     def change(shift):
@@ -269,9 +268,9 @@ class LinearFields:
 
     Attributes (index 0 of K + 1 is the true pairing, the others the shifted counts):
         fields: w [K + 1, U, D], spikes per unit of the stimulus.
-        strengths: the r of each [K + 1, U].
-        explained: share of the held-out counts' variance that w predicts [K + 1, U]; negative where it predicts worse
-            than the mean count; NaN where the unit's held-out counts do not vary.
+        strengths: ridge r of each [K + 1, U].
+        explained: share of the held-out counts' variance that w predicts [K + 1, U], 1 only for a linear unit; negative
+            if it predicts worse than the mean count; NaN if the held-out counts are constant.
     """
 
     fields: Float[np.ndarray, "K1 U D"]
@@ -279,20 +278,20 @@ class LinearFields:
     explained: Float[np.ndarray, "K1 U"]
 
     def p(self) -> Float[np.ndarray, "U"]:
-        """Share of the pairings, the true one among them, that explain at least as much as the true one."""
+        """Share of the pairings, the true one included, that explain at least as much as the true one."""
         return np.mean(~(self.explained < self.explained[0]), 0)
 
 
 def linear_fields(fit: Moments, held: Moments, strengths: tuple[float, ...] = STRENGTHS) -> LinearFields:
-    """Estimates the linear fields of all units, and of their shifted counts as a control.
+    """Linear fields of all units, and of their shifted counts as a control.
 
     Args:
-        fit: of the stimuli that are fitted to, with prior.
-        held: of those held out, with prior; likewise shifted.
+        fit: of the stimuli to fit, with prior.
+        held: of the held-out stimuli, with prior and as many shifts.
         strengths: ridges to choose from.
 
     Raises:
-        InputError: sums that do not belong together, fewer than 2 stimuli, or stimuli that do not vary.
+        InputError: sums of different shapes, fewer than 2 stimuli, or constant stimuli.
     """
     if fit.cx.shape != held.cx.shape:
         raise InputError(f"sums to fit to and held-out ones differ in shape: {fit.cx.shape}, {held.cx.shape}")

@@ -7,11 +7,10 @@ the shifted spikes. `summary` turns the result into JSON and tables, `plots` int
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
+import io
 import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,57 +34,36 @@ from spiking_mlp_jax.analysis.fields.responses import (
 )
 from spiking_mlp_jax.analysis.fields.spike_triggered import Moments, average, covariance, linear_fields, significance
 from spiking_mlp_jax.data.sources import Source
-from spiking_mlp_jax.errors import InputError, StorageError
+from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.models.spiking_mlp import SpikingMLP
+from spiking_mlp_jax.utils.files import write_whole
 
 Arrays = dict[str, np.ndarray]
 
 
-class Kept:
-    """Arrays that are computed once and then read from NPZ files.
+def stored(file: Path, fingerprint: str, compute: Callable[[], Arrays]) -> Arrays:
+    """Arrays from an NPZ file; computed and written if it is missing, corrupt or of another fingerprint.
 
-    Args:
-        folder: of the files; it is made when missing.
-        fingerprint: of everything that the arrays depend on; files with another one are computed anew and replaced, as
-            are damaged ones.
+    Raises:
+        InputError: the file cannot be written; StorageError if the disk is full.
     """
-
-    def __init__(self, folder: Path, fingerprint: str):
-        self.folder, self.fingerprint = folder, fingerprint
-
-    def __call__(self, name: str, compute: Callable[[], Arrays]) -> Arrays:
-        """The arrays of that name.
-
-        Raises:
-            StorageError: they cannot be written.
-        """
-        file = self.folder / f"{name}.npz"
-        try:
-            # Opened here, because np.load leaves a file open that is no archive.
-            with open(file, "rb") as stream, np.load(stream, allow_pickle=False) as stored:
-                if str(stored["fingerprint"]) == self.fingerprint:
-                    return {key: stored[key] for key in stored.files if key != "fingerprint"}
-        except (OSError, KeyError, ValueError, EOFError, BadZipFile):
-            pass  # missing, damaged or of other settings: measured anew
-        arrays = compute()
-        content: dict[str, Any] = {"fingerprint": np.array(self.fingerprint), **arrays}
-        temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with open(temporary, "wb") as stream:
-                np.savez_compressed(stream, **content)
-            temporary.replace(file)
-        except OSError as error:
-            raise StorageError(f"cannot write {file} ({error.strerror}): give another folder") from error
-        finally:
-            # Below a file there is nothing to take away, and saying so would hide the error.
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
-        return arrays
+    try:
+        # np.load leaves a file that is no archive open.
+        with open(file, "rb") as stream, np.load(stream, allow_pickle=False) as found:
+            if str(found["fingerprint"]) == fingerprint:
+                return {key: found[key] for key in found.files if key != "fingerprint"}
+    except (OSError, KeyError, ValueError, EOFError, BadZipFile):
+        pass
+    arrays = compute()
+    stream = io.BytesIO()
+    content: dict[str, Any] = {"fingerprint": np.array(fingerprint), **arrays}
+    np.savez_compressed(stream, **content)
+    write_whole(file, stream.getvalue())
+    return arrays
 
 
 def fingerprint(model: SpikingMLP, *others: Any) -> str:
-    """A hash of a network's variables and of whatever else is given, as JSON values or dataclasses."""
+    """A hash of a network's variables and of other JSON values or dataclasses."""
     digest = hashlib.sha256()
     for path, variable in nnx.to_flat_state(nnx.state(model)):
         digest.update(".".join(map(str, path)).encode())
@@ -99,7 +77,7 @@ def fingerprint(model: SpikingMLP, *others: Any) -> str:
 
 
 NETWORKS = ("trained", "untrained")
-KINDS = ("noise", "images", "gradient")  # spike-triggered average, ridge-whitened one, mean gradient
+KINDS = ("noise", "images", "gradient")  # spike-triggered average, the same with a ridge, mean gradient
 CONTROLS = ("field", "pixels", "spikes")  # the field itself, its pixels shuffled within patches, shifted spikes
 FIT_COLUMNS = ("row", "column", "orientation", "frequency", "phase", "sigma_x", "sigma_y", "amplitude", "explained")
 GRADIENT_BATCH = 32
@@ -111,17 +89,17 @@ class Settings:
     """What is measured.
 
     Attributes:
-        layers: of spikes; () takes those that leave each stage.
-        channels: of each layer, spread evenly.
-        noise: white-noise images.
-        images: natural images; a fifth of them is held out to choose ridges.
-        gradients: natural images whose gradients are averaged.
-        covariances: channels of each layer whose spike-triggered covariance is taken.
-        shifts: shifted copies of the spikes, the control.
-        least: spikes below which a unit is left out.
+        layers: of spikes; () for the output of each stage.
+        channels: number of channels of each layer, evenly spaced.
+        noise: number of white-noise images.
+        images: number of natural images; a fifth is held out to choose the ridges.
+        gradients: number of natural images to average gradients over.
+        covariances: number of channels of each layer with a spike-triggered covariance.
+        shifts: number of shifted copies of the spikes, the control.
+        least: minimum number of spikes; units with fewer are skipped.
         contrast: standard deviation of the noise in normalised pixels.
         kind: of noise, "gaussian" or "binary".
-        seed: of everything random.
+        seed: of all random numbers.
         batch_size: images at a time.
     """
 
@@ -147,45 +125,48 @@ def study(
     folder: Path,
     progress: Progress = lambda what, done, total: None,
 ) -> dict[str, Arrays]:
-    """Measures everything, or what is missing of it.
+    """Measures everything that is not stored yet.
 
     Args:
         model: the trained network.
         data: the weights' "data".
         source: natural images, such as the test split.
         settings: what to measure.
-        folder: where finished parts are kept as NPZ files, to go on from after an interruption; parts of other weights
-            or settings are measured anew.
-        progress: told what is going on, how much of it is done, and of how much.
+        folder: of the NPZ files of finished parts, from which an interrupted study resumes; parts of other weights or
+            settings are measured again.
+        progress: called with a description, the number done and the total.
 
     Returns:
         parts: "mixing", "trained/noise", "untrained/gradient", ..., each a dict of arrays whose names end in the layer.
 
     Raises:
-        InputError: no such layer, too few images, or a folder that cannot be written.
+        InputError: no such layer, too few images, or the folder cannot be written.
     """
     config = model.config
     layers = settings.layers or tuple(default_layers(config))
     groups = [choose_units(config, layer, channels=settings.channels) for layer in layers]
     for group in groups:
         if not group.layer.endswith(".spikes"):
-            raise InputError(f"{group.layer} is no layer of spikes: take one whose name ends in .spikes")
+            raise InputError(f"{group.layer} is not a layer of spikes: use one whose name ends in .spikes")
     if min(settings.images, len(source)) < 10:
-        raise InputError(f"the study needs at least 10 images, but there are {min(settings.images, len(source))}")
+        raise InputError(f"the study needs at least 10 images, got {min(settings.images, len(source))}")
 
     def images(count, offset=0, batch_size=settings.batch_size):
         return natural_images(source, config, data, count, seed=settings.seed + offset, batch_size=batch_size)
 
-    # Some of the images stand for all: another data set, or folder, may have as many.
+    # A few images identify the data: another data set may have as many.
     some = [batch.tolist() for batch in images(16, 2, 16)]
-    kept = Kept(folder, fingerprint(model, data, settings, layers, len(source), some))
+    key = fingerprint(model, data, settings, layers, len(source), some)
+
+    def kept(name, compute):
+        return stored(folder / f"{name}.npz", key, compute)
 
     fresh: list[SpikingMLP] = []
 
     def network(name):
         if name == "trained":
             return model
-        if not fresh:  # made when first needed: a study that goes on may not need it at all
+        if not fresh:  # built when first needed; a resumed study may not need it
             shown = images(min(4 * settings.batch_size, len(source)), 1)
             fresh.append(untrained_network(config, shown, seed=settings.seed))
         return fresh[0]
@@ -213,7 +194,7 @@ def study(
 def _gradients(model, groups, images, settings, what, progress) -> Arrays:
     found: Arrays = {}
     for i, group in enumerate(groups):
-        # Of the neurons' input rather than of their spikes: one surrogate less between the unit and the pixels.
+        # Gradients of potentials, not of spikes: one surrogate less between the unit and the pixels.
         units = dataclasses.replace(group, layer=group.layer.removesuffix(".spikes") + ".potential")
 
         def batches(i=i):
@@ -266,7 +247,7 @@ def _noise(model, groups, settings, what, progress) -> Arrays:
 def _images(model, groups, images, settings, what, progress) -> Arrays:
     shape = (model.config.image_size, model.config.image_size, model.config.in_channels)
     units = sum(len(group.channels) for group in groups)
-    # All layers in one: the images' covariance is then summed and decomposed once.
+    # All layers at once, so that the images' covariance is summed and decomposed once.
     fit, held = (Moments(int(np.prod(shape)), units, shifts=settings.shifts, prior=True) for _ in range(2))
     windows = _Windows(groups, model.config, settings)
     for seen, counts in record_spikes(model, groups, images(settings.images)):
@@ -279,7 +260,7 @@ def _images(model, groups, images, settings, what, progress) -> Arrays:
         progress(what, fit.stimuli + held.stimuli, settings.images)
     if min(fit.stimuli, held.stimuli) < 2:
         raise InputError(
-            f"{fit.stimuli} images to fit and {held.stimuli} held out are too few: take more images, or batches of 10"
+            f"{fit.stimuli} images to fit and {held.stimuli} held out are too few: use more images, or batches of 10"
         )
     result = linear_fields(fit, held)
     found: Arrays = {"stimuli": np.array(fit.stimuli + held.stimuli)}
@@ -301,7 +282,7 @@ def _images(model, groups, images, settings, what, progress) -> Arrays:
 
 
 class _Windows:
-    """Spike-triggered covariances of a few units, in a grey window around their token."""
+    """Spike-triggered covariances of a few units, in a greyscale window around their token."""
 
     def __init__(self, groups: Sequence[Units], config, settings: Settings):
         self.settings = settings
@@ -333,7 +314,7 @@ class _Windows:
                     continue
                 result = covariance(moments, unit, keep=keep)
                 ends = result.axes[[0, -1]].reshape(2, side, side)
-                # One less where the average was strong enough to be projected out.
+                # One value less if the average was strong enough to be projected out.
                 values = np.full(side**2, np.nan)
                 values[: len(result.values)] = result.values
                 rows.append((channel, result.excitatory, result.suppressive, values, result.low, result.high, ends))
@@ -408,7 +389,7 @@ def _grey(field):
 
 
 def _fit(field) -> np.ndarray:
-    # Left out: units without enough spikes, fields that are too small, and units that no pixel reaches.
+    # NaN for units with too few spikes, small fields, and units that no pixel reaches.
     if min(field.shape) < SMALLEST or np.isnan(field).any() or np.ptp(field) <= 1e-12 * np.abs(field).max():
         return np.full(len(FIT_COLUMNS), np.nan)
     gabor = fit_gabor(field, starts=2)

@@ -15,7 +15,7 @@ from spiking_mlp_jax.analysis.fields.mixing import convolution_share, energy_wit
 from spiking_mlp_jax.analysis.fields.study import CONTROLS, FIT_COLUMNS, KINDS, NETWORKS, Arrays, Settings
 from spiking_mlp_jax.models.config import ModelConfig
 
-LIMIT = 0.5  # R^2 from which a Gabor is said to explain a field
+LIMIT = 0.5  # R^2 from which a Gabor explains a field
 NAMES = {
     "noise": "spike-triggered average, white noise",
     "images": "linear field, natural images",
@@ -24,20 +24,20 @@ NAMES = {
 
 
 def gabors(fits: np.ndarray) -> list[Gabor | None]:
-    """Rows of FIT_COLUMNS as Gabor functions; None where no fit was made."""
+    """Rows of FIT_COLUMNS as Gabor functions; None for rows without a fit."""
     return [None if np.isnan(row).any() else Gabor(**dict(zip(FIT_COLUMNS, row.tolist(), strict=True))) for row in fits]
 
 
 def fit_summary(fits: np.ndarray, limit: float = LIMIT) -> dict[str, Any]:
-    """What a set of fits says.
+    """Statistics of a set of fits.
 
     Args:
         fits: [units, FIT_COLUMNS].
         limit: R^2 from which a Gabor explains a field.
 
     Returns:
-        units, fitted: how many; median_r2 of those fitted; explained: share of those fitted at or above the limit;
-        oriented: share of those fitted that are also band-pass, and so no blobs; and medians over the explained ones.
+        units, fitted: numbers; median_r2 of the fitted ones; explained: share of these at or above the limit; oriented:
+        share of these that are also band-pass, i.e. no blobs; medians over the oriented ones.
     """
     found = [gabor for gabor in gabors(fits) if gabor is not None]
     good = [gabor for gabor in found if gabor.explained >= limit]
@@ -63,14 +63,14 @@ def fit_summary(fits: np.ndarray, limit: float = LIMIT) -> dict[str, Any]:
 
 
 def higher(fits: np.ndarray, others: np.ndarray) -> float | None:
-    """Probability that R^2 is so much higher in one set of fits than in the other by chance (Mann-Whitney, one-sided).
+    """One-sided Mann-Whitney test that R^2 is higher in one set of fits than in the other.
 
     Args:
         fits: [units, FIT_COLUMNS].
         others: likewise, of any number of units.
 
     Returns:
-        p; None where either has fewer than 2 fits.
+        p; None if either has fewer than 2 fits.
     """
     one, two = (table[np.isfinite(table[:, -1]), -1] for table in (fits, others))
     if min(len(one), len(two)) < 2:
@@ -79,13 +79,13 @@ def higher(fits: np.ndarray, others: np.ndarray) -> float | None:
 
 
 def summarize(parts: dict[str, Arrays], config: ModelConfig, settings: Settings, layers: list[str]) -> dict[str, Any]:
-    """The figures of a study as JSON values.
+    """The results of a study as JSON values.
 
     Args:
         parts: from `study`.
         config: of the network.
         settings: of the study.
-        layers: that were measured.
+        layers: the measured layers.
 
     Returns:
         settings; mixing, of each block; effective_fields, spikes, covariance and gabors by network and layer; stem.
@@ -154,9 +154,9 @@ def _spikes(part, layer, settings) -> dict[str, Any]:
 
 
 def covariance_rows(part: Arrays, layer: str) -> np.ndarray:
-    """Which of a layer's covariances rest on at least as many spikes as the window has pixels.
+    """Indices of a layer's covariances with at least as many spikes as the window has pixels.
 
-    Fewer leave directions in which no spike ever was.
+    With fewer, some directions have no spike at all.
     """
     if f"channel {layer}" not in part:
         return np.zeros(0, int)
@@ -211,7 +211,7 @@ def _stem(part, config: ModelConfig) -> dict[str, Any]:
     if side < SMALLEST:
         return {
             "kernel": side,
-            "why_not": f"{side} x {side} pixels are fewer than the {SMALLEST} x {SMALLEST} of a fit",
+            "why_not": f"{side} x {side} pixels, but a fit needs {SMALLEST} x {SMALLEST}",
         }
     fits = {
         f"{name}_{kind}": fit_summary(part[f"{name} gabors {kind} stem"]) for name in NETWORKS for kind in CONTROLS[:2]
@@ -226,13 +226,13 @@ def _median(values) -> float | None:
 
 
 def table(document: dict[str, Any]) -> str:
-    """The short tables that the command prints; they are Markdown too."""
+    """The tables that `spiking-mlp probe receptive-fields` prints, as Markdown."""
     layers = document["settings"]["layers"]
     texts = [
         "Effective receptive fields: radius in pixels that holds 50 % and 90 % of the mean squared gradient.",
         _sizes(document["effective_fields"], layers),
         "Units whose spike-triggered average (white noise) or linear field (images) is above all controls, of those "
-        "with enough spikes; in brackets the median share of its energy that is not chance, or of the held-out spike "
+        "with enough spikes; in brackets the median share of its energy above chance, or of the held-out spike "
         "counts' variance that it predicts.",
         _driven(document["spikes"], layers),
         "Units whose spike-triggered covariance has axes beyond the average: with more, and with less variance than "
