@@ -129,5 +129,5 @@ def test_samples_are_what_the_network_gets(tmp_path):
     assert found.labels.tolist() == [0, 1, 2] and found.class_names == ["bird", "cat", "dog"]
     np.testing.assert_allclose(found.normalised, (found.raw / 255 - 0.25) / 0.5, rtol=1e-5, atol=1e-6)
     assert len(samples.take(model.config, data, 99, data_dir=str(folder)).labels) == 12
-    with pytest.raises(InputError, match="at least one"):
+    with pytest.raises(InputError, match="count must be at least 1, got 0"):
         samples.take(model.config, data, 0, data_dir=str(folder))
