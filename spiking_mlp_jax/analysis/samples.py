@@ -112,7 +112,8 @@ def decoded(source: Source, indices: Iterable[float], config: ModelConfig, data:
     raw = np.stack([fit_image(record["image"], *fitting) for record in records])
     labels = np.array([int(record["label"]) for record in records])
     normalised = np.asarray(normalize(raw, data["mean"], data["std"]))
-    return Samples([record["image"] for record in records], raw, normalised, labels, list(data["class_names"]))
+    names = list(data.get("class_names", source.class_names))
+    return Samples([record["image"] for record in records], raw, normalised, labels, names)
 
 
 def drawn(source: Source, count: int, seed: int) -> Chosen:

@@ -105,8 +105,8 @@ def test_interrupted_nothing_half_written_stays(workdir, tmp_path, capsys, monke
     "options, message",
     [
         (("--layer", "stage0.block0.chanel.spikes"), 'no layer "stage0.block0.chanel.spikes": did you mean'),
-        (("--layer", "stage0.block0.channel.potential"), "no layer of spikes"),
-        (("--images", 5), "at least 10 images, but there are 5"),
+        (("--layer", "stage0.block0.channel.potential"), "is not a layer of spikes"),
+        (("--images", 5), "at least 10 images, got 5"),
         (("--seed", -1), "--seed is -1"),
         (("--contrast", 0), "must be a positive number"),
         (("--units", 0), "whole number"),
@@ -198,7 +198,8 @@ def test_output_that_is_a_file(workdir, tmp_path, capsys):
     assert (status, err.count("\n")) == (2, 1)
     assert "is not a folder" in err
     status, _, err = run(capsys, "probe", "receptive-fields", workdir, "-o", file / "below", *SMALL)
-    assert status and err.splitlines()[-1].startswith("error: cannot write") and "give another folder" in err
+    assert status and err.splitlines()[-1].startswith(f"error: {file / 'below'}")
+    assert "cannot be written" in err and "give another place" in err
     assert run(capsys, "probe", "receptive-fields", "no_such_net", "-o", tmp_path)[0] == 2
     status, out, _ = run(capsys, "probe")
     assert status == 0
