@@ -107,7 +107,7 @@ def test_interrupted_nothing_half_written_stays(workdir, tmp_path, capsys, monke
         (("--layer", "stage0.block0.chanel.spikes"), 'no layer "stage0.block0.chanel.spikes": did you mean'),
         (("--layer", "stage0.block0.channel.potential"), "is not a layer of spikes"),
         (("--images", 5), "at least 10 images, got 5"),
-        (("--seed", -1), "--seed is -1"),
+        (("--seed", -1), "--seed must be at least 0 and below 2**31, got -1"),
         (("--contrast", 0), "must be a positive number"),
         (("--units", 0), "whole number"),
         (("--data-dir", "/nowhere"), "/nowhere"),
