@@ -1,4 +1,4 @@
-"""Pages of the documentation site that are made and not written; `mkdocs.yml` names this file as a hook.
+"""Generates pages of the documentation site; a hook of `mkdocs.yml`.
 
     notebooks/NAME.ipynb     a page of its cells and their committed outputs
     spiking_mlp_jax/**.py    a page of docstrings for each public module, filled in by mkdocstrings
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import ast
 import base64
+import inspect
 import json
 import os
 from collections.abc import Iterator
@@ -22,43 +23,49 @@ from typing import Any
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
+import spiking_mlp_jax as smlp
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = "spiking_mlp_jax"
-# Folders of the package in reading order; others follow them under their own names.
+# Folders of the package, in reading order, and their titles.
 TITLES = {
-    "": "Network",
+    "nn": "Neurons and layers",
+    "models": "Networks",
     "data": "Data",
     "train": "Training",
-    "infer": "Inference",
-    "interop": "Other frameworks",
-    "probe": "Probes",
+    "deploy": "Deployment",
+    "interop": "Exchange",
+    "analysis": "Analysis",
+    "sweep": "Sweeps",
+    "utils": "Utilities",
+    "": "Errors",
 }
-# The network's modules in reading order; others follow.
-NETWORK = (
-    "config",
+# Modules that are read first, in their order; others follow by name.
+FIRST = (
     "surrogate",
     "neuron",
     "dynamics",
     "norm",
     "layers",
-    "patch",
-    "mixing",
-    "model",
+    "fused",
+    "config",
+    "spiking_mlp",
     "topology",
-    "weights",
+    "loop",
+    "step",
 )
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Adds the made pages to the navigation."""
+    """Adds the generated pages to the navigation."""
     nav: list[Any] = config.nav or []
     notebooks = {title: page for page, title in ((_page(path), _title(path)) for path in notebook_files())}
     # Behind the how-to pages, and at the end.
     nav.insert(3, {"Notebooks": [{title: page} for title, page in notebooks.items()]})
     groups: list[Any] = [{"Commands": "reference/commands.md"}]
     for folder, modules in module_groups().items():
-        pages = [{path.stem: _reference(path)} for path in modules]
-        groups.append({TITLES.get(folder, folder.replace("_", " ").capitalize()): pages})
+        pages = [{_short(path).removeprefix(f"{folder}."): _reference(path)} for path in modules]
+        groups.append({_folder_title(folder): pages})
     placed = set(_pages(nav))
     others = [path.name for path in sorted((ROOT / "docs").glob("*.md")) if path.name not in placed]
     if others:
@@ -69,7 +76,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Adds the made pages themselves."""
+    """Adds the generated pages themselves."""
     for path in notebook_files():
         for name, content in notebook_page(path).items():
             files.append(File.generated(config, f"notebooks/{name}", content=content))
@@ -77,33 +84,42 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     files.append(File.generated(config, "reference/index.md", content=index_page()))
     for modules in module_groups().values():
         for path in modules:
-            name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
-            content = f"# {name.partition('.')[2]}\n\n::: {name}\n"
+            content = f"# {_short(path)}\n\n::: {_module(path)}\n"
             files.append(File.generated(config, _reference(path), content=content))
     return files
 
 
 def module_groups() -> dict[str, list[Path]]:
-    """Public modules of the package by folder, in reading order. Commands have a page of their own."""
+    """Public modules of the package by folder, in reading order. Commands have their own page."""
     found: dict[str, list[Path]] = {folder: [] for folder in TITLES}
-    for path in sorted((ROOT / PACKAGE).rglob("*.py")):
-        folder = path.parent.relative_to(ROOT / PACKAGE).as_posix().removeprefix(".")
-        hidden = path.stem.startswith(("_", "cli")) or not path.read_text(encoding="utf-8").strip()
+    first = {name: i for i, name in enumerate(FIRST)}
+    files = (ROOT / PACKAGE).rglob("*.py")
+    for path in sorted(files, key=lambda path: (len(path.parts), first.get(path.stem, len(first)), path)):
+        folder, *rest = path.relative_to(ROOT / PACKAGE).parent.parts or ("",)
+        # An __init__ counts where it defines something.
+        defines = any(isinstance(x, ast.FunctionDef | ast.ClassDef) for x in ast.parse(path.read_text("utf-8")).body)
+        hidden = folder == "cli" or (path.stem.startswith("_") and not (rest and defines))
         if not hidden:
             found.setdefault(folder, []).append(path)
-    first = {name: i for i, name in enumerate(NETWORK)}
-    found[""].sort(key=lambda path: (first.get(path.stem, len(first)), path.stem))
     return {folder: modules for folder, modules in found.items() if modules}
 
 
 def index_page() -> str:
-    """A line a module."""
-    lines = ["# API reference", "", "Generated from docstrings. The modules of the network stand in reading order.", ""]
+    """The public names, then all modules by folder."""
+    lines = ["# API reference", "", "Generated from docstrings.", "", "## `import spiking_mlp_jax as smlp`", ""]
+    lines += ["| name | |", "|---|---|"]
+    for name in dir(smlp):
+        thing = getattr(smlp, name)
+        if not (inspect.isfunction(thing) or inspect.ismethod(thing) or inspect.isclass(thing)):
+            continue
+        page = _reference(ROOT / (thing.__module__.replace(".", "/") + ".py")).removeprefix("reference/")
+        lines.append(f"| [`smlp.{name}`]({page}#{thing.__module__}.{thing.__qualname__}) | {_first(thing.__doc__)} |")
+    lines.append("")
     for folder, modules in module_groups().items():
-        lines += [f"## {TITLES.get(folder, folder.replace('_', ' ').capitalize())}", "", "| module | |", "|---|---|"]
+        lines += [f"## {_folder_title(folder)}", "", "| module | |", "|---|---|"]
         for path in modules:
-            name = path.relative_to(ROOT / PACKAGE).with_suffix("").as_posix().replace("/", ".")
-            lines.append(f"| [{name}]({_reference(path).removeprefix('reference/')}) | {_summary(path)} |")
+            text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+            lines.append(f"| [{_short(path)}]({_reference(path).removeprefix('reference/')}) | {_first(text)} |")
         lines.append("")
     return "\n".join(lines)
 
@@ -185,11 +201,22 @@ def _page(path: Path) -> str:
     return f"notebooks/{path.stem}.md"
 
 
+def _module(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def _short(path: Path) -> str:
+    return _module(path).removeprefix(f"{PACKAGE}.")
+
+
 def _reference(path: Path) -> str:
-    return f"reference/{path.relative_to(ROOT / PACKAGE).with_suffix('.md').as_posix()}"
+    return f"reference/{_short(path).replace('.', '/')}.md"
 
 
-def _summary(path: Path) -> str:
-    """The first sentence of a module's docstring."""
-    text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-    return " ".join(text.split("\n\n")[0].split()).replace("|", "\\|")
+def _folder_title(folder: str) -> str:
+    return TITLES.get(folder, folder.replace("_", " ").capitalize())
+
+
+def _first(docstring: str | None) -> str:
+    """The first paragraph of a docstring, for a table."""
+    return " ".join((docstring or "").split("\n\n")[0].split()).replace("|", "\\|")

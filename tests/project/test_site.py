@@ -99,13 +99,16 @@ def test_no_page_names_a_place_of_this_machine(pages):
 def test_every_module_and_notebook_has_its_page(site, pages):
     modules = [path for path in (ROOT / "spiking_mlp_jax").rglob("*.py") if path.read_text().strip()]
     for module in modules:
-        if not module.stem.startswith(("_", "cli")):
-            relative = module.relative_to(ROOT / "spiking_mlp_jax").with_suffix(".html")
+        relative = module.relative_to(ROOT / "spiking_mlp_jax").with_suffix(".html")
+        if relative.parts[0] != "cli" and not module.stem.startswith("_"):
             assert (site / "reference" / relative).is_file(), relative
     for notebook in (ROOT / "notebooks").glob("*.ipynb"):
         page = pages[site / "notebooks" / f"{notebook.stem}.html"]
         assert any(load.endswith(".png") for load in page.loads)
-    lif = "".join(pages[site / "reference" / "neuron.html"].words)
+    lif = "".join(pages[site / "reference" / "nn" / "neuron.html"].words)
     assert "Leaky integrate-and-fire neurons." in lif and "Raises" in lif and "lif(jnp.full(7, 1.3))" in lif
+    index = pages[site / "reference" / "index.html"]
+    assert "nn/neuron.html#spiking_mlp_jax.nn.neuron.lif" in index.links
+    assert "interop/official.html" in index.links
     compile_ = "".join(pages[site / "reference" / "commands.html"].words)
     assert "make an integer network without multiplications" in compile_
