@@ -277,7 +277,7 @@ def test_slurm_jobs_stop_requeue_and_outlive_the_command(tmp_path, monkeypatch, 
     wait_for(checkpoints)
     command.send_signal(signal.SIGINT)
     assert command.wait(20) == 75
-    wait_for(lambda: "interrupted: the same command continues at step" in log())
+    wait_for(lambda: "interrupted: rerun the same command to resume at step" in log())
     assert not (out / "results/t1").exists() and not (folder / "slurm_job.json").exists()
     assert "--partition=x" in (slurm / "1.sh").read_text() and "--time=10" in (slurm / "1.sh").read_text()
 
