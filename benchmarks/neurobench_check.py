@@ -1,4 +1,4 @@
-"""Operations as `infer.cost` counts them against the `neurobench` package, on the same network in PyTorch.
+"""Operations counted by `deploy.cost` against the `neurobench` package, on the same network in PyTorch.
 
     python -m benchmarks.neurobench_check [--weights fashion_mnist] [--images 100] [--json FILE]
 
@@ -139,7 +139,7 @@ def differences(ours: Cost, theirs: dict[str, Any]) -> tuple[list[str], list[str
 
 
 def main(arguments=None) -> int:
-    parser = argparse.ArgumentParser(description="Operations by infer.cost against NeuroBench.")
+    parser = argparse.ArgumentParser(description="Operations by deploy.cost against NeuroBench.")
     parser.add_argument("--weights", default="fashion_mnist", help="weights folder or shipped network")
     parser.add_argument("--images", type=int, default=100, help="how many test images (default: 100)")
     parser.add_argument("--json", metavar="FILE", help="also write all counts")

@@ -1,30 +1,27 @@
 """CIFAR-10, from TFDS (prepare it once with `tfds build cifar10`).
 
-    python train.py --config configs/cifar10.py --workdir runs/cifar10
+    spiking-mlp train --config cifar10 --workdir runs/cifar10
 
 or from DIR/train/<class>/*.png and DIR/test/<class>/*.png:
 
-    python train.py --config configs/cifar10.py --config.dataset=folder --config.data_dir=DIR --workdir runs/cifar10
+    spiking-mlp train --config cifar10 --config.dataset=folder --config.data_dir=DIR --workdir runs/cifar10
 
-32 px images and patches of 2. Hardware: one GPU.
-Result: not measured here.
+32 px, patch 2. Hardware: one GPU. Result: not measured here.
 
-    python train.py --config configs/cifar10.py:one_step --config.data_dir=DIR --workdir runs/cifar10_one_step
-    python train.py --config configs/cifar10.py:small --config.data_dir=DIR \\
+    spiking-mlp train --config cifar10:one_step --config.data_dir=DIR --workdir runs/cifar10_one_step
+    spiking-mlp train --config cifar10:small --config.data_dir=DIR \\
         --config.init_weights=runs/cifar10_one_step --workdir runs/cifar10_small
 
-The same folder with every kind of augmentation (crop, flip, RandAugment, colour jitter, random erasing, mixup, cutmix,
-label smoothing), for two CPU cores and three hours: a step of one time step takes less than a quarter of the time, so
-the network first learns at T=1 and goes on at T=4. Augmentation is milder than ImageNet's, as such a small network
-underfits.
+A small network on the same folder with every augmentation (crop, flip, RandAugment, colour jitter, random erasing,
+mixup, cutmix, label smoothing), for two CPU cores and three hours. A step at T=1 takes less than a quarter of the time
+at T=4, so it trains at T=1 first. Augmentation is milder than ImageNet's, as so small a network underfits.
 Hardware: 2 CPU cores.
-Result: 73.65 % of the test set with T=1, then 75.86 % with T=4, of images re-compressed as JPEGs of about quality 75
+Result: test accuracy 73.65 % at T=1, then 75.86 % at T=4, on images re-compressed as JPEGs of about quality 75
 (docs/cifar10.md; logs: docs/runs/cifar10_one_step, docs/runs/cifar10).
 
-    python train.py --config configs/cifar10.py:224 --workdir runs/cifar10_224
+    spiking-mlp train --config cifar10:224 --workdir runs/cifar10_224
 
-MLP-SPE-T on images enlarged to 224 px, as in the paper. Hardware: 8 GPUs.
-Result: not measured here.
+MLP-SPE-T on images enlarged to 224 px, as in the paper. Hardware: 8 GPUs. Result: not measured here.
 """
 
 from spiking_mlp_jax.errors import InputError, nearest
@@ -33,7 +30,7 @@ from spiking_mlp_jax.train.config import default_config
 
 
 def get_config(arg="32"):
-    """The experiment; `arg` is "32" or "224", the image size, or a stage of the small one: "one_step", "small"."""
+    """The experiment; `arg` is an image size, "32" or "224", or a stage of the small one, "one_step" or "small"."""
     known = ("32", "224", "one_step", "small")
     if arg not in known:
         raise InputError(f'unknown argument "{arg}" of configs/cifar10.py: {nearest(arg, known)}')

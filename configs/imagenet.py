@@ -1,10 +1,11 @@
-"""ImageNet-1k at 224 px with the official recipe, one argument for each network of the paper.
+"""ImageNet-1k at 224 px with the official recipe, an argument for each network of the paper.
 
-    python train.py --config configs/imagenet.py:mlp_spe_t --config.data_dir=DIR --workdir runs/mlp_spe_t
+    spiking-mlp train --config imagenet:mlp_spe_t --config.data_dir=DIR --workdir runs/mlp_spe_t
 
-DIR holds train/<class>/*.jpg and val/<class>/*.jpg. With a prepared TFDS copy instead:
+DIR holds train/<class>/*.jpg and val/<class>/*.jpg. With a TFDS copy (`spiking-mlp prepare imagenet`) in DIR:
 
-    python train.py --config configs/imagenet.py:mlp_spe_t --config.dataset=tfds:imagenet2012 --workdir runs/mlp_spe_t
+    spiking-mlp train --config imagenet:mlp_spe_t --config.dataset=tfds:imagenet2012 --config.data_dir=DIR \\
+        --workdir runs/mlp_spe_t
 
 The other networks are mlp_t, mlp_s, mlp_spe_s and mlp_spe_b.
 Hardware: 8 GPUs. Result: not measured here.
@@ -32,8 +33,8 @@ def get_config(arg="mlp_spe_t"):
     config.remat = "block"
     config.dtype = "bfloat16"  # the official run used mixed precision
 
-    # Data. docs/data.md has what each of these does. The official command line also has colour jitter 0.4, which timm
-    # leaves out beside RandAugment; config.color_jitter would put it in.
+    # Data; docs/data.md explains the fields. The official command line also has colour jitter 0.4, which timm skips
+    # beside RandAugment; config.color_jitter would add it.
     config.dataset = "folder"
     config.random_resized_crop = True
     config.flip = True
@@ -48,8 +49,8 @@ def get_config(arg="mlp_spe_t"):
     config.std = (0.229, 0.224, 0.225)
     config.workers = 16
 
-    # Optimisation. A batch norm's statistics are of 64 images, as in the official run with 8 GPUs, where devices *
-    # accumulate is 8; of one device's share of a micro-batch elsewhere.
+    # Optimisation. Batch norms see 64 images, as in the official run on 8 GPUs, where devices * accumulate is 8; else
+    # one device's part of a micro-batch.
     config.batch_size = 512
     config.norm_statistics = "device"
     config.eval_batch_size = 512

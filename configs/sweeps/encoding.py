@@ -2,12 +2,12 @@
 
     spiking-mlp sweep configs/sweeps/encoding.py --workdir runs/ablations --workers 2
 
-The parameters differ: the table counts them. docs/results.md has the results.
+Parameter counts differ and are in the table. Results: docs/results.md.
 """
 
 
 def get_sweep():
-    """Runs, and what they start from."""
+    """Runs and their base."""
     return {
         "title": "Encoding between stages",
         "base": "configs/fashion_mnist.py:demo",

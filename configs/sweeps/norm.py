@@ -2,14 +2,14 @@
 
     spiking-mlp sweep configs/sweeps/norm.py --workdir runs/ablations --workers 2
 
-tdBN multiplies a BatchNorm by the threshold. At the threshold 1 of the base that is BatchNorm itself, so it is compared
-at the threshold 0.5, with BatchNorm there (`half`) beside it. LayerNorm depends on what it normalises: such a network
-cannot become one of integers. docs/results.md has the results.
+tdBN multiplies a BatchNorm by the threshold. At the base's threshold of 1 that is BatchNorm itself, so they are
+compared at 0.5 (`tdbn_half`, `half`). LayerNorm depends on its input, so such a network cannot be folded to integers.
+Results: docs/results.md.
 """
 
 
 def get_sweep():
-    """Runs, and what they start from."""
+    """Runs and their base."""
     return {
         "title": "Norms",
         "base": "configs/fashion_mnist.py:demo",

@@ -5,7 +5,7 @@ spiking-mlp sweep configs/sweeps/norm_features.py --workdir runs/ablations --wor
 
 
 def get_sweep():
-    """Runs, and what they start from."""
+    """Runs and their base."""
     return {
         "title": "Features of the channel block's norms",
         "base": "configs/fashion_mnist.py:demo",

@@ -1,11 +1,11 @@
-"""Surrogate gradients and their sharpness, a line for each surrogate over its alpha.
+"""Surrogate gradients over their sharpness alpha, one line each.
 
 spiking-mlp sweep configs/sweeps/surrogate.py --workdir runs/ablations --workers 2
 """
 
 
 def get_sweep():
-    """Runs, and what they start from."""
+    """Runs and their base."""
     runs = {
         f"{surrogate}_{alpha:g}": {"surrogate": surrogate, "surrogate_alpha": alpha}
         for surrogate in ("sigmoid", "atan", "triangle", "rectangle")

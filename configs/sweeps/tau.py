@@ -1,13 +1,13 @@
-"""The membrane time constant, from neurons that forget each step's potential at once (tau 1) to slow ones.
+"""The membrane time constant, from no memory (tau 1) to slow neurons.
 
     spiking-mlp sweep configs/sweeps/tau.py --workdir runs/ablations --workers 2
 
-A leak by a power of two is a shift: with tau 1.5 and 3 there is no integer network.
+A leak by a power of two is a shift: tau 1.5 and 3 have no integer network.
 """
 
 
 def get_sweep():
-    """Runs, and what they start from."""
+    """Runs and their base."""
     return {
         "title": "Membrane time constant",
         "base": "configs/fashion_mnist.py:demo",

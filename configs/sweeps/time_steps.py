@@ -2,13 +2,13 @@
 
     spiking-mlp sweep configs/sweeps/time_steps.py --workdir runs/ablations --workers 2
 
-The network and the 20,000 + 10,000 images of `configs/fashion_mnist.py:demo`, and 5 passes over them. The sweeps of
-this folder share the run `base` when they share a workdir. docs/results.md has the results.
+The network and the 20,000 + 10,000 images of `fashion_mnist:demo`, five epochs. Sweeps of this folder share the run
+`base` in a common workdir. Results: docs/results.md.
 """
 
 
 def get_sweep():
-    """Runs, and what they start from."""
+    """Runs and their base."""
     return {
         "title": "Time steps",
         "base": "configs/fashion_mnist.py:demo",
