@@ -152,7 +152,7 @@ def all_reduce_bytes(size: float, devices: int) -> float:
 
 
 def gather_bytes(size: float, devices: int) -> float:
-    """What each sends to put together, or to sum and share out, `size` bytes over a ring: (n - 1) / n of them."""
+    """Bytes each sends in an all-gather or reduce-scatter of `size` bytes over a ring: (n - 1) / n of them."""
     return (devices - 1) / devices * size
 
 
@@ -174,7 +174,7 @@ def moved_between(config: Config, state: TrainState, devices: int) -> tuple[floa
     shared_bytes = sum(size_of(x) for x in jax.tree.leaves(state.params) if is_sharded(x.shape, config.fsdp))
     averages = sum(size_of(x) for x in jax.tree.leaves(state.stats) if _is_average(x))
     sent = all_reduce_bytes(bytes_of(state.params) - shared_bytes + averages, devices)
-    # Parts are put together and gradients shared out along "fsdp"; each part is summed along "data".
+    # All-gather of parameters and reduce-scatter of gradients along "fsdp"; each shard is summed along "data".
     sent += 2 * gather_bytes(shared_bytes, fsdp) + all_reduce_bytes(shared_bytes / fsdp, devices // fsdp)
     messages = 1 if fsdp == 1 else 3
     if config.norm_statistics == "global":

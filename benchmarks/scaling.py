@@ -5,9 +5,9 @@
     python -m benchmarks.scaling --devices 8 --fsdp 8 --accumulate 2 --variants mlp_spe_b
 
 Nothing is run. "temporaries" are what this machine's compiler plans for one device's share of a step, gradients
-included: compiled with 4 and with 8 images in a micro-batch and continued in a straight line, because for many images
-compiling takes minutes; --no-compile leaves them out. Everything else is computed: `benchmarks/roofline.py`
-has the formulas and the chips' figures. Bounds are no forecasts.
+included: compiled with 4 and with 8 images in a micro-batch and extrapolated linearly, because compilation for many
+images takes minutes; --no-compile omits them. Everything else is computed: `benchmarks/roofline.py`
+has the formulas and the chips' figures. Bounds are not forecasts.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ TRAINING_IMAGES = 1_281_167
 # Images in a micro-batch for which steps are compiled.
 COMPILED = (4, 8)
 MEMORY = (
-    *("network", "parameters, M", "parameters, MB", "optimiser, MB", "put together, MB", "images, MB"),
+    *("network", "parameters, M", "parameters, MB", "optimiser, MB", "gathered, MB", "images, MB"),
     *("temporaries, GB", "sum, GB"),
 )
 WORK = ("network", "TFLOP", "in memory, GB", "sent, MB", "messages")
@@ -62,7 +62,7 @@ def measure(config: Config, devices: int, compile_it: bool) -> dict[str, Any]:
         "parameter_bytes": own,
         "optimizer_bytes": roofline.device_bytes(state.opt_state, config.fsdp),
         "average_bytes": roofline.bytes_of(state.stats),
-        # What is stored in parts is put together for a step.
+        # Sharded parameters are gathered for a step.
         "gathered_bytes": parameters if config.fsdp > 1 else 0,
         "image_bytes": images * (model.image_size**2 * model.in_channels + 4),
         "temporary_bytes": temporaries(config, graphdef, state, optimizer, images) if compile_it else None,
