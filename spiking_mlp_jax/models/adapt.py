@@ -1,7 +1,7 @@
-"""Saved weights for another number of classes or another image size, as fine-tuning needs them.
+"""Fit saved weights to another number of classes or image size, for fine-tuning.
 
-Only three kinds of variables know the size of the grid: the matrices that mix rows and columns, their biases and norms,
-and the norms per token. `docs/finetuning.md` compares what can be done with them.
+Three kinds of variables depend on the size of the grid: the matrices that mix rows and columns, their biases and norms,
+and the norms per token. `docs/finetuning.md` compares ways to resize them.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from spiking_mlp_jax.models.config import ModelConfig
 from spiking_mlp_jax.models.spiking_mlp import SpikingMLP
 from spiking_mlp_jax.nn.layers import linear
 
-# Fields of a network in which saved weights may differ although they change shapes.
+# Fields that change shapes and in which saved weights may differ.
 ADAPTABLE = ("image_size", "num_classes")
 _PER_POSITION = ("scale", "bias", "mean", "var")
 
 
 def describe(where: str, model: ModelConfig) -> str:
-    """Given weights and what `adapt` does to them for a network, in words."""
+    """A description of what `adapt` does to the weights at `where`."""
     saved, _ = weights.read_config(weights.find(where))
     found = [f"the weights of {where}"]
     if saved.image_size != model.image_size:
@@ -36,10 +36,10 @@ def describe(where: str, model: ModelConfig) -> str:
 
 
 def resize_matrix(old: int, new: int, method: str = "linear") -> np.ndarray:
-    """The matrix [new, old], float64, that resizes a row of `old` positions to `new` over the same field of view.
+    """The matrix [new, old], float64, that resizes `old` positions to `new` over the same field of view.
 
-    "linear" interpolates between the positions' centres; towards fewer positions it takes a triangle as wide as the new
-    ones are apart. Each row sums to 1. `method` is one of `jax.image.resize`'s.
+    `method` is one of `jax.image.resize`'s: "linear" interpolates between the centres of the positions, and when
+    shrinking averages with a triangle that scales with the distance of the new ones. Each row sums to 1.
 
     Examples:
         >>> resize_matrix(2, 4).tolist()
@@ -52,16 +52,16 @@ def resize_matrix(old: int, new: int, method: str = "linear") -> np.ndarray:
 def adapt(
     network: SpikingMLP, model: ModelConfig, seed: int, matrix: Callable[[int, int], np.ndarray] = resize_matrix
 ) -> tuple[Any, Any]:
-    """The variables of a network, made to fit one of another image size or number of classes.
+    """Variables of a network, resized for another image size or number of classes.
 
     Args:
         network: with concrete arrays.
-        model: a configuration that shapes variables like the network's own but for ADAPTABLE.
-        seed: of the new head, which is drawn where the number of classes differs.
-        matrix: how positions are resized, a function like `resize_matrix`.
+        model: a configuration whose variables differ in shape only through ADAPTABLE.
+        seed: of the new head, which is initialised if the number of classes differs.
+        matrix: function like `resize_matrix`.
 
     Returns:
-        params and stats, nnx.States of `model`'s shapes. With equal sizes these are the network's own arrays.
+        params and stats, nnx.States in `model`'s shapes; the network's own arrays if sizes are equal.
     """
     saved = network.config
     _, params, stats = nnx.split(network, nnx.Param, nnx.BatchStat)
@@ -75,14 +75,14 @@ def adapt(
 
 
 def _resampled(state, saved, model, matrix):
-    """All variables of an nnx.State, those of the grid resampled; a stage's blocks lead."""
+    """An nnx.State with the variables of the grid resampled; blocks are on the leading axis."""
     flat = []
     for path, variable in nnx.to_flat_state(state):
         value = np.asarray(variable[...])
         if "blocks" in path:
             stage: Any = path[1]
             old, new = saved.stage_side(stage), model.stage_side(stage)
-            found = _of_the_grid(path, value, matrix(old, new), matrix(new, old), _norms_tokens(saved))
+            found = _of_the_grid(path, value, matrix(old, new), matrix(new, old), saved.per_token)
             if found is not None:
                 variable = variable.replace(jnp.asarray(found, value.dtype))
         flat.append((path, variable))
@@ -90,10 +90,9 @@ def _resampled(state, saved, model, matrix):
 
 
 def _with_variances(stats, old, new, matrix):
-    """Running averages whose variances of mixed inputs shrink as they do for independent inputs.
+    """Running averages with the variances of mixed inputs rescaled as for independent inputs.
 
-    A sum of independent inputs of equal variance varies in proportion to the squares of its weights, and resampling,
-    which averages, makes these smaller.
+    The variance of a sum of independent inputs is proportional to the sum of squared weights, which resampling shrinks.
     """
     before, flat = dict(nnx.to_flat_state(old)), dict(nnx.to_flat_state(stats))
     for path, variable in nnx.to_flat_state(new):
@@ -110,8 +109,8 @@ def _of_the_grid(path, value, there, back, per_token):
     new, old = there.shape
     if "height" in path or "width" in path:
         if path[-1] == "kernel":
-            # Resize to the old positions, mix, resize to the new ones: rows sum to what they did, so that a constant
-            # input gives the old output. Interpolated like a picture they would sum to new / old times as much.
+            # Resize to the old positions, mix, resize to the new ones: rows keep their sums, so that a constant input
+            # gives the old output. Interpolating the matrix as an image would scale the sums by new / old.
             return there @ value.astype(np.float64) @ back
         if path[-1] in _PER_POSITION:
             return np.einsum("ni,di...->dn...", there, value)
@@ -119,7 +118,3 @@ def _of_the_grid(path, value, there, back, per_token):
         grid = value.reshape(-1, old, old)
         return np.einsum("ni,mj,dij->dnm", there, there, grid).reshape(-1, new * new)
     return None
-
-
-def _norms_tokens(config: ModelConfig) -> bool:
-    return config.norm != "layer" and config.norm_features == "token"

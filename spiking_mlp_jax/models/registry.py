@@ -1,9 +1,10 @@
-"""`create_model` and `list_models`: a network by its name."""
+"""Networks by name: `create_model`, `list_models`, `from_pretrained`."""
 
 from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import os
 
 from flax import nnx
 
@@ -15,24 +16,24 @@ from spiking_mlp_jax.models.spiking_mlp import SpikingMLP
 
 
 def create_model(name: str, *, pretrained: bool = False, seed: int = 0, **fields) -> SpikingMLP:
-    """A network by name, in evaluation mode if it has been trained, else in training mode.
+    """A network by name: trained and in evaluation mode, or initialised and in training mode.
 
     Args:
-        name: one of `list_models()`: a variant of the paper, such as "mlp_spe_t", or a network that comes with the
-            package, such as "fashion_mnist". Case does not matter, nor whether words are parted by "-" or "_".
-        pretrained: take the trained weights that come with the package; else parameters are drawn.
-        seed: of what is drawn.
-        **fields: of `ModelConfig`, in place of the named network's own. With pretrained weights, image_size resamples
-            what knows the grid and num_classes gives a new head (`docs/finetuning.md`); a field that changes nothing of
-            the weights' shapes, as time_steps or tau, is taken as it is.
+        name: one of `list_models()`: a variant of the paper, e.g. "mlp_spe_t", or a network in the package, e.g.
+            "fashion_mnist". Case does not matter; "-" and "_" are the same.
+        pretrained: load the trained weights in the package; otherwise parameters are initialised.
+        seed: of the initialisation.
+        **fields: fields of `ModelConfig` to override. With pretrained weights, image_size resamples the variables of
+            the grid and num_classes initialises a new head (`docs/finetuning.md`); fields that do not affect the
+            weights' shapes, e.g. time_steps or tau, can be anything.
 
     Returns:
-        the model. With pretrained weights it carries how pictures become its inputs (`.pixels`), without the names of
-        classes if num_classes is another.
+        the model. With pretrained weights it has `.pixels`, without class names if num_classes differs, and, if no
+        field is overridden, `.meta`.
 
     Raises:
-        InputError: an unknown name or field, an impossible value, a variant whose weights are not in the package, or a
-            field that trained weights do not fit.
+        InputError: an unknown name or field, an invalid value, a variant without weights in the package, or a field
+            that does not fit the trained weights.
 
     Examples:
         >>> model = create_model("mlp_spe_t", num_classes=10, image_size=32, depths=(1, 1), dim=12)
@@ -69,16 +70,16 @@ def create_model(name: str, *, pretrained: bool = False, seed: int = 0, **fields
     if not pretrained:
         config, _ = weights.read_config(folder)
         return SpikingMLP(dataclasses.replace(config, **fields), rngs=nnx.Rngs(seed))
-    network, _ = weights.load(folder)
+    network = SpikingMLP.from_pretrained(folder)
     return _adapted(network, dataclasses.replace(network.config, **fields), seed, plain) if fields else network
 
 
 def list_models(filter: str | None = None, pretrained: bool = False) -> list[str]:
-    """Names that `create_model` knows.
+    """Names for `create_model`.
 
     Args:
-        filter: a pattern with * and ?, such as "*spe*"; None: all.
-        pretrained: only those whose trained weights come with the package.
+        filter: a pattern with * and ?, e.g. "*spe*"; None: all.
+        pretrained: only those with trained weights in the package.
 
     Examples:
         >>> list_models("mlp_spe*")
@@ -87,12 +88,19 @@ def list_models(filter: str | None = None, pretrained: bool = False) -> list[str
         True
 
     Raises:
-        InputError: filter is no text.
+        InputError: filter is not a string.
     """
     if filter is not None and not isinstance(filter, str):
         raise InputError(f'filter must be a pattern such as "*spe*", but it is {filter!r}')
     names = {*weights.pretrained_names(), *(() if pretrained else VARIANTS)}
     return sorted(name for name in names if filter is None or fnmatch.fnmatch(name, filter.lower().replace("-", "_")))
+
+
+def from_pretrained(
+    where: str | os.PathLike[str], *, revision: str | None = None, download: bool = False
+) -> SpikingMLP:
+    """A trained network in evaluation mode, with `.pixels` and `.meta`. See `SpikingMLP.from_pretrained`."""
+    return SpikingMLP.from_pretrained(where, revision=revision, download=download)
 
 
 def _adapted(network: SpikingMLP, config: ModelConfig, seed: int, name: str) -> SpikingMLP:

@@ -51,7 +51,7 @@ def spike_function(derivative: Callable[[jax.Array], jax.Array]) -> SpikeFunctio
 
 def _check_alpha(alpha: float) -> float:
     if not (alpha > 0 and math.isfinite(alpha)):
-        raise ValueError(f"a surrogate's alpha must be a positive number, but it is {alpha}")
+        raise ValueError(f"alpha must be a positive number, got {alpha}")
     return float(alpha)
 
 

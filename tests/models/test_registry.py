@@ -1,6 +1,7 @@
 """Networks by name."""
 
 import dataclasses
+import inspect
 
 import jax
 import numpy as np
@@ -12,6 +13,9 @@ from spiking_mlp_jax import ModelConfig, SpikingMLP, create_model, list_models
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.models import weights
 from spiking_mlp_jax.models.config import VARIANTS
+from spiking_mlp_jax.models.registry import from_pretrained
+from spiking_mlp_jax.models.spiking_mlp import Block
+from spiking_mlp_jax.nn.layers import Neuron
 
 SMALL = {"depths": (1, 1), "dim": 6, "image_size": 16}
 
@@ -139,3 +143,17 @@ def test_from_pretrained(tmp_path):
             np.testing.assert_array_equal(value, arrays(again)[path])
     with pytest.raises(InputError, match="there is no folder"):
         SpikingMLP.from_pretrained(tmp_path / "none")
+
+
+def test_a_trained_network_carries_its_metadata():
+    model = from_pretrained("fashion_mnist")
+    _, meta = weights.load(weights.find("fashion_mnist"))
+    assert model.meta == meta and model.meta["result"]["images"] == 10_000
+    assert nnx.clone(model).meta == meta and hash(nnx.graphdef(model))
+    assert create_model("mlp_spe_t", image_size=32, depths=(1,), dim=12).meta is None
+
+
+def test_layers_show_the_signature_of_their_constructor():
+    assert list(inspect.signature(SpikingMLP).parameters) == ["config", "rngs"]
+    assert list(inspect.signature(Block).parameters) == ["config", "stage", "rngs"]
+    assert list(inspect.signature(Neuron).parameters)[:3] == ["kind", "tau", "v_threshold"]

@@ -1,14 +1,14 @@
 """Neurons as one kernel for all time steps, forward and backward, for GPUs (Triton) and TPUs (Mosaic).
 
-A program of the kernel takes a block of neurons with all their steps, keeps the potentials to itself, and writes
-spikes or gradients once; the steps are those of `nn/dynamics.py`. Arrays are brought to these layouts, T being time:
+Each program computes all steps of a block of neurons with the step of `nn/dynamics.py`; potentials stay on the chip,
+spikes or gradients are written once. Layouts, with T steps:
 
-    GPU    [outer, T, neurons]          what follows time is merged, so that neighbouring threads read neighbours
-    TPU    [outer, T, rows, lanes]      the last axis stays as it is: a TPU stores arrays in tiles of the last two
-                                        axes, and merging the last one with others would copy the array
+    GPU    [outer, T, neurons]          axes after time are merged, for coalesced reads
+    TPU    [outer, T, rows, lanes]      the last axis stays: TPUs tile the last two axes, and merging the last one
+                                        would copy the array
 
-The backward pass computes the potentials again. It keeps them in registers on a GPU with few steps, else in the
-block of dx, where each one lies until the gradient of its step takes its place: no memory besides the outputs.
+The backward pass recomputes the potentials. On a GPU with few steps they stay in registers; otherwise each lies in the
+block of dx until the gradient of its step replaces it, so that no memory is needed besides the outputs.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def forward(
     Args:
         mode, k, x, v, axis: as there; not float64.
         target: "gpu" or "tpu".
-        interpret: whether the kernel is run step by step by JAX itself, on any device, slowly.
+        interpret: run the kernel in JAX's interpreter, slowly, on any device.
 
     Returns:
         as there.
@@ -94,7 +94,7 @@ def backward(
     kernel = _kernel(_backward_call, mode, target, interpret)
     call = shardable(kernel, target, 1, 4 if mode.learned else 1)
     dx, dv, *dk = call(jnp.stack(k), flat.steps(x), flat.steps(ds), flat.state(v), flat.state(dv))
-    # Each neuron's share, summed over its steps; the sum over the neurons is left to XLA.
+    # The kernel sums over steps, XLA over neurons.
     return flat.steps_back(dx), flat.state_back(dv), Constants(*map(jnp.sum, dk)) if dk else None
 
 
@@ -180,8 +180,7 @@ class _GpuBlock:
         self.interpret = interpret
 
     def enter(self):
-        # Once at the start of the kernel: the last block may reach over the end, and nobody but the kernel itself
-        # keeps it from doing so.
+        # Once per kernel: the last block may reach past the end, and only the kernel can mask it.
         self.inside = None
         if self.neurons % self.size:
             start = pl.program_id(0) % self.count * self.size
@@ -202,7 +201,7 @@ class _GpuBlock:
         return carry
 
     def barrier(self):
-        # What one thread has written another one may read.
+        # Threads read what others have written.
         if not self.unrolled and not self.interpret:
             plgpu.debug_barrier()
 

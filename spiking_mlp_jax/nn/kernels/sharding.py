@@ -1,7 +1,6 @@
-"""What JAX has to be told about a neuron's kernel: how it is split over devices, and how it is batched.
+"""Makes the neuron kernels shardable by XLA and batchable by vmap.
 
-XLA knows nothing of a kernel's inside. Without a rule GPUs would gather the whole batch on every device, and TPUs
-refuse the program.
+Kernels are opaque to XLA: without a rule GPUs would gather the batch on every device, and TPUs reject the program.
 """
 
 from __future__ import annotations
@@ -19,17 +18,17 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 
 def shardable(kernel: Callable[..., Any], target: str, steps_out: int, states_out: int) -> Callable[..., Any]:
-    """Makes a kernel call what XLA can split over devices and what jax.vmap can batch.
+    """Make a kernel shardable by XLA, over all axes but time, and batchable by vmap.
 
-    Everything but time and the constants may be split. On TPUs the rule is not heard, see `on_one_device`.
+    TPUs ignore the sharding rule, see `on_one_device`.
 
     Args:
-        kernel: function of (k [3], x, ..., v, ...) in the kernel's layout to a list of such arrays.
+        kernel: function from (k [3], x, ..., v, ...) in the kernel's layout to a list of such arrays.
         target: "gpu" or "tpu".
-        steps_out, states_out: how many of the outputs, the first, have a time axis, and how many have none.
+        steps_out, states_out: number of outputs with a time axis, which come first, and without.
 
     Returns:
-        such a function, to a tuple.
+        the same function, to a tuple.
     """
     rest = "i" if target == "gpu" else "r c"
     names = {True: f"o t {rest}", False: f"o {rest}"}
@@ -70,14 +69,10 @@ def shardable(kernel: Callable[..., Any], target: str, steps_out: int, states_ou
 
 
 def match_vma(arrays: Any) -> Any:
-    """The same arrays, each typed as varying over all the mesh axes over which any of them varies.
+    """A tree of arrays, each cast to vary over all mesh axes over which any of them varies.
 
-    `jax.shard_map` keeps account of these axes (`check_vma`), and a function with a gradient of its own has to as well:
-    after this its cotangents vary like its inputs, and JAX sums what belongs to an array that all devices share.
-    Outside of shard_map nothing varies and nothing is changed.
-
-    Args:
-        arrays: a tree of arrays.
+    `jax.shard_map` tracks these axes (`check_vma`). After this the cotangents of a custom_vjp vary like its inputs, and
+    JAX sums those of arrays that devices share. Outside of shard_map nothing changes.
     """
     leaves, tree = jax.tree.flatten(arrays)
     over = [jax.typeof(x).manual_axis_type.varying for x in leaves]
@@ -87,10 +82,10 @@ def match_vma(arrays: Any) -> Any:
 
 
 def on_one_device(kernel: Callable[..., Any], plain: Callable[..., Any]) -> Callable[..., Any]:
-    """A function that is the kernel in a program of one device, or inside shard_map, and the plain one elsewhere.
+    """The kernel in programs for one device and inside shard_map, else the plain function.
 
-    For TPUs, whose compiler takes no rule of how to split a kernel (jax-ml/jax issue 38196). How many devices share a
-    program is known when it is lowered, so this is a primitive of its own.
+    For TPUs, whose compiler does not support sharding rules of kernels (jax-ml/jax issue 38196). The number of devices
+    is known at lowering, which takes a primitive.
 
     Args:
         kernel, plain: functions of the same arrays, with results of the same shapes and dtypes.
@@ -144,12 +139,12 @@ mlir.register_lowering(_on_one_device, _on_one_device_lowered)
 
 
 def untyped(call: Callable[..., Any]) -> Callable[..., Any]:
-    """A function inside of which no array varies over mesh axes; its results vary as its inputs do.
+    """A function in which no array varies over mesh axes; its results vary as its inputs do.
 
-    For interpreted kernels: JAX's interpreter keeps no account of these axes, and fails where shard_map does.
+    For interpreted kernels: the interpreter does not track these axes and fails inside shard_map.
 
     Args:
-        call: function of arrays that vary alike to a list of arrays.
+        call: function from arrays that vary over the same axes to a list of arrays.
     """
     return functools.partial(_untyped.bind, call=call)
 
