@@ -30,7 +30,7 @@ class ModelConfig(Geometry):
     Args:
         image_size: side of the square input images, in pixels; a multiple of patch_size * 2^(stages - 1).
         in_channels: channels of the input images.
-        num_classes: classes that are scored.
+        num_classes: number of classes.
         patch_size: side of a patch of the stem, in pixels.
         dim: channels of the first stage; each later stage doubles them. A multiple of 3 with "spe".
         depths: blocks of each stage.
@@ -38,28 +38,27 @@ class ModelConfig(Geometry):
         encoding: "spe" (spiking patch encoding) or "plain" (strided convolution) between stages.
         norm: "batch"; "tdbn" and "tebn" replace it everywhere; "layer" replaces it in row, column and channel mixing.
         norm_features: features of the channel block's BatchNorms: "token" as the official code has it, or
-            "channel", which folds into the weights exactly. Means nothing with norm="layer".
-        time_steps: T, how often an image is shown.
+            "channel", which folds into the weights exactly. Unused with norm="layer".
+        time_steps: T, number of simulation time steps.
         neuron: "lif", "if" (no leak) or "plif" (each layer learns its tau).
         tau: membrane time constant in steps (at least 1; the initial value for "plif", above 1).
         v_threshold: firing threshold, above v_reset.
         v_reset: potential after a spike; None for a soft reset.
-        decay_input: whether the input leaks as the potential does.
-        detach_reset: whether no gradient flows through the reset.
+        decay_input: whether the input is divided by tau, as the leak is.
+        detach_reset: stop the gradient through the spike in the reset.
         surrogate: "sigmoid", "atan", "triangle", "rectangle" or "dspike".
         surrogate_alpha: the surrogate's sharpness.
-        remat: what the backward pass computes again: "none", or "block" to keep only the binary input of each
-            block. True and False stand for these, as in older files.
-        dtype: "float32" or "bfloat16", in which spikes travel and maps of them compute; parameters, stem, norms,
+        remat: what the backward pass recomputes: "none", or "block" to save only the binary input of each block.
+            False and True are accepted for these, as in older files.
+        dtype: "float32" or "bfloat16", of spikes and the linear layers that take them; parameters, stem, norms,
             potentials and head stay float32.
-        neuron_backend: what runs a neuron's steps: "xla", "pallas" (a kernel on NVIDIA's GPUs and on TPUs; on a CPU
-            it is interpreted, slowly, for tests) or "auto", which takes the kernel on these where time_steps is
-            above 8: there XLA's scan would write each step's state to memory, while for few steps XLA fuses the
-            unrolled loop with its neighbours. That is a judgement from the compiled programs and not from a GPU's
-            clock. Potentials in float64, and more steps than a block's memory holds on a TPU, go to XLA always.
+        neuron_backend: "xla", "pallas" (a kernel on NVIDIA GPUs and TPUs; on CPUs interpreted, slowly, for tests) or
+            "auto": the kernel on GPUs and TPUs if time_steps > 8, where XLA's scan would write the state of each step
+            to memory; for fewer steps XLA fuses the unrolled loop with its neighbours. Judged from the compiled
+            programs, not measured on a GPU. float64, and more steps than fit into a TPU's memory, always use XLA.
 
     Raises:
-        InputError: a value that no network can have; the sentence names the field.
+        InputError: an invalid value; the message names the field.
 
     Examples:
         >>> config = ModelConfig(image_size=32, patch_size=4, dim=48, depths=(1, 2), num_classes=10)
