@@ -30,11 +30,12 @@ from benchmarks.report import refusal
 from spiking_mlp_jax.analysis.activity.stream import in_network_order
 from spiking_mlp_jax.analysis.plots import BLUE, GREY, ORANGE, write
 from spiking_mlp_jax.data.sources import open_source
-from spiking_mlp_jax.data.transforms import fit_image
+from spiking_mlp_jax.data.transforms import fitted
 from spiking_mlp_jax.deploy.compile import compile
 from spiking_mlp_jax.deploy.engine import Engine
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.models.config import ModelConfig
+from spiking_mlp_jax.models.pixels import Pixels
 from spiking_mlp_jax.models.topology import dense_operations, fan_out, neuron_counts
 from spiking_mlp_jax.train.config import load_config, model_config
 from spiking_mlp_jax.train.logging import to_json
@@ -80,8 +81,7 @@ def engine_speeds(workdirs: list[Path], data_dir: str | None) -> list[float]:
     engines = [Engine(compile(workdir, data_dir=data_dir)) for workdir in workdirs]
     c = engines[0].description
     source = open_source(c.data["dataset"], "test", data_dir)
-    fitting = c.image_size, c.in_channels, c.data["resize_mode"], c.data["eval_resize"]
-    images = np.stack([fit_image(source[i]["image"], *fitting) for i in range(min(TIMED_IMAGES, len(source)))])
+    images = fitted((source[i]["image"] for i in range(min(TIMED_IMAGES, len(source)))), c, Pixels.from_data(c.data))
     seconds: list[list[float]] = [[] for _ in engines]
     for turn in range(TURNS + 1):
         for engine, taken in zip(engines, seconds, strict=True):

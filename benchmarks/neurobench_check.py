@@ -146,15 +146,14 @@ def main(arguments=None) -> int:
     chosen = parser.parse_args(arguments)
 
     from spiking_mlp_jax.data.sources import open_source
-    from spiking_mlp_jax.data.transforms import fit_image
+    from spiking_mlp_jax.data.transforms import fitted
     from spiking_mlp_jax.models import weights
 
     jax.config.update("jax_enable_x64", True)
     model, meta = weights.load(weights.find(chosen.weights))
     data, c = meta["data"], model.config
     source = open_source(data["dataset"], "test", None)
-    fitting = c.image_size, c.in_channels, data["resize_mode"], data["eval_resize"]
-    raw = np.stack([fit_image(source[i]["image"], *fitting) for i in range(chosen.images)])
+    raw = fitted((source[i]["image"] for i in range(chosen.images)), c, Pixels.from_data(data))
     pixels = model.pixels or Pixels((0.0,) * c.in_channels, (1.0,) * c.in_channels)
     images = normalize(raw, pixels.mean, pixels.std).astype(np.float64)
     theirs = neurobench_counts(model, images)

@@ -24,14 +24,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from spiking_mlp_jax.data.sources import open_source
-from spiking_mlp_jax.data.transforms import fit_image
+from spiking_mlp_jax.data.transforms import fitted
 from spiking_mlp_jax.deploy.fold import FoldedNet, fold
 from spiking_mlp_jax.deploy.forward import Folded
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.interop.nir.export import to_nir
 from spiking_mlp_jax.interop.nir.network import from_nir
 from spiking_mlp_jax.models import weights
-from spiking_mlp_jax.models.pixels import normalize
+from spiking_mlp_jax.models.pixels import Pixels, normalize
 
 TOOLS = ("snntorch", "spikingjelly")
 # Mean logits [B, K] and each layer's spikes [B, T, ...] of inputs [B, *shape].
@@ -144,13 +144,12 @@ def compare(net: FoldedNet, simulators: dict[str, Simulator], batches, shapes) -
 def image_batches(where: str, data_dir: str | None, limit: int, size: int):
     """Batches of normalised test images [B, H, W, C] and their labels, of a network's own data."""
     model, meta = weights.load(weights.find(where))
-    c, data = model.config, meta["data"]
+    data = meta["data"]
     source = open_source(data["dataset"], "test", data_dir)
     for start in range(0, min(limit, len(source)), size):
         items = [source[i] for i in range(start, min(start + size, limit, len(source)))]
-        fitting = c.image_size, c.in_channels, data["resize_mode"], data["eval_resize"]
-        fitted = [fit_image(x["image"], *fitting) for x in items]
-        yield normalize(np.stack(fitted), data["mean"], data["std"]), np.array([x["label"] for x in items])
+        images = fitted((x["image"] for x in items), model.config, Pixels.from_data(data))
+        yield normalize(images, data["mean"], data["std"]), np.array([x["label"] for x in items])
 
 
 def main() -> int:

@@ -15,7 +15,7 @@ from spiking_mlp_jax.data.transforms import fitted
 from spiking_mlp_jax.deploy.artifact import is_compiled
 from spiking_mlp_jax.deploy.engine import Engine
 from spiking_mlp_jax.deploy.network import IntegerNet
-from spiking_mlp_jax.deploy.predict import open_network, pixels_of, predict_logits, test_images
+from spiking_mlp_jax.deploy.predict import config_of, open_network, pixels_of, predict_logits, test_images
 from spiking_mlp_jax.errors import InputError
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def _compiled(network, dataset, data_dir, limit, batch_size, steps, margin, agai
     source = _first(dataset, limit)
     other = None if against is None else open_network(against)
     if other is not None:
-        sizes = [(x.image_size, x.in_channels, x.num_classes) for x in (c, other.config)]
+        sizes = [(x.image_size, x.in_channels, x.num_classes) for x in (c, config_of(other))]
         if sizes[0] != sizes[1]:
             raise InputError(f"{against} takes other images or has other classes than the compiled network")
     starts: Iterable[int] = range(0, len(source), batch_size)

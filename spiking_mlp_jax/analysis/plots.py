@@ -31,6 +31,7 @@ from spiking_mlp_jax.models.spiking_mlp import mean_logits
 from spiking_mlp_jax.train.evaluate import evaluate_source, silent_and_saturated
 from spiking_mlp_jax.train.logging import read_metrics
 from spiking_mlp_jax.utils.files import write_whole
+from spiking_mlp_jax.utils.paths import user_path
 
 # Okabe and Ito's colours, distinguishable for colour-blind readers and in greyscale.
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#666666"
@@ -65,7 +66,7 @@ def plot_workdir(workdir: str | os.PathLike[str]) -> list[Path]:
     Raises:
         InputError: a file of the run is missing or damaged, or its data set cannot be opened.
     """
-    workdir = Path(workdir)
+    workdir = user_path(workdir)
     model, meta = weights.load(workdir / "weights")
     if "data" not in meta:
         raise InputError(f'{workdir / "weights"} has no "data" in its config.json: train again')

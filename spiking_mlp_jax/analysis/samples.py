@@ -12,12 +12,13 @@ from flax import nnx
 from jaxtyping import Float, Int, UInt8
 
 from spiking_mlp_jax.data.damaged import Damaged, next_decodable
-from spiking_mlp_jax.data.pipeline import eval_batches, fit_image
+from spiking_mlp_jax.data.pipeline import eval_batches
 from spiking_mlp_jax.data.sources import Chosen, Source, open_source
 from spiking_mlp_jax.data.trained import open_trained
+from spiking_mlp_jax.data.transforms import fitted
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.models.config import ModelConfig
-from spiking_mlp_jax.models.pixels import normalize
+from spiking_mlp_jax.models.pixels import Pixels, normalize
 from spiking_mlp_jax.models.spiking_mlp import SpikingMLP
 
 
@@ -108,8 +109,7 @@ def decoded(source: Source, indices: Iterable[float], config: ModelConfig, data:
         data: as for `take`.
     """
     records = [next_decodable(source, int(i)) for i in indices]
-    fitting = config.image_size, config.in_channels, data["resize_mode"], data["eval_resize"]
-    raw = np.stack([fit_image(record["image"], *fitting) for record in records])
+    raw = fitted((record["image"] for record in records), config, Pixels.from_data(data))
     labels = np.array([int(record["label"]) for record in records])
     normalised = np.asarray(normalize(raw, data["mean"], data["std"]))
     names = list(data.get("class_names", source.class_names))

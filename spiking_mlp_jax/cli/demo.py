@@ -1,4 +1,4 @@
-"""The command `spiking-mlp demo`: a tour with what is in the package, and nothing else."""
+"""The command `spiking-mlp demo`: a tour with the network and images in the package."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from pathlib import Path
 
 from spiking_mlp_jax.cli.options import add_command, positive
 from spiking_mlp_jax.errors import InputError
+from spiking_mlp_jax.utils.paths import user_path
 
-PICTURES = 4
+IMAGES = 4
 SHOWN = 6
 NETWORK = "fashion_mnist"
 
@@ -22,31 +23,29 @@ def add_commands(commands, run: Callable[[Sequence[str]], int]) -> None:
     parser = add_command(
         commands,
         "demo",
-        "a tour of a minute or two: classify, compile, audit, look inside",
-        "Takes a network and test images that are in the package, classifies some of them, measures accuracy, compiles "
-        "the network to integers, shows that no multiplication is left, and writes a report to look at. Each command "
-        "is printed before it runs, to be tried again. Nothing is downloaded.",
+        "take a tour: classify, compile, audit, report (1 to 2 minutes)",
+        "Classifies test images with a network, both from the package, measures accuracy, compiles the network to "
+        "integers, audits it for multiplications, and writes an HTML report. Each command is printed before it runs. "
+        "Nothing is downloaded.",
         "spiking-mlp demo\n  spiking-mlp demo -o /tmp/tour",
     )
     parser.add_argument(
-        "-o", "--output", default="spiking_mlp_demo", metavar="FOLDER", help="where to (default: spiking_mlp_demo)"
+        "-o", "--output", default="spiking_mlp_demo", metavar="FOLDER", help="output folder (default: spiking_mlp_demo)"
     )
-    parser.add_argument(
-        "--limit", type=positive, default=500, metavar="N", help="test images that are looked at (default: 500)"
-    )
+    parser.add_argument("--limit", type=positive, default=500, metavar="N", help="number of test images (default: 500)")
     parser.set_defaults(run=lambda chosen: _demo(chosen, run))
 
 
 def _demo(chosen: argparse.Namespace, run: Callable[[Sequence[str]], int]) -> int:
-    folder = Path(chosen.output)
+    folder = user_path(chosen.output)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"{folder} cannot be made ({error}): name another folder with -o") from error
-    pictures = write_pictures(folder)
+        raise InputError(f"{folder} cannot be created ({error}): name another folder with -o") from error
+    images = write_images(folder)
     compiled, limit = str(folder / "fashion.smlp"), ["--limit", str(chosen.limit)]
     for words in (
-        ["predict", NETWORK, *map(str, pictures), "--top", "2"],
+        ["predict", NETWORK, *map(str, images), "--top", "2"],
         ["evaluate", NETWORK, *limit],
         ["compile", NETWORK, "-o", compiled],
         ["evaluate", compiled, *limit],
@@ -55,10 +54,10 @@ def _demo(chosen: argparse.Namespace, run: Callable[[Sequence[str]], int]) -> in
         ["report", NETWORK, "-o", str(folder / "report.html"), *limit],
     ):
         print(f"\n$ spiking-mlp {shlex.join(words)}", flush=True)
-        # Of the audit's line for each operation, some and the verdict.
+        # The audit prints a line for each operation.
         if status := _shortened(run, words) if words[0] == "audit" else run(words):
             return status
-    print(f"\nLook at {folder / 'report.html'} in a browser; the pictures above are in {folder}.")
+    print(f"\nOpen {folder / 'report.html'} in a browser; the images above are in {folder}.")
     return 0
 
 
@@ -71,17 +70,14 @@ def _shortened(run, words) -> int:
     return status
 
 
-def write_pictures(folder: Path) -> list[Path]:
-    """Writes some of Fashion-MNIST's test images as PNG files, one class after the other.
+def write_images(folder: Path) -> list[Path]:
+    """Writes test images of Fashion-MNIST, each of another class, as PNG files named after their classes.
 
     Args:
-        folder: an existing one.
-
-    Returns:
-        the files, named after their classes.
+        folder: must exist.
 
     Raises:
-        InputError: they cannot be written there.
+        InputError: they cannot be written.
     """
     from PIL import Image
 
@@ -93,7 +89,7 @@ def write_pictures(folder: Path) -> list[Path]:
     for i in range(len(source)):
         record = source[i]
         chosen.setdefault(int(record["label"]), record)
-        if len(chosen) == PICTURES:
+        if len(chosen) == IMAGES:
             break
     paths = []
     for label, record in chosen.items():

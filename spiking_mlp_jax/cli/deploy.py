@@ -130,7 +130,7 @@ def _audit(chosen: argparse.Namespace) -> int:
     network, config = _open(chosen)
     kind = np.uint8 if is_compiled(chosen.network) else np.float32
     image = np.zeros((1, config.image_size, config.image_size, config.in_channels), kind)
-    reports = [audit(network if is_compiled(chosen.network) else lambda x: network(x), image)]
+    reports: list[Any] = [audit(network if is_compiled(chosen.network) else lambda x: network(x), image)]
     print(reports[0])
     if chosen.compiled:
         from spiking_mlp_jax.deploy.engine import Engine

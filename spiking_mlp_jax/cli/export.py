@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from spiking_mlp_jax.cli.options import NETWORK, WHERE, add_command, check_export, is_compiled, refuse_compiled
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.interop.nir.graph import DT, MAX_MEGABYTES
+from spiking_mlp_jax.utils.paths import user_path
 
 
 def add_commands(commands) -> None:
@@ -85,7 +85,7 @@ def add_commands(commands) -> None:
 
 
 def _export_stablehlo(chosen: argparse.Namespace) -> None:
-    output = Path(chosen.output)
+    output = user_path(chosen.output)
     check_export(output)
     refuse_compiled(
         chosen.weights, "but StableHLO needs trained weights; export-onnx and export-c take compiled networks"
@@ -109,8 +109,8 @@ def _shape(described) -> str:
 
 
 def _export_onnx(chosen: argparse.Namespace) -> None:
-    where = Path(chosen.network)
-    output = Path(chosen.output) if chosen.output else where.parent / f"{where.name.removesuffix('.smlp')}.onnx"
+    where = user_path(chosen.network)
+    output = user_path(chosen.output) if chosen.output else where.parent / f"{where.name.removesuffix('.smlp')}.onnx"
     check_export(output)
     if output.exists() and where.exists() and output.samefile(where):
         raise InputError(f"{output} is the network itself, which the ONNX file would replace: give another -o")
@@ -143,7 +143,7 @@ def _export_onnx(chosen: argparse.Namespace) -> None:
 
 
 def _export_nir(chosen: argparse.Namespace) -> None:
-    output = Path(chosen.output)
+    output = user_path(chosen.output)
     check_export(output)
     refuse_compiled(chosen.network, "with integer neurons: export the weights it was made from")
     from spiking_mlp_jax.deploy.fold import fold

@@ -88,7 +88,7 @@ def _add_options(parser) -> None:
 
 def _imagenet(chosen: argparse.Namespace) -> int:
     from spiking_mlp_jax.data.prepare import imagenet
-    from spiking_mlp_jax.data.prepare.pictures import load_listing
+    from spiking_mlp_jax.data.prepare.listing import load_listing
 
     if chosen.train is None and chosen.val is None:
         raise InputError("nothing to prepare: give --train, --val or both")
@@ -101,41 +101,41 @@ def _imagenet(chosen: argparse.Namespace) -> int:
     with shown_progress("GB read") as progress:
         if chosen.train is not None:
             # Reading 1.3 million headers takes minutes on a slow disk.
-            kept = work / "train.listing.npz"
-            pictures = load_listing("train", chosen.train, kept)
-            if pictures is None:
-                pictures = imagenet.train_pictures(
+            cached = work / "train.listing.npz"
+            listing = load_listing("train", chosen.train, cached)
+            if listing is None:
+                listing = imagenet.list_train(
                     chosen.train, lambda done, of: progress("listing train", done / 1e9, of / 1e9)
                 )
-                _keep(pictures, kept)
-            parts.append(pictures)
+                _cache(listing, cached)
+            parts.append(listing)
         if chosen.val is not None:
-            # Not kept: labels from a file could have changed.
+            # Not cached: labels from a file could have changed.
             parts.append(
-                imagenet.val_pictures(
+                imagenet.list_val(
                     chosen.val,
                     chosen.val_labels,
                     lambda done, of: progress("listing validation", done / 1e9, of / 1e9),
                 )
             )
     if not chosen.partial:
-        for pictures in parts:
-            imagenet.check_counts(pictures)
+        for listing in parts:
+            imagenet.check_counts(listing)
     return _prepare(chosen, parts, out, name, version, jpeg_only=True)
 
 
-def _keep(pictures, path: Path) -> None:
-    from spiking_mlp_jax.data.prepare.pictures import save_listing
+def _cache(listing, path: Path) -> None:
+    from spiking_mlp_jax.data.prepare.listing import save_listing
 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_listing(pictures, path)
+        save_listing(listing, path)
     except OSError as error:
         raise InputError(f"cannot write {path} ({error.strerror}): give another --out") from error
 
 
 def _folder(chosen: argparse.Namespace) -> int:
-    from spiking_mlp_jax.data.prepare.pictures import SPLITS, folder_pictures
+    from spiking_mlp_jax.data.prepare.listing import SPLITS, list_folder
 
     if not chosen.data.is_dir():
         raise InputError(f"{chosen.data} is not a folder: name one that holds train, val or test")
@@ -146,7 +146,7 @@ def _folder(chosen: argparse.Namespace) -> int:
         raise InputError(
             f'"{name}" cannot name a dataset: give --name in lower-case letters, digits and _, e.g. "flowers"'
         )
-    parts = [folder_pictures(chosen.data, part) for part in SPLITS if (chosen.data / part).is_dir()]
+    parts = [list_folder(chosen.data, part) for part in SPLITS if (chosen.data / part).is_dir()]
     if not parts:
         raise InputError(f"{chosen.data} has no folder train, val or test: put the class folders into one of them")
     return _prepare(chosen, parts, _out(chosen), name, "1.0.0", jpeg_only=False)
@@ -177,7 +177,7 @@ def _prepare(chosen, parts, out: Path, name: str, version: str, jpeg_only: bool)
             stopping=lambda: stop.requested,
         )
     if reports is None:
-        print("stopped: the same command continues with the missing shards", file=sys.stderr)
+        print("stopped: rerun the same command to resume", file=sys.stderr)
         return 130
     folder = out / name / version
     for report in reports:

@@ -7,8 +7,8 @@ import shlex
 import sys
 from pathlib import Path
 
-from spiking_mlp_jax.cli.options import WHERE, add_command, positive
-from spiking_mlp_jax.errors import InputError
+from spiking_mlp_jax.cli.options import WHERE, add_command, add_data, use_jax_cache
+from spiking_mlp_jax.utils.paths import output_file
 from spiking_mlp_jax.utils.progress import shown_progress
 
 
@@ -29,10 +29,7 @@ def add_commands(commands) -> None:
     parser.add_argument(
         "-o", "--output", metavar="FILE", help="file to write (default: report.html in the workdir or weights folder)"
     )
-    parser.add_argument("--dataset", metavar="NAME", help="whose test images to use (default: that of the training)")
-    parser.add_argument("--data-dir", metavar="DIR", help="folder of the data (default: the workdir's)")
-    parser.add_argument("--limit", type=positive, metavar="N", help="only N test images, evenly spaced (default: all)")
-    parser.add_argument("--batch-size", type=positive, default=100, metavar="N", help="images at a time (default: 100)")
+    add_data(parser, batch_size=100, limit="use only N test images, evenly spaced (default: all)")
     parser.set_defaults(run=_report)
 
 
@@ -41,14 +38,11 @@ def _report(chosen: argparse.Namespace) -> None:
 
     # Report a wrong name before the work.
     folder = weights.find(chosen.weights)
-    output = Path(chosen.output) if chosen.output else _place(folder, weights.PRETRAINED)
-    if output.is_dir() or not output.parent.is_dir():
-        raise InputError(f"{output} cannot be written; name a file in a folder that exists")
+    output = output_file(chosen.output or _place(folder, weights.PRETRAINED))
     from spiking_mlp_jax.analysis.report.page import make_page, write_report
     from spiking_mlp_jax.analysis.report.run import open_run
-    from spiking_mlp_jax.utils.compilation_cache import use_compilation_cache
 
-    use_compilation_cache("auto")
+    use_jax_cache()
     run = open_run(chosen.weights, chosen.dataset, chosen.data_dir, chosen.limit)
     with shown_progress() as progress:
         page = make_page(run, _command(chosen), chosen.batch_size, progress, lambda line: print(line, file=sys.stderr))

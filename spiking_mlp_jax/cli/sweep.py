@@ -9,6 +9,7 @@ from pathlib import Path
 
 from spiking_mlp_jax.cli.options import add_command, positive
 from spiking_mlp_jax.errors import EXIT_INTERRUPTED, InputError
+from spiking_mlp_jax.utils.paths import user_path
 
 
 def add_commands(commands) -> None:
@@ -29,7 +30,9 @@ def add_commands(commands) -> None:
         "missing), 2 bad input, 75 stopped (rerun to resume).",
     )
     parser.add_argument("sweep", metavar="SWEEP", help="Python file with a function get_sweep, as in configs/sweeps")
-    parser.add_argument("--workdir", metavar="DIR", type=Path, required=True, help="folder for everything it writes")
+    parser.add_argument(
+        "--workdir", metavar="DIR", type=user_path, required=True, help="folder for everything it writes"
+    )
     parser.add_argument(
         "--workers", metavar="N", type=positive, help="trainings at a time (default: 1; with --slurm: all)"
     )
@@ -43,7 +46,11 @@ def add_commands(commands) -> None:
     parser.add_argument("--shard", metavar="I/N", type=_shard, default=(1, 1), help="train part I of N, from 1")
     parser.add_argument("--seeds", metavar="S,S", type=_seeds, help="seeds, e.g. 0,1,2 (default: the file's)")
     parser.add_argument(
-        "--collect", metavar="DIR", nargs="*", type=Path, help="train nothing; gather results of DIR... and --workdir"
+        "--collect",
+        metavar="DIR",
+        nargs="*",
+        type=user_path,
+        help="train nothing; gather results of DIR... and --workdir",
     )
     parser.add_argument("--retime", action="store_true", help="measure latency again, of all finished runs here")
     parser.add_argument("--dry-run", action="store_true", help="list the runs and their status")

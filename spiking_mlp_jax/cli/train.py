@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from spiking_mlp_jax.cli.options import positive, whole
 from spiking_mlp_jax.errors import EXIT_INTERRUPTED, InputError, nearest
 
 if TYPE_CHECKING:
@@ -27,11 +28,11 @@ def parser(**options: Any) -> Any:
     add("--config", metavar="CONFIG", help="FILE.py, FILE.py:ARGUMENT or a shipped config, e.g. fashion_mnist:demo")
     add("--workdir", metavar="DIR", help="folder for everything the run writes; gs:// works, too")
     add("--coordinator", metavar="HOST:PORT", help="where process 0 of several listens")
-    add("--num_processes", type=_at_least(1), metavar="N", help="number of processes")
-    add("--process_id", type=_at_least(0), metavar="I", help="which process this is, from 0")
+    add("--num_processes", type=positive, metavar="N", help="number of processes")
+    add("--process_id", type=whole(0), metavar="I", help="which process this is, from 0")
     add(
         "--timeout",
-        type=_at_least(1),
+        type=positive,
         default=60,
         metavar="S",
         help="seconds after which a silent process counts as dead",
@@ -118,15 +119,6 @@ def _train(chosen: argparse.Namespace, config: Any) -> int:
 
     plot_workdir(workdir)
     return 0
-
-
-def _at_least(least: int):
-    def number(text: str) -> int:
-        if not text.isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"must be a whole number of at least {least}, got {text!r}")
-        return int(text)
-
-    return number
 
 
 DESCRIPTION = """Trains a spiking MLP.

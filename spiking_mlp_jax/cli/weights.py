@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from spiking_mlp_jax.cli.options import WHERE, add_command, check_export
+from spiking_mlp_jax.cli.options import WHERE, add_command, add_data, check_export
 from spiking_mlp_jax.errors import InputError, nearest
+from spiking_mlp_jax.utils.paths import output_folder, real_name, user_path
 
 
 def add_commands(commands) -> None:
@@ -75,8 +76,7 @@ def add_commands(commands) -> None:
     parser.add_argument("--trained-on", metavar="TEXT", help="the data in words")
     parser.add_argument("--repo", metavar="OWNER/NAME", help="its repository on the Hub")
     parser.add_argument("--evaluate", action="store_true", help="measure the accuracy on all test images now")
-    parser.add_argument("--dataset", metavar="NAME", help="with --evaluate: other test images than the network's own")
-    parser.add_argument("--data-dir", metavar="DIR", help="with --evaluate: folder of the data")
+    add_data(parser.add_argument_group("with --evaluate"))
     parser.set_defaults(run=_hub)
 
     parser = add_command(
@@ -96,11 +96,12 @@ def add_commands(commands) -> None:
 def _convert(chosen: argparse.Namespace) -> None:
     from spiking_mlp_jax.interop.official.files import SUFFIXES
 
+    chosen.source, output = str(user_path(chosen.source)), user_path(chosen.output)
     is_folder = os.path.isdir(chosen.source)
     if os.path.isfile(chosen.source) or (Path(chosen.source).suffix in SUFFIXES and not is_folder):
-        if Path(chosen.output).suffix in SUFFIXES:
+        if output.suffix in SUFFIXES:
             raise InputError(f"{chosen.source} is a file and becomes a folder: name one, not {chosen.output}")
-        _to_folder(chosen, Path(chosen.output))
+        _to_folder(chosen, output)
     else:
         from spiking_mlp_jax.models.weights import find
 
@@ -109,7 +110,7 @@ def _convert(chosen: argparse.Namespace) -> None:
             if getattr(chosen, name) is not None:
                 option = name.replace("_", "-")
                 raise InputError(f"--{option} needs a file of official weights, got the network {chosen.source}")
-        _to_file(chosen, Path(chosen.output))
+        _to_file(chosen, output)
 
 
 def _to_folder(chosen: argparse.Namespace, folder: Path) -> None:
@@ -194,10 +195,11 @@ def _fields(texts: list[str]) -> dict[str, Any]:
 
 def _class_names(text: str) -> list[str]:
     """The lines of a file, or what stands between commas."""
-    if not os.path.isfile(text):
+    path = user_path(text)
+    if not os.path.isfile(path):
         return [name.strip() for name in text.split(",")]
     try:
-        return [line for line in Path(text).read_text(encoding="utf-8").splitlines() if line.strip()]
+        return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read class names from {text} ({error}): give UTF-8 text, one name a line") from error
 
@@ -225,9 +227,7 @@ def _listed(values, names) -> str:
 def _hub(chosen: argparse.Namespace) -> None:
     if not chosen.evaluate and (chosen.dataset or chosen.data_dir):
         raise InputError("--dataset and --data-dir need --evaluate: add it, or leave them out")
-    output = Path(chosen.output)
-    if os.path.exists(output) and not os.path.isdir(output):
-        raise InputError(f"{output} is a file: name a folder with -o")
+    output = output_folder(chosen.output)
     from spiking_mlp_jax.interop.hub import save_pretrained
     from spiking_mlp_jax.models import weights
 
@@ -240,7 +240,7 @@ def _hub(chosen: argparse.Namespace) -> None:
         output,
         model,
         meta,
-        name=chosen.name or output.resolve().name,
+        name=chosen.name or real_name(output),
         license=license or "unknown",
         trained_on=chosen.trained_on,
         repo=chosen.repo or meta.get("repo"),

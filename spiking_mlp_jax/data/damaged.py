@@ -1,4 +1,4 @@
-"""Damaged images while training and evaluating: skipped, counted and named, until there are too many."""
+"""Corrupt images in training and evaluation: skipped, counted and logged, up to a limit."""
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
@@ -9,22 +9,22 @@ from spiking_mlp_jax.data.image import DamagedImageError
 from spiking_mlp_jax.data.sources import EncodedSource, Source
 from spiking_mlp_jax.errors import InputError
 
-NONE = -1  # stands for "not damaged" in a batch's "damaged"
+NONE = -1  # "damaged" of an image that could be decoded
 
 
 class Damaged:
-    """Keeps count of a source's images that cannot be decoded.
+    """Counts the corrupt images of a source.
 
-    The processes of a run read different images: each remembers what it met, and `share` makes that known to all.
+    The processes of a run read different images; `share` exchanges what each has found.
 
     Args:
-      source: where the images come from.
-      limit: largest share of its images that may be damaged, 0 to 1.
-      say: is told of each damaged image once, in a sentence.
-      union: function of positions to those of all processes, which call it together; None where there is one.
+      source: the images.
+      limit: largest share of them that may be corrupt, 0 to 1.
+      say: called once for each corrupt image, with a message.
+      union: collective union of a set of positions over all processes; None for a single process.
 
     Attributes:
-      seen: positions in the source of those met so far; to be saved and restored with a run.
+      seen: positions of the corrupt images found so far; part of a checkpoint.
     """
 
     def __init__(
@@ -39,10 +39,10 @@ class Damaged:
         self._unshared: set[int] = set()
 
     def sift(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Takes "damaged" int64 [b] out of a batch: each image's position if it is damaged, otherwise -1.
+        """The batch without "damaged", int64 [b]: the position of a corrupt image, otherwise -1.
 
         Raises:
-          InputError: there are more than `limit` allows.
+          InputError: more are corrupt than `limit` allows.
         """
         batch = dict(batch)
         found = set(batch.pop("damaged").tolist()) - {NONE}
@@ -53,10 +53,10 @@ class Damaged:
         return batch
 
     def share(self) -> None:
-        """Counts what any process has met since the last time; all of them call it together.
+        """Counts what all processes have found since the last call; collective.
 
         Raises:
-          InputError: there are more than `limit` allows.
+          InputError: more are corrupt than `limit` allows.
         """
         if self._union is not None:
             found, self._unshared = self._union(self._unshared), set()
@@ -68,10 +68,10 @@ class Damaged:
             count, total = len(self.seen), len(self._source)
             if count > self._limit * total:
                 raise InputError(
-                    f"Cannot decode image {self._name(index)}, and {count} damaged of {total} are more than "
-                    f"max_bad_images {self._limit} allows: replace or remove the damaged files."
+                    f"Cannot decode image {self._name(index)}: {count} of {total} images are corrupt, more than "
+                    f"max_bad_images={self._limit} allows. Replace or remove the corrupt files."
                 )
-            self._say(f"warning: cannot decode image {self._name(index)}: left out ({count} damaged of {total} so far)")
+            self._say(f"warning: skipped corrupt image {self._name(index)} ({count} of {total} so far)")
 
     def sifted(self, batches: Iterable[dict[str, np.ndarray]]) -> Iterator[dict[str, np.ndarray]]:
         """`sift` of each batch."""
@@ -83,10 +83,10 @@ class Damaged:
 
 
 def next_decodable(source: Source, index: int) -> dict:
-    """The record at a position or, where its image is damaged, the next one whose image is not.
+    """The record at a position, or the next one whose image can be decoded.
 
     Raises:
-      DamagedImageError: of the image at the position, if no other can be decoded.
+      DamagedImageError: no image can be decoded.
     """
     for at in range(index, index + len(source)):
         with contextlib.suppress(DamagedImageError):

@@ -1,4 +1,4 @@
-"""IDX files, the format MNIST and Fashion-MNIST are published in: a big-endian header, then raw bytes."""
+"""IDX files, the format of MNIST and Fashion-MNIST: a big-endian header, then raw bytes."""
 
 import gzip
 import math
@@ -37,33 +37,33 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
       dimensions: 3 for images [N, H, W], 1 for labels [N].
 
     Returns:
-      uint8 array of that many dimensions.
+      uint8 array with `dimensions` axes.
 
     Raises:
-      InputError: not an IDX file of that kind, truncated, or too long; the message names the file.
+      InputError: not such a file, truncated, or too long; the message names the file.
     """
     try:
         data = path.read_bytes()
         if path.suffix == ".gz":
             data = gzip.decompress(data)
     except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"Cannot read IDX file {path} ({error}): fetch it again.") from error
+        raise InputError(f"Cannot read IDX file {path} ({error}): download it again.") from error
     # Two zero bytes, 8 for "unsigned byte", the number of dimensions.
     magic = bytes((0, 0, 8, dimensions))
     if data[:4] != magic:
         raise InputError(
-            f"{path} is not an IDX file with {dimensions} dimensions of bytes (it starts with "
-            f"0x{data[:4].hex()}, not 0x{magic.hex()}): give the original file."
+            f"{path} is not an IDX file of bytes with {dimensions} dimensions (it starts with "
+            f"0x{data[:4].hex()}, not 0x{magic.hex()}): use the original file."
         )
     start = 4 + 4 * dimensions
     shape = tuple(int.from_bytes(data[at : at + 4], "big") for at in range(4, start, 4))
     if len(data) < start or len(data) - start != math.prod(shape):
         raise InputError(
-            f"IDX file {path} announces {math.prod(shape)} bytes of data but holds "
-            f"{max(0, len(data) - start)}: fetch it again."
+            f"IDX file {path} should hold {math.prod(shape)} bytes of data, but holds "
+            f"{max(0, len(data) - start)}: download it again."
         )
     if 0 in shape:
-        raise InputError(f"IDX file {path} is empty (shape {shape}): give a file with at least one entry.")
+        raise InputError(f"IDX file {path} is empty (shape {shape}): use a file with at least one entry.")
     return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
 
 
@@ -71,7 +71,7 @@ def read_idx_split(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
     """Images uint8 [N, H, W, 1] and labels int32 [N] of one split.
 
     Raises:
-      InputError: a file is missing or damaged, or images and labels differ in number.
+      InputError: a file is missing or damaged, or the numbers of images and labels differ.
     """
     paths = {}
     for kind in ("images", "labels"):
@@ -86,6 +86,6 @@ def read_idx_split(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
     if len(images) != len(labels):
         raise InputError(
             f"{paths['images']} holds {len(images)} images but {paths['labels']} holds {len(labels)} labels: "
-            "they must come from the same set."
+            "use files of the same dataset."
         )
     return images[..., None], labels.astype(np.int32)

@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 
 from spiking_mlp_jax.errors import InputError
 
-# Everything Pillow raises on damaged files, depending on the format and on where the damage is.
+# What Pillow raises on corrupt files, depending on the format.
 DAMAGED = (
     OSError,
     SyntaxError,
@@ -27,30 +27,30 @@ DAMAGED = (
 
 
 class DamagedImageError(InputError):
-    """The bytes of a picture cannot be decoded."""
+    """An image that cannot be decoded."""
 
 
 def read_image(path: str | PathLike[str]) -> np.ndarray:
-    """Read a picture file.
+    """Read an image file.
 
     Args:
       path: JPEG, PNG or anything else Pillow opens.
 
     Returns:
-      uint8 [H, W, 1] for grey pictures, uint8 [H, W, 3] for all others; see `decode_image`.
+      uint8 [H, W, 1] for grey images, uint8 [H, W, 3] for all others; see `decode_image`.
 
     Raises:
-      InputError: the file is missing or not a readable picture; the message names the path.
+      InputError: the file is missing or not a readable image; the message names the path.
     """
     return decode_image(*read_encoded(path))
 
 
 class Encoded(NamedTuple):
-    """A picture that is not decoded yet.
+    """An encoded image.
 
     Attributes:
       data: the bytes of a JPEG, PNG, ... file.
-      where: how an error message calls the picture.
+      where: its name in error messages.
     """
 
     data: bytes
@@ -58,7 +58,7 @@ class Encoded(NamedTuple):
 
 
 def read_encoded(path: str | PathLike[str]) -> Encoded:
-    """Read a picture file without decoding it.
+    """Read an image file without decoding it.
 
     Raises:
       InputError: the file is missing; the message names the path.
@@ -72,60 +72,59 @@ def read_encoded(path: str | PathLike[str]) -> Encoded:
 
 
 def decode_image(data: bytes, where: str) -> np.ndarray:
-    """Decode an encoded picture.
+    """Decode an encoded image.
 
-    The camera's EXIF rotation is applied, transparent pixels become black (as padding is), 16-bit grey is
-    scaled to 8 bits, palette and CMYK pictures become RGB; of an animation the first frame is taken.
+    The EXIF rotation is applied, transparent pixels become black (like padding), 16-bit grey is scaled to 8 bits,
+    palette and CMYK images become RGB, and an animation its first frame.
 
     Args:
       data: the bytes of a JPEG, PNG, ... file.
-      where: how an error message calls the picture.
+      where: its name in error messages.
 
     Returns:
-      uint8 [H, W, 1] for grey pictures, uint8 [H, W, 3] for all others.
+      uint8 [H, W, 1] for grey images, uint8 [H, W, 3] for all others.
 
     Raises:
-      DamagedImageError: the bytes are not a readable picture.
+      DamagedImageError: the bytes are not a readable image.
     """
     with _opened(data, where) as picture:
         ImageOps.exif_transpose(picture, in_place=True)
         return _to_array(picture)
 
 
-def picture_array(picture: Image.Image) -> np.ndarray:
-    """The pixels of a Pillow image, converted as those of files are, see `decode_image`; the image stays as it is.
+def pillow_array(picture: Image.Image) -> np.ndarray:
+    """The pixels of a Pillow image, converted as in `decode_image`.
 
     Raises:
-      InputError: it is no Pillow image, or its pixels cannot be read.
+      InputError: it is not a Pillow image, or cannot be decoded.
     """
     if not isinstance(picture, Image.Image):
-        raise InputError(f"A picture is a {type(picture).__name__}: give a path, a Pillow image or a uint8 array.")
+        raise InputError(f"An image must be a path, a Pillow image or a uint8 array, got {type(picture).__name__}.")
     try:
         return _to_array(ImageOps.exif_transpose(picture))
     except DAMAGED as error:
-        raise DamagedImageError("Cannot decode a Pillow image: replace the damaged picture.") from error
+        raise DamagedImageError("Cannot decode a Pillow image: replace the corrupt image.") from error
 
 
 Box = tuple[int, int, int, int]  # top, left, height, width
 
 
 def decode_crop(encoded: Encoded, choose: Callable[[int, int], Box], least: int) -> np.ndarray:
-    """Decode a rectangle of a picture.
+    """Decode a rectangle of an image.
 
-    Where the rectangle of a JPEG is at least twice (four, eight times) as large as it needs to be, the file is decoded
-    at a half (a quarter, an eighth) of its size, which takes less time: libjpeg then leaves frequencies out. Such a
-    rectangle begins and ends at multiples of two (four, eight) pixels.
+    If the rectangle of a JPEG is at least 2 (4, 8) times as large as needed, the file is decoded at 1/2 (1/4, 1/8) of
+    its size, which is faster: libjpeg then skips frequencies. The rectangle is rounded to multiples of 2 (4, 8) pixels.
 
     Args:
-      encoded: the picture.
-      choose: function of the picture's height and width to the rectangle, in pixels.
-      least: height and width that the result must have at least, unless the rectangle is smaller.
+      encoded: the image.
+      choose: function of the image's height and width to the rectangle, in pixels.
+      least: minimum height and width of the result, unless the rectangle is smaller.
 
     Returns:
-      uint8 [h, w, 1 | 3] as `decode_image` gives it: the rectangle, or a smaller picture of it.
+      uint8 [h, w, 1 | 3], converted as in `decode_image`: the rectangle, possibly downscaled.
 
     Raises:
-      DamagedImageError: the bytes are not a readable picture.
+      DamagedImageError: the bytes are not a readable image.
     """
     with _opened(*encoded) as picture:
         plain = picture.format == "JPEG" and picture.mode in ("RGB", "L") and not picture.getexif().get(_ORIENTATION)
@@ -152,7 +151,7 @@ def _opened(data: bytes, where: str) -> Iterator[Image.Image]:
         with Image.open(io.BytesIO(data)) as picture:
             yield picture
     except DAMAGED as error:
-        raise DamagedImageError(f"Cannot decode image {where}: replace or remove the damaged file.") from error
+        raise DamagedImageError(f"Cannot decode image {where}: replace or remove the corrupt file.") from error
 
 
 def _to_array(picture: Image.Image) -> np.ndarray:
@@ -172,29 +171,29 @@ def _over_black(rgba: np.ndarray) -> np.ndarray:
 
 
 def to_channels(image: np.ndarray, in_channels: int) -> np.ndarray:
-    """Convert a picture to the number of channels a model takes.
+    """Convert an image to the number of channels of a model.
 
     Grey to RGB repeats the channel; RGB to grey is ITU-R 601 luma, the same integers as Pillow's "L"; RGBA is
-    laid over black first.
+    composited over black first.
 
     Args:
       image: uint8 [H, W] or [H, W, C] with C = 1 (grey), 3 (RGB) or 4 (RGBA).
       in_channels: 1 or 3.
 
     Returns:
-      uint8 [H, W, in_channels]; the input itself when nothing is to be done.
+      uint8 [H, W, in_channels]; the input itself if it has them already.
 
     Raises:
       InputError: another dtype, shape or number of channels.
     """
     if in_channels not in (1, 3):
-        raise InputError(f"in_channels is {in_channels}, but images can only be given as 1 (grey) or 3 (RGB).")
+        raise InputError(f"in_channels must be 1 (grey) or 3 (RGB), got {in_channels}.")
     if image.dtype != np.uint8:
-        raise InputError(f"An image has dtype {image.dtype}, but uint8 pixels from 0 to 255 are needed.")
+        raise InputError(f"An image must have dtype uint8 (0 to 255), got {image.dtype}.")
     if image.ndim == 2:
         image = image[..., None]
     if image.ndim != 3 or image.shape[2] not in (1, 3, 4) or 0 in image.shape:
-        raise InputError(f"An image has shape {image.shape}, but [height, width, 1, 3 or 4 channels] is needed.")
+        raise InputError(f"An image must have shape [height, width, 1, 3 or 4 channels], got {image.shape}.")
     if image.shape[2] == 4:
         image = _over_black(image)
     if image.shape[2] == in_channels:

@@ -1,8 +1,8 @@
-"""Batches for training and evaluation, made by Grain.
+"""Grain pipelines for training and evaluation.
 
-Training: shuffle -> copies, drop the incomplete batch -> augment -> this process's share -> batch -> repeat. Each
-stage is random access, so position k of the stream is a pure function of the seed and k: that makes the
-iterator's state one number, restoring it O(1), and the continuation bit-identical.
+Training: shuffle -> copies, drop the incomplete batch -> augment -> this process's share -> batch -> repeat. Every
+stage has random access: position k of the stream is a pure function of the seed and k. So the iterator's state is one
+number, restoring it takes O(1), and resuming is bit-exact.
 """
 
 import contextlib
@@ -23,20 +23,18 @@ from spiking_mlp_jax.data.transforms import Augment, fit_image
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.models.pixels import check_resize
 
-TRIES = 100  # images that are tried in place of a damaged one
-
-__all__ = ["TrainBatches", "batch_records", "eval_batches", "fit_image", "steps_per_epoch", "train_batches"]
+TRIES = 100  # images tried in place of a corrupt one
 
 
 def steps_per_epoch(source: Source, batch_size: int) -> int:
-    """Number of whole batches of `batch_size` (over all processes) in one pass.
+    """Number of complete batches of `batch_size` (over all processes) in one epoch.
 
     Raises:
-      InputError: there is not even one.
+      InputError: there is none.
     """
     steps = len(source) // batch_size
     if not steps:
-        raise InputError(f"batch_size is {batch_size}, but there are only {len(source)} training images: lower it.")
+        raise InputError(f"batch_size must be at most {len(source)}, the number of training images, got {batch_size}.")
     return steps
 
 
@@ -55,37 +53,37 @@ def train_batches(
     process_count: int = 1,
     workers: int = 0,
 ) -> "TrainBatches":
-    """Shuffled, augmented batches of whole epochs, each epoch in a new order.
+    """Shuffled, augmented batches; each epoch has a new order and complete batches only.
 
-    The images of a step and their augmentation depend on seed and step only, not on `process_count` or
-    `workers`; the processes' shares are disjoint and equal, and one after the other they make up the batch.
+    The images of a step and their augmentation depend on seed and step only, not on `process_count` or `workers`. The
+    processes' shares are disjoint and of equal size; concatenated, they are the global batch.
 
-    With `copies` above 1 (repeated augmentation), an epoch has as many images as otherwise, but takes 1 / copies of the
-    source's, each so many times in the same batch, augmented differently. The copies lie as far apart in the batch as
-    they can, so that they come to different processes and devices, and mixing neighbours never mixes copies.
+    With `copies` above 1 (repeated augmentation), an epoch is as long, but uses 1 / copies of the source's images, each
+    `copies` times in a batch with different augmentation. Copies are as far apart in the batch as possible, so that
+    they fall on different processes and devices, and mixing neighbours never mixes copies.
 
     Args:
       source: from `open_source`.
       batch_size: images per step over all processes.
       image_size: side of the square images.
       in_channels: 1 or 3.
-      augment: what to do with each image.
+      augment: of each image.
       seed: 0 <= seed < 2**32.
-      epochs: number of passes.
+      epochs: number of epochs.
       copies: of each image in a batch.
-      damaged: keeps count of images that cannot be decoded, in whose place the next one of the source is taken; None
-        makes the first of them an error.
-      process_index: which share this process takes.
+      damaged: counts corrupt images, each of which is replaced by the next one of the source; None: a corrupt image is
+        an error.
+      process_index: of this process.
       process_count: number of processes.
-      workers: processes that prepare batches; 0 uses threads of this process. A saved iterator state fits
-        only the number of workers it was saved with.
+      workers: processes that prepare batches; 0: threads of this process. An iterator state can only be restored with
+        the number of workers it was saved with.
 
     Returns:
       Iterator of {"image": uint8 [b, image_size, image_size, in_channels], "label": int32 [b]} with
       b = batch_size // process_count; `get_state()` gives a small JSON-able dict for `set_state()`.
 
     Raises:
-      InputError: a setting is impossible; while iterating, an image cannot be read, or too many are damaged.
+      InputError: invalid arguments; while iterating, an image cannot be read, or too many are corrupt.
 
     References:
       Hoffer et al., Augment your batch, https://arxiv.org/abs/1901.09335; the order follows DeiT's sampler.
@@ -93,12 +91,12 @@ def train_batches(
     local = _local_batch(batch_size, process_index, process_count)
     check_resize(augment.resize_mode, augment.eval_resize, image_size)
     if not 0 <= seed < 2**32:
-        raise InputError(f"seed is {seed}, but it must be at least 0 and below 2**32.")
+        raise InputError(f"seed must be at least 0 and below 2**32, got {seed}.")
     if epochs < 1:
-        raise InputError(f"epochs is {epochs}, but must be at least 1.")
+        raise InputError(f"epochs must be at least 1, got {epochs}.")
     positions = _order(source, batch_size, seed, copies)
-    # Augmenting before taking the share keys the randomness by position in the global batch: no two processes
-    # draw the same numbers.
+    # Augment before sharding: randomness is keyed by the position in the global batch, so that it differs between
+    # processes.
     images = positions.random_map(_TrainLoad(source, augment, image_size, in_channels, damaged is not None))
     share = _Reordered(
         images, len(positions) // process_count, functools.partial(_member, batch_size, local, process_index)
@@ -107,7 +105,7 @@ def train_batches(
 
 
 class TrainBatches:
-    """Grain's iterator, without what it reports of damaged images."""
+    """Grain's iterator, without the batches' "damaged"."""
 
     def __init__(self, batches: grain.DatasetIterator, damaged: Damaged | None):
         self._batches, self._damaged = batches, damaged
@@ -120,20 +118,20 @@ class TrainBatches:
         return batch if self._damaged is None else self._damaged.sift(batch)
 
     def get_state(self) -> dict:
-        """Where the iteration is, in JSON values."""
+        """The position, as JSON values."""
         return self._batches.get_state()
 
     def set_state(self, state: dict) -> None:
-        """Continues where `get_state` was called."""
+        """Restores a position from `get_state`."""
         self._batches.set_state(state)
 
     def close(self) -> None:
-        """Stops preparing batches."""
+        """Stops the workers."""
         self._batches.close()
 
 
 class _Reordered(grain.MapDataset):
-    """`length` elements of each epoch of a data set; `where` gives an element's place in its epoch."""
+    """`length` elements of each epoch of a dataset; `where` maps their index to that in the parent's epoch."""
 
     def __init__(self, parent: grain.MapDataset, length: int, where: Callable[[int], int]):
         super().__init__(parent)
@@ -150,24 +148,24 @@ class _Reordered(grain.MapDataset):
 
 
 def _copy(batch_size: int, copies: int, at: int) -> int:
-    """Which image, in shuffled order, stands at a place of an epoch: in each batch first copies, second copies, ..."""
+    """The shuffled image at a position of an epoch; a batch holds all first copies, then all second copies, ..."""
     step, place = divmod(at, batch_size)
     # Of 8 places and 3 copies the images are 0 0 0 1 1 1 2 2; taken in strides of 3 that is 0 1 2 | 0 1 2 | 0 1.
     longer = batch_size % copies
     per, cut = batch_size // copies, longer * (batch_size // copies + 1)
-    turn, number = divmod(place, per + 1) if place < cut else divmod(place - cut, per)
-    slot = number * copies + turn + (0 if place < cut else longer)
+    copy, number = divmod(place, per + 1) if place < cut else divmod(place - cut, per)
+    slot = number * copies + copy + (0 if place < cut else longer)
     return (step * batch_size + slot) // copies
 
 
 def _member(batch_size: int, local: int, process_index: int, at: int) -> int:
-    """The place in an epoch of the `at`-th image of a process."""
+    """The position in an epoch of the `at`-th image of a process."""
     step, place = divmod(at, local)
     return step * batch_size + process_index * local + place
 
 
 def batch_records(source: Source, *, batch_size: int, seed: int, step: int, copies: int = 1) -> list[dict]:
-    """Which records a step of `train_batches` takes, without reading any.
+    """The records of a step of `train_batches`, without reading them.
 
     Args:
       source: as for `train_batches`.
@@ -177,9 +175,8 @@ def batch_records(source: Source, *, batch_size: int, seed: int, step: int, copi
       copies: as for `train_batches`.
 
     Returns:
-      {"index": position in the source} of each image of the global batch, in its order: the first process's share, the
-      second's, and so on; with "path" where the source has a file for each image. In the place of a damaged image
-      there was another.
+      {"index": position in the source} of each image of the global batch in order (the shares of process 0, 1, ...);
+      also "path" if each image is a file. Corrupt images are listed, not their replacements.
     """
     order: Any = _order(source, batch_size, seed, copies)
     path = getattr(source, "path", None)
@@ -188,11 +185,11 @@ def batch_records(source: Source, *, batch_size: int, seed: int, step: int, copi
 
 
 def _order(source: Source, batch_size: int, seed: int, copies: int) -> "_Reordered":
-    """Indices of one epoch; beyond its end those of the next, in an order of its own."""
+    """Indices of one epoch; beyond its end, those of the next."""
     used = steps_per_epoch(source, batch_size) * batch_size
     if not 1 <= copies <= batch_size:
-        raise InputError(f"repeats is {copies}, but must be at least 1 and at most batch_size, {batch_size}.")
-    # Indices travel until the image is needed: Grain's bookkeeping of a source costs as much as a tiny image.
+        raise InputError(f"repeats must be between 1 and batch_size ({batch_size}), got {copies}.")
+    # Indices rather than records: Grain's overhead for a source is as large as loading a tiny image.
     shuffled = grain.MapDataset.range(len(source)).seed(seed).shuffle()
     return _Reordered(shuffled, used, functools.partial(_copy, batch_size, copies))
 
@@ -210,10 +207,10 @@ def eval_batches(
     process_count: int = 1,
     workers: int = 0,
 ) -> Iterable[dict[str, np.ndarray]]:
-    """Every image once, in order, without randomness; the last batch is filled up and masked.
+    """Every image once, in order; the last batch is padded and masked.
 
-    All processes get the same number of batches, so that collective operations match; together their masks
-    count each image exactly once.
+    All processes get the same number of batches, as collective operations need; their masks count each image exactly
+    once.
 
     Args:
       source: from `open_source`.
@@ -222,19 +219,18 @@ def eval_batches(
       in_channels: 1 or 3.
       resize_mode: see `fit_image`.
       eval_resize: see `fit_image`.
-      damaged: keeps count of images that cannot be decoded, which are then masked; None makes the first of them an
-        error.
-      process_index: which share this process takes.
+      damaged: counts corrupt images, which are masked; None: a corrupt image is an error.
+      process_index: of this process.
       process_count: number of processes.
-      workers: processes that prepare batches; 0 uses threads of this process.
+      workers: processes that prepare batches; 0: threads of this process.
 
     Returns:
-      Something to iterate over, any number of times (once with `damaged`): {"image": uint8 [b, image_size, image_size,
+      An iterable (once only with `damaged`) of {"image": uint8 [b, image_size, image_size,
       in_channels], "label": int32 [b], "mask": bool [b]}, b = batch_size // process_count. Where the mask is
       False the image is black and the label 0.
 
     Raises:
-      InputError: a setting is impossible; while iterating, an image cannot be read.
+      InputError: invalid arguments; while iterating, an image cannot be read.
     """
     local = _local_batch(batch_size, process_index, process_count)
     check_resize(resize_mode, eval_resize, image_size)
@@ -247,18 +243,20 @@ def eval_batches(
 
 def _local_batch(batch_size: int, process_index: int, process_count: int) -> int:
     if not 0 <= process_index < process_count:
-        raise InputError(f"process_index is {process_index}, but there are {process_count} processes.")
+        raise InputError(f"process_index must be between 0 and {process_count - 1}, got {process_index}.")
     if batch_size < 1 or batch_size % process_count:
-        raise InputError(f"batch_size is {batch_size}, but must be a positive multiple of {process_count} processes.")
+        raise InputError(
+            f"batch_size must be a positive multiple of the number of processes ({process_count}), got {batch_size}."
+        )
     return batch_size // process_count
 
 
 def _prefetch(batches: grain.MapDataset, workers: int) -> grain.IterDataset:
-    """Prepare batches ahead of time; one thread or worker makes one batch, and their order is kept."""
+    """Prefetches batches, in order; each is made by one thread or worker."""
     if workers < 0:
-        raise InputError(f"workers is {workers}, but must be 0 (threads) or a number of processes.")
+        raise InputError(f"workers must be 0 (threads) or a number of processes, got {workers}.")
     if workers:
-        # Grain reads its own absl flags to start a worker, also where no program has parsed any (a notebook).
+        # To start a worker, Grain reads its absl flags, which e.g. a notebook has not parsed.
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()
         one_thread = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
@@ -280,7 +278,7 @@ class _TrainLoad(grain.transforms.RandomMap):
         if not self.tolerant:
             return self._load(element, rng)
         total = len(self.source)
-        # The next one is nearly always of the same class, because sources are sorted by class.
+        # Sources are sorted by class: the next image is nearly always of the same class.
         for index in range(element, element + min(total, TRIES)):
             with contextlib.suppress(DamagedImageError):
                 record = self._load(index % total, rng)
@@ -288,7 +286,7 @@ class _TrainLoad(grain.transforms.RandomMap):
         return self._load(element, rng)
 
     def _load(self, index: int, rng: np.random.Generator) -> dict:
-        # Encoded where it can be had so: decoding is most of the work, and a crop needs only a part.
+        # Encoded if possible: decoding is most of the work, and a crop needs only a part.
         source = self.source
         record = source.encoded(index) if isinstance(source, EncodedSource) else source[index]
         image = self.augment(record["image"], self.image_size, self.in_channels, rng)

@@ -1,4 +1,4 @@
-"""RandAugment as timm understands it: two random operations, each applied half of the time.
+"""RandAugment in timm's variant: two random operations, each applied with probability 1/2.
 
 References:
   Cubuk et al., RandAugment, https://arxiv.org/abs/1909.13719
@@ -16,21 +16,21 @@ from PIL import Image, ImageEnhance, ImageOps
 from spiking_mlp_jax.errors import InputError
 
 Fill = tuple[int, ...] | int
-# (picture, strength in [0, 1], -1 or 1, colour of what comes in from outside) -> picture of the same size
+# (image, strength in [0, 1], -1 or 1, fill colour) -> image of the same size
 Operation = Callable[[Image.Image, float, int, Fill], Image.Image]
 
-TOP = 10.0  # magnitudes are 0 to 10
+TOP = 10.0  # largest magnitude
 
 
 @dataclasses.dataclass(frozen=True)
 class RandAugment:
-    """Draws and applies operations.
+    """Random operations on an image.
 
     Attributes:
       magnitude: mean strength of an operation, 0 to 10.
       std: standard deviation of the strength, which is then clipped to 0 to 10.
-      layers: operations drawn for an image, with replacement.
-      probability: with which a drawn operation is applied.
+      layers: operations drawn per image, with replacement.
+      probability: of applying a drawn operation.
     """
 
     magnitude: float = 9.0
@@ -39,7 +39,7 @@ class RandAugment:
     probability: float = 0.5
 
     def __call__(self, picture: Image.Image, fill: Fill, rng: np.random.Generator) -> Image.Image:
-        """Augment a picture of mode "L" or "RGB"; `fill` is the colour that comes in from outside."""
+        """Augment an image of mode "L" or "RGB"; `fill` is the colour of pixels from outside."""
         for chosen in rng.integers(len(OPERATIONS), size=self.layers):
             if rng.random() >= self.probability:
                 continue
@@ -50,17 +50,17 @@ class RandAugment:
 
 
 def parse_rand_augment(notation: str) -> RandAugment | None:
-    """Reads timm's notation.
+    """The augmentation that timm's notation describes.
 
     Args:
       notation: "rand" and parts joined by "-": m9 (magnitude), n2 (operations drawn), mstd0.5 (standard deviation),
-        inc1 (which must be there: only operations that grow stronger with the magnitude exist here); "" for none.
+        inc1 (required: all operations here grow stronger with the magnitude); "" for none.
 
     Returns:
-      the augmentation, None for "".
+      None for "".
 
     Raises:
-      InputError: another notation.
+      InputError: invalid notation.
     """
     if not notation:
         return None
@@ -103,7 +103,7 @@ def _rotate(picture, strength, sign, fill):
 
 
 def _posterize(picture, strength, sign, fill):
-    # Not ImageOps.posterize: Pillow's refuses to keep no bit at all, which full strength asks for.
+    # ImageOps.posterize rejects 0 bits, which full strength needs.
     mask = 0xFF & (0xFF << (4 + int(strength * 4)))
     return picture.point([value & mask for value in range(256)] * len(picture.getbands()))
 

@@ -1,4 +1,4 @@
-"""Where images come from: a source has a length, gives image and label by index and knows its class names."""
+"""Labelled images with random access: embedded, in IDX files, in folders, or from TFDS."""
 
 import os
 from collections.abc import Sequence
@@ -11,6 +11,7 @@ from spiking_mlp_jax.data.idx import find_idx, read_idx_split
 from spiking_mlp_jax.data.image import decode_image, read_encoded
 from spiking_mlp_jax.data.tfds import TfdsSource, find_version
 from spiking_mlp_jax.errors import InputError, nearest
+from spiking_mlp_jax.utils.paths import user_path
 
 FASHION_MNIST_FILE = Path(__file__).parent / "fashion_mnist" / "fashion_mnist.npz"
 FASHION_MNIST_CLASSES = (
@@ -66,58 +67,57 @@ class Chosen:
 
 @runtime_checkable
 class EncodedSource(Source, Protocol):
-    """A source whose pictures can be had as they are stored, so that only what is needed has to be decoded."""
+    """A source that also returns images still encoded, so that a crop decodes only what it needs."""
 
     def encoded(self, index: int, /) -> dict:
-        """{"image": Encoded, "label": np.int32}; an array uint8 [H, W, C] where the picture is stored as one."""
+        """{"image": Encoded, "label": np.int32}; or uint8 [H, W, C] if images are stored as arrays."""
         ...
 
 
 def open_source(dataset: str, split: str, data_dir: str | os.PathLike[str] | None = None) -> Source:
-    """Open one split of a data set.
+    """One split of a dataset.
 
     Args:
-      dataset: "fashion_mnist": the embedded 20,000 training and 10,000 test images, or the full set when
+      dataset: "fashion_mnist": the embedded 20,000 training and 10,000 test images, or the full dataset if
         `data_dir` holds its IDX files or a TFDS copy; "idx": the four standard IDX files in `data_dir`;
-        "folder": `data_dir`/train|val|test/<class>/*.jpg|jpeg|png; "tfds:<name>": a prepared TFDS set with
-        `image` and `label`, in `data_dir` or TFDS's usual folder.
+        "folder": `data_dir`/train|val|test/<class>/*.jpg|jpeg|png; "tfds:<name>": a prepared TFDS dataset with
+        `image` and `label`, in `data_dir` or TFDS's default folder.
       split: "train" or "test". Without a test split, "test" is val (folder) or validation (TFDS).
-      data_dir: folder of the files; only "fashion_mnist" and "tfds:<name>" do without.
+      data_dir: folder of the files; optional for "fashion_mnist" and "tfds:<name>".
 
     Returns:
-      The source. It can be pickled into a worker process, which opens its files again.
+      The source. Pickled into a worker process, it opens its files again.
 
     Raises:
-      InputError: unknown set or split, or files that are missing or damaged; the message names the path.
+      InputError: unknown dataset or split, or a missing or corrupt file; the message names the path.
     """
     if split not in ("train", "test"):
-        raise InputError(f'Split "{split}" is unknown: use "train" or "test".')
+        raise InputError(f'Unknown split "{split}": use "train" or "test".')
     if dataset not in DATASETS and not dataset.startswith("tfds:"):
-        raise InputError(f'Data set "{dataset}" is unknown: {nearest(dataset, DATASETS)}')
-    folder = None if data_dir in (None, "") else Path(data_dir).expanduser()
+        raise InputError(f'Unknown dataset "{dataset}": {nearest(dataset, DATASETS)}')
+    folder = user_path(data_dir) if data_dir else None
     if folder is not None and not folder.is_dir():
-        raise InputError(f"data_dir {folder} is not a folder: give the one that holds the data.")
+        raise InputError(f"data_dir {folder} is not a folder: use the folder of the dataset.")
     if dataset == "fashion_mnist":
         return _open_fashion_mnist(split, folder)
     if dataset.startswith("tfds:"):
         return TfdsSource(find_version(dataset.removeprefix("tfds:"), folder), split)
     if folder is None:
         raise InputError(
-            f'data set "{dataset}" needs data_dir: name the folder of the data with --data-dir, in training with '
-            "--config.data_dir"
+            f'Dataset "{dataset}" needs data_dir: name its folder with --data-dir, in training with --config.data_dir'
         )
     return IdxSource(folder, split) if dataset == "idx" else FolderSource(folder, split)
 
 
 def check_classes(source: Source, num_classes: int, name: str, dataset: str) -> Source:
-    """Returns the source if it has as many classes as the network.
+    """The source itself, after checking its number of classes.
 
     Raises:
-        InputError: it has another number.
+        InputError: it differs from `num_classes`.
     """
     if len(source.class_names) != num_classes:
         raise InputError(
-            f"{name} knows {num_classes} classes, but {dataset} has {len(source.class_names)}: name its own dataset "
+            f"{name} has {num_classes} classes, but {dataset} has {len(source.class_names)}: name its own dataset "
             "with --dataset and --data-dir"
         )
     return source
@@ -126,7 +126,7 @@ def check_classes(source: Source, num_classes: int, name: str, dataset: str) -> 
 def _open_fashion_mnist(split: str, folder: Path | None) -> Source:
     if folder is None:
         return EmbeddedSource(split)
-    # A single IDX file shows what is meant: reading names the ones that are missing.
+    # One IDX file is enough to choose this format: the error then names the missing files.
     if any(find_idx(folder, part, kind) for part in ("train", "test") for kind in ("images", "labels")):
         return IdxSource(folder, split, FASHION_MNIST_CLASSES)
     try:
@@ -134,7 +134,7 @@ def _open_fashion_mnist(split: str, folder: Path | None) -> Source:
     except InputError as error:
         raise InputError(
             f"data_dir {folder} holds neither the IDX files of Fashion-MNIST (train-images-idx3-ubyte.gz and so on) "
-            "nor a prepared TFDS copy: give the folder of one, or no data_dir for the embedded images."
+            "nor a prepared TFDS copy: use the folder of one, or no data_dir for the embedded images."
         ) from error
     return TfdsSource(version, split)
 
@@ -155,7 +155,7 @@ class _ArraySource:
 
 
 class EmbeddedSource(_ArraySource):
-    """The part of Fashion-MNIST inside this package: 20,000 training and all 10,000 test images, 28 x 28 x 1.
+    """The part of Fashion-MNIST in this package: 20,000 training and all 10,000 test images, 28 x 28 x 1.
 
     The training images are the first 2,000 of each class, in their original order.
     """
@@ -167,7 +167,7 @@ class EmbeddedSource(_ArraySource):
         super().__init__(images[..., None], labels.astype(np.int32), FASHION_MNIST_CLASSES)
 
     def __reduce__(self):
-        return EmbeddedSource, (self._split,)  # a worker reads the file: cheaper than sending the pixels
+        return EmbeddedSource, (self._split,)  # workers read the file, which is cheaper than pickling the pixels
 
 
 class IdxSource(_ArraySource):
@@ -179,7 +179,7 @@ class IdxSource(_ArraySource):
       class_names: names of the labels; None takes "0", "1", ... up to the largest label of both splits.
 
     Raises:
-      InputError: a file is missing or damaged, or a label has no name; the message names it.
+      InputError: a file is missing or corrupt, or a label has no name.
     """
 
     def __init__(self, folder: Path, split: str, class_names: tuple[str, ...] | None = None):
@@ -191,7 +191,7 @@ class IdxSource(_ArraySource):
         elif labels.max() >= len(class_names):
             raise InputError(
                 f"The {split} labels in {folder} go up to {labels.max()}, but there are only "
-                f"{len(class_names)} classes: give the files of the right set."
+                f"{len(class_names)} classes: use the files of this dataset."
             )
         super().__init__(images, labels, class_names)
 
@@ -200,11 +200,11 @@ class IdxSource(_ArraySource):
 
 
 class FolderSource:
-    """Images in `folder`/train|val|test/<class>/, decoded when asked for; classes sorted by name.
+    """Images in `folder`/train|val|test/<class>/, decoded on access; classes sorted by name.
 
     Raises:
-      InputError: the split, its classes or the images of a class are missing, or the splits' classes differ;
-        when reading, an image that cannot be decoded. The message names the path.
+      InputError: the split, its classes or the images of a class are missing, or the splits' classes differ; on
+        access, an image cannot be decoded. The message names the path.
     """
 
     def __init__(self, folder: Path, split: str):
@@ -222,8 +222,8 @@ class FolderSource:
             other_root = folder / other
             if other_root.is_dir() and (different := set(_class_folders(other_root)) ^ set(self.class_names)):
                 raise InputError(
-                    f'{root} and {other_root} have different classes ("{min(different)}" is in one only): '
-                    "give all splits the same class folders."
+                    f'{root} and {other_root} have different classes ("{min(different)}" is in only one): '
+                    "use the same class folders in all splits."
                 )
         self._files: list[str] = []
         labels = []
@@ -247,7 +247,7 @@ class FolderSource:
         return {**record, "image": decode_image(*record["image"])}
 
     def encoded(self, index: int, /) -> dict:
-        """An image as its file holds it, and its label."""
+        """{"image": Encoded, "label": np.int32}."""
         return {"image": read_encoded(self.path(index)), "label": self._labels[index]}
 
     def path(self, index: int) -> str:
@@ -255,7 +255,7 @@ class FolderSource:
         return f"{self._root}/{self._files[index]}"
 
     def listing(self) -> tuple[Path, list[str], np.ndarray]:
-        """The split's folder, the names of the files from there, and their labels, int32 [N]."""
+        """The split's folder, the files' paths relative to it, and their labels, int32 [N]."""
         return self._root, self._files, self._labels
 
 

@@ -1,38 +1,39 @@
-"""What happens to training and evaluation images, one uint8 image [H, W, C] at a time.
+"""Resizing and augmentation of one uint8 image [H, W, C].
 
-Randomness comes only from the `np.random.Generator` that is passed in.
+All randomness comes from the `np.random.Generator` argument.
 """
 
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageEnhance
 
 from spiking_mlp_jax.data.image import Encoded, decode_crop, decode_image, to_channels
-from spiking_mlp_jax.data.jitter import color_jitter, random_erasing
 from spiking_mlp_jax.data.randaugment import RandAugment
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.models.pixels import Pixels, check_resize
 
+_ENHANCERS = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
+
 
 @dataclasses.dataclass(frozen=True)
 class Augment:
-    """What happens to a training image, in the order of the attributes.
+    """Augmentation of a training image, in the order of the attributes.
 
     Attributes:
-      resize_mode: "pad", "resize" or "resize_crop", see `fit_image`; not used with a random resized crop.
+      resize_mode: "pad", "resize" or "resize_crop", see `fit_image`; unused with random_resized_crop.
       eval_resize: see `fit_image`.
-      random_resized_crop: cut a random rectangle and resize it.
-      crop_min_area: the smallest share of the image that such a rectangle covers.
-      crop_padding: pixels of zero padding on each side before a random crop back to the image size (0 = off).
+      random_resized_crop: see the function of that name.
+      crop_min_area: its smallest share of the image.
+      crop_padding: zero padding in pixels on each side, before a random crop to the image size (0 = off).
       flip: mirror left to right with probability 1/2.
-      rand_augment: random operations, or None.
+      rand_augment: RandAugment, or None.
       color_jitter: largest change of brightness, contrast and saturation, see `color_jitter` (0 = off).
-      random_erasing: probability that a rectangle becomes noise.
-      mean: of the pixels in [0, 1], per channel: the colour that comes in from outside, and that of the noise.
+      random_erasing: probability that a rectangle is replaced by noise.
+      mean: of the pixels in [0, 1], per channel; the fill colour, and the mean of the noise.
       std: of the noise.
     """
 
@@ -50,7 +51,7 @@ class Augment:
 
     def __post_init__(self):
         if self.crop_padding < 0:
-            raise InputError(f"crop_padding is {self.crop_padding}, but it must be 0 (off) or a number of pixels.")
+            raise InputError(f"crop_padding must be 0 (off) or a number of pixels, got {self.crop_padding}.")
         check_resize(self.resize_mode, self.eval_resize)
 
     def __call__(
@@ -59,7 +60,7 @@ class Augment:
         """Augment one image: uint8 [h, w, c] -> uint8 [image_size, image_size, in_channels].
 
         Raises:
-          InputError: the picture cannot be decoded.
+          InputError: the image cannot be decoded.
         """
         if self.random_resized_crop:
             image = random_resized_crop(image, image_size, in_channels, rng, (self.crop_min_area, 1.0))
@@ -87,22 +88,22 @@ class Augment:
 def fit_image(
     image: np.ndarray, image_size: int, in_channels: int, resize_mode: str = "pad", eval_resize: int = 0
 ) -> np.ndarray:
-    """Bring an image to the model's size, without randomness: used to evaluate and to predict.
+    """Resize an image to the model's size, for evaluation and prediction.
 
     Args:
       image: uint8 [h, w] or [h, w, 1 | 3 | 4].
       image_size: side of the square result.
       in_channels: 1 or 3, see `to_channels`.
-      resize_mode: "pad" centres the image on zeros (a larger one is first shrunk, keeping its proportions,
-        until it fits); "resize" stretches it to the square; "resize_crop" scales the shorter side to
-        `eval_resize` and cuts out the centre. Resizing is bicubic.
+      resize_mode: "pad" centres the image on zeros, after shrinking a larger one to fit, at its aspect ratio; "resize"
+        stretches it to the square; "resize_crop" scales the shorter side to `eval_resize` and crops the centre.
+        Resizing is bicubic.
       eval_resize: for "resize_crop"; 0 means 8/7 of image_size (256 for 224).
 
     Returns:
       uint8 [image_size, image_size, in_channels].
 
     Raises:
-      InputError: unknown mode, or an array that is no image.
+      InputError: unknown mode, or not an image.
     """
     check_resize(resize_mode, eval_resize, image_size)
     image = to_channels(image, in_channels)
@@ -112,7 +113,7 @@ def fit_image(
     if resize_mode == "resize_crop":
         shorter = eval_resize or round(image_size * 8 / 7)
         scale = shorter / min(height, width)
-        # Rounded down, as the usual ImageNet evaluation does; the shorter side must come out exact.
+        # Rounded down, as in torchvision; the shorter side must be exact.
         image = resize(
             image,
             shorter if height <= width else int(height * scale),
@@ -127,12 +128,12 @@ def fit_image(
 
 
 def fitted(images: Iterable[np.ndarray], network: Any, pixels: Pixels) -> np.ndarray:
-    """`fit_image` of each image, as a network takes them.
+    """`fit_image` of each image, with a network's settings.
 
     Args:
       images: uint8 [h, w] or [h, w, 1 | 3 | 4] each.
       network: anything with `image_size` and `in_channels`: a `ModelConfig`, or a `Description`.
-      pixels: its resize mode.
+      pixels: its preprocessing.
 
     Returns:
       uint8 [N, image_size, image_size, in_channels].
@@ -142,7 +143,7 @@ def fitted(images: Iterable[np.ndarray], network: Any, pixels: Pixels) -> np.nda
 
 
 def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Bicubic resize of uint8 [h, w, 1 | 3] to [height, width, 1 | 3]; a no-op at that size already."""
+    """Bicubic resize of uint8 [h, w, 1 | 3] to [height, width, 1 | 3]; a no-op at that size."""
     if image.shape[:2] == (height, width):
         return image
     grey = image.shape[2] == 1
@@ -152,7 +153,7 @@ def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def centre_pad(image: np.ndarray, size: int) -> np.ndarray:
-    """Put [h, w, C], h and w at most `size`, in the middle of zeros [size, size, C]."""
+    """Zero-pad [h, w, C], h and w at most `size`, to [size, size, C]."""
     height, width, channels = image.shape
     if height == size and width == size:
         return image
@@ -163,13 +164,13 @@ def centre_pad(image: np.ndarray, size: int) -> np.ndarray:
 
 
 def centre_crop(image: np.ndarray, size: int) -> np.ndarray:
-    """Cut [size, size, C] out of the middle of [h, w, C], h and w at least `size`."""
+    """Crop the centre [size, size, C] of [h, w, C], h and w at least `size`."""
     top, left = round((image.shape[0] - size) / 2), round((image.shape[1] - size) / 2)
     return image[top : top + size, left : left + size]
 
 
 def random_crop(image: np.ndarray, padding: int, rng: np.random.Generator) -> np.ndarray:
-    """Pad [H, W, C] with `padding` zeros on each side and cut out [H, W, C] at a uniformly random place.
+    """Zero-pad [H, W, C] by `padding` on each side, and crop [H, W, C] at a uniformly random place.
 
     Args:
       image: uint8 [H, W, C].
@@ -177,7 +178,7 @@ def random_crop(image: np.ndarray, padding: int, rng: np.random.Generator) -> np
       rng: source of randomness.
     """
     down, right = int(rng.integers(-padding, padding + 1)), int(rng.integers(-padding, padding + 1))
-    # Cutting from a padded image is shifting the image over zeros; this never builds the padded copy.
+    # A shift over zeros, without the padded copy.
     height, width = image.shape[:2]
     out = np.zeros_like(image)
     out[max(down, 0) : max(height + down, 0), max(right, 0) : max(width + right, 0)] = image[
@@ -199,13 +200,13 @@ def random_resized_crop(
     scale: tuple[float, float] = (0.08, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> np.ndarray:
-    """Cut out a rectangle of random area and proportions and resize it (bicubic) to a square.
+    """Crop a rectangle of random area and aspect ratio, and resize it (bicubic) to a square.
 
-    Area is uniform in `scale` (fraction of the image), width / height log-uniform in `ratio`. After ten
-    rectangles that do not fit, the largest centred one with an allowed ratio is taken.
+    Its share of the image is uniform in `scale`, width / height log-uniform in `ratio`. If ten rectangles do not fit,
+    the largest centred one within `ratio` is taken.
 
     Args:
-      image: uint8 [h, w, 1 | 3 | 4], or the encoded picture, of which only what is needed is decoded.
+      image: uint8 [h, w, 1 | 3 | 4], or encoded; then only what is needed is decoded.
       size: side of the result.
       in_channels: 1 or 3.
       rng: source of randomness.
@@ -218,10 +219,10 @@ def random_resized_crop(
     References:
       Szegedy et al., Going deeper with convolutions, https://arxiv.org/abs/1409.4842
     """
-    # Compiled when it is first used: those who only predict do not wait for it.
+    # Compiles on import, which prediction does not need.
     from spiking_mlp_jax.data.resample import resize_bicubic
 
-    # Cut first: Pillow's `box` argument would let pixels outside the rectangle bleed in at its edges.
+    # Pillow's `box` argument would let pixels from outside the rectangle bleed in.
     if isinstance(image, Encoded):
         cut = decode_crop(image, lambda height, width: _random_box(height, width, rng, scale, ratio), size)
     else:
@@ -249,3 +250,64 @@ def _random_box(
     width = max(1, min(image_width, round(image_height * aspect)))
     height = max(1, min(image_height, round(image_width / aspect)))
     return (image_height - height) // 2, (image_width - width) // 2, height, width
+
+
+def color_jitter(picture: Image.Image, amount: float, rng: np.random.Generator) -> Image.Image:
+    """Change brightness, contrast and saturation in random order, by factors uniform in 1 - amount to 1 + amount.
+
+    As torchvision's `ColorJitter(amount, amount, amount)`; factors below 0 are 0.
+
+    Args:
+      picture: of mode "L" or "RGB".
+      amount: at least 0.
+      rng: source of randomness.
+    """
+    for chosen in rng.permutation(len(_ENHANCERS)):
+        picture = _ENHANCERS[chosen](picture).enhance(rng.uniform(max(0.0, 1 - amount), 1 + amount))
+    return picture
+
+
+def random_erasing(
+    image: np.ndarray,
+    probability: float,
+    mean: Sequence[float],
+    std: Sequence[float],
+    rng: np.random.Generator,
+    area: tuple[float, float] = (0.02, 1 / 3),
+    ratio: tuple[float, float] = (0.3, 1 / 0.3),
+) -> np.ndarray:
+    """Fill a random rectangle with independent noise, with some probability.
+
+    timm's `RandomErasing` in mode "pixel": noise of mean 0 and standard deviation 1 after normalisation. Here it is
+    drawn as pixels, and clipped to 0 to 255.
+
+    Args:
+      image: uint8 [H, W, C], not modified.
+      probability: of erasing.
+      mean: of the pixels in [0, 1], per channel.
+      std: likewise.
+      rng: source of randomness.
+      area: smallest and largest share of the image, uniform.
+      ratio: smallest and largest height / width, log-uniform.
+
+    Returns:
+      uint8 [H, W, C]; the input itself if nothing is erased, also if ten rectangles do not fit.
+
+    References:
+      Zhong et al., Random erasing data augmentation, https://arxiv.org/abs/1708.04896
+    """
+    if rng.random() >= probability:
+        return image
+    height, width, channels = image.shape
+    for _ in range(10):
+        share = height * width * rng.uniform(*area)
+        aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
+        tall, wide = round(math.sqrt(share * aspect)), round(math.sqrt(share / aspect))
+        if 0 < tall < height and 0 < wide < width:
+            top, left = int(rng.integers(height - tall + 1)), int(rng.integers(width - wide + 1))
+            noise = rng.standard_normal((tall, wide, channels), np.float32)
+            noise = (noise * np.asarray(std, np.float32) + np.asarray(mean, np.float32)) * 255
+            erased = image.copy()
+            erased[top : top + tall, left : left + wide] = np.clip(np.rint(noise), 0, 255).astype(np.uint8)
+            return erased
+    return image

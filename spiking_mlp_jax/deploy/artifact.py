@@ -98,7 +98,7 @@ def load(path: str | os.PathLike[str]) -> IntegerNet:
     """
     if not isinstance(path, str | os.PathLike):
         raise InputError(f"load takes a path, got a {type(path).__name__}")
-    path = Path(path)
+    path = user_path(path)
     data = _map(path)
     prefix, header_size = _read_prefix(path, data)
     # Before the content, so that damage is reported as damage.

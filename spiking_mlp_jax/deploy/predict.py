@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from spiking_mlp_jax.data.image import picture_array, read_image
+from spiking_mlp_jax.data.image import pillow_array, read_image
 from spiking_mlp_jax.data.sources import Source, check_classes, open_source
 from spiking_mlp_jax.data.transforms import fitted
 from spiking_mlp_jax.deploy.artifact import is_compiled
@@ -227,4 +227,4 @@ def _array(picture) -> np.ndarray:
         return picture
     if isinstance(picture, str | os.PathLike):
         return read_image(user_path(picture))
-    return picture_array(picture)
+    return pillow_array(picture)

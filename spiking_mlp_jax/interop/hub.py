@@ -19,6 +19,7 @@ from spiking_mlp_jax.models import weights
 from spiking_mlp_jax.models.config import ModelConfig
 from spiking_mlp_jax.models.spiking_mlp import SpikingMLP
 from spiking_mlp_jax.utils.files import file_hash, write_sums, write_whole
+from spiking_mlp_jax.utils.paths import user_path
 
 # The Hub's rule for both parts of OWNER/NAME.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
@@ -80,7 +81,7 @@ def save_pretrained(
     meta |= {"trained_on": trained_on} if trained_on else {}
     meta |= {"repo": repo} if repo else {}
     _check(meta)
-    folder = Path(folder)
+    folder = user_path(folder)
     try:
         _spare_other_files(folder)
         weights.save(folder, model, meta)

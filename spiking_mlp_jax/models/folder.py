@@ -26,6 +26,7 @@ from spiking_mlp_jax.models import hub
 from spiking_mlp_jax.models.config import ADDED, ModelConfig
 from spiking_mlp_jax.models.pixels import Pixels, check_resize, check_statistics
 from spiking_mlp_jax.utils.files import SUMS, verify
+from spiking_mlp_jax.utils.paths import user_path
 
 FORMAT = 1
 TENSORS = "model.safetensors"
@@ -86,7 +87,9 @@ def find(where: str | os.PathLike[str], *, revision: str | None = None, download
     """
     if not isinstance(where, str | os.PathLike):
         raise InputError(f"expected a folder or the name of a shipped network, got {where!r}")
-    folder = Path(where)
+    folder = user_path(where)
+    if folder.name in ("", "..") or (folder.name != "weights" and os.path.islink(folder)):
+        folder = Path(os.path.realpath(folder))  # whose name and parent say what it is
     for candidate in (folder, folder / "weights"):
         # os.path returns False where pathlib raises, e.g. for a name that is too long.
         if any(os.path.isfile(candidate / name) for name in (TENSORS, OLD_TENSORS)):
@@ -130,11 +133,14 @@ def max_bad_images(folder: Path) -> float:
 
 
 def _workdir_config(folder):
-    try:
-        config = json.loads((folder.parent / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return config if isinstance(config, dict) else {}
+    for workdir in (folder.parent, Path(os.path.realpath(folder)).parent):  # the weights may be a link, either way
+        try:
+            config = json.loads((workdir / CONFIG).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        if isinstance(config, dict) and "format" not in config:
+            return config
+    return {}
 
 
 def load(network: type[Network], path: str | os.PathLike[str]) -> Network:
@@ -168,7 +174,7 @@ def read_config(path: str | os.PathLike[str]) -> tuple[ModelConfig, dict[str, An
     Raises:
         InputError: as `load`.
     """
-    folder = Path(path)
+    folder = user_path(path)
     file = folder / CONFIG
     if not os.path.isdir(folder):
         raise InputError(f"there is no weights folder {folder}: give a folder with {TENSORS} and {CONFIG}")
@@ -200,7 +206,7 @@ def tensors_file(path: str | os.PathLike[str]) -> Path:
     Raises:
         InputError: there is none, or one under each of its two names.
     """
-    folder = Path(path)
+    folder = user_path(path)
     found = [folder / name for name in (TENSORS, OLD_TENSORS) if os.path.isfile(folder / name)]
     if not found:
         raise InputError(f"{folder} is not a weights folder, {TENSORS} is missing: train or copy it again")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,6 +32,7 @@ from spiking_mlp_jax.models.folder import (
 )
 from spiking_mlp_jax.models.spiking_mlp import SpikingMLP
 from spiking_mlp_jax.utils.files import SUMS
+from spiking_mlp_jax.utils.paths import user_path
 
 __all__ = [
     "CARD",
@@ -67,7 +67,7 @@ def save(path: str | os.PathLike[str], model: SpikingMLP, meta: dict[str, Any]) 
     Raises:
         InputError: meta cannot be written as JSON, uses a reserved key, or its "data" does not fit the model.
     """
-    folder = Path(path)
+    folder = user_path(path)
     for key in ("format", "model"):
         if key in meta:
             raise InputError(f'meta must not hold "{key}", which save writes itself: use another key')

@@ -31,6 +31,7 @@ from spiking_mlp_jax.train.config import (
     to_dict,
     validate,
 )
+from spiking_mlp_jax.utils.paths import user_path
 
 KEYS = ("base", "runs", "common", "seeds", "test_time_steps", "x", "title")
 # Fields that do not describe the experiment, or that the sweep sets itself.
@@ -106,6 +107,7 @@ def load_sweep(file: str, overrides: Sequence[str] = (), seeds: Sequence[int] | 
         InputError: the file is missing or raises; a field does not exist or has an invalid value. The message names
             the file and the run.
     """
+    file = str(user_path(file))
     if not os.path.isfile(file):
         file = shipped_config(file) or file
     if not os.path.isfile(file):

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.progress import TaskID
 
 from spiking_mlp_jax.errors import EXIT_INTERRUPTED, EXIT_NONFINITE, EXIT_STORAGE
 from spiking_mlp_jax.sweep.jobs import LOG, OUTPUT, Process, Slurm, SlurmJob
@@ -26,6 +26,7 @@ from spiking_mlp_jax.sweep.results import AGAIN, run_folder, write_result
 from spiking_mlp_jax.train.config import to_dict
 from spiking_mlp_jax.utils.files import read_json
 from spiking_mlp_jax.utils.interrupt import StopRequest
+from spiking_mlp_jax.utils.progress import status_bars, status_console, time_left
 
 Start = Callable[[str, dict[str, Any]], Process | SlurmJob]
 _POLL_SECONDS = 0.2
@@ -226,13 +227,12 @@ class SweepProgress:
     """
 
     def __init__(self, what: str, work: Mapping[str, float], console: Console | None = None):
-        self._console = console or Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+        self._console = console or status_console(stderr=True)
         self._work, self._total = dict(work), sum(work.values()) or 1.0
         self._shares: dict[str, float] = {}
         self._done = self._failed = 0
         self._started = time.monotonic()
-        columns = (TextColumn("{task.description}"), BarColumn(30), TextColumn("{task.fields[status]}"))
-        self._bar = Progress(*columns, console=self._console, disable=not self._console.is_terminal)
+        self._bar = status_bars(self._console)
         self._all = self._bar.add_task(what, total=1.0, status="")
         self._tasks: dict[str, TaskID] = {}
 
@@ -267,11 +267,10 @@ class SweepProgress:
         share = sum(self._work[key] * share for key, share in self._shares.items()) / self._total
         status = f"{self._done} of {len(self._work)} runs"
         status += f", {self._failed} failed" if self._failed else ""
-        hours = (time.monotonic() - self._started) / 3600
-        if self._done and hours > 0:
-            status += f", {self._done / hours:.1f} runs/h"
-        if 0 < share < 1 and hours > 0:
-            minutes, seconds = divmod(round(3600 * hours * (1 - share) / share), 60)
-            status += f", {minutes // 60}:{minutes % 60:02}:{seconds:02} left"
+        elapsed = time.monotonic() - self._started
+        if self._done and elapsed > 0:
+            status += f", {3600 * self._done / elapsed:.1f} runs/h"
+        if 0 < share < 1 and elapsed > 0:
+            status += f", {time_left(elapsed, share, 1.0)}"
         self._bar.update(self._all, completed=share, status=status)
         return status

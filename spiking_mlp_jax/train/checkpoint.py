@@ -20,7 +20,8 @@ from orbax.checkpoint import checkpoint_managers
 from spiking_mlp_jax.errors import InputError, StorageError
 from spiking_mlp_jax.train.config import FREE_FIELDS, migrate_config
 from spiking_mlp_jax.train.state import TrainState
-from spiking_mlp_jax.utils.files import as_path, is_remote, short_reason, unreachable
+from spiking_mlp_jax.utils.files import as_path, short_reason, unreachable
+from spiking_mlp_jax.utils.paths import is_remote
 
 # The size and a checksum of each file of a checkpoint.
 MANIFEST = "manifest.json"

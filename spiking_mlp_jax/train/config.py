@@ -20,6 +20,7 @@ from spiking_mlp_jax.data.transforms import Augment
 from spiking_mlp_jax.errors import InputError, nearest
 from spiking_mlp_jax.models.config import ADDED, ModelConfig
 from spiking_mlp_jax.models.pixels import RESIZE_MODES, check_resize, check_statistics
+from spiking_mlp_jax.utils.paths import user_path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -360,7 +361,8 @@ def find_config(name: str) -> str:
     Raises:
         InputError: there is no such file; the message names the nearest.
     """
-    if file := name if os.path.isfile(name) else shipped_config(name):
+    path = str(user_path(name))
+    if file := path if os.path.isfile(path) else shipped_config(name):
         return file
     # Suggestions come only from folders of configs: elsewhere are other programs, e.g. train.py.
     folder = os.path.dirname(name)

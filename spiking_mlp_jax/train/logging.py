@@ -18,11 +18,12 @@ from typing import Any, TextIO
 
 import jax
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import Progress
 
 from spiking_mlp_jax.train.config import Config
-from spiking_mlp_jax.utils.files import Lines, as_path, is_remote, read_lines
+from spiking_mlp_jax.utils.files import Lines, as_path, read_lines
+from spiking_mlp_jax.utils.paths import is_remote
+from spiking_mlp_jax.utils.progress import status_bars, status_console, time_left
 
 STARVED = 0.1  # share of the time spent waiting for images above which a run warns
 
@@ -137,16 +138,13 @@ class Display:
     """
 
     def __init__(self, log: str | os.PathLike[str] | None, last: int, stream: TextIO | None = None, show: bool = True):
-        self._console = Console(
-            file=stream or sys.stdout, highlight=False, markup=False, soft_wrap=True, quiet=not show
-        )
+        self._console = status_console(file=stream or sys.stdout, quiet=not show)
         self._log = None if log is None else Lines(log)
         self._first, self._last = 0, last
         self._started: float | None = None
         self._bar: Progress | None = None
         if show and self._console.is_terminal:
-            columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[status]}"))
-            self._bar = Progress(*columns, console=self._console)
+            self._bar = status_bars(self._console)
             self._task = self._bar.add_task("compiling", total=last, status="")
 
     def say(self, text: str) -> None:
@@ -188,13 +186,9 @@ class Display:
 
     def left(self, step: int) -> str:
         """The time left, in words; empty until it can be estimated."""
-        done = step - self._first
-        if self._started is None or done <= 0:
+        if self._started is None:
             return ""
-        seconds = round((time.monotonic() - self._started) / done * (self._last - step))
-        minutes, seconds = divmod(seconds, 60)
-        hours, minutes = divmod(minutes, 60)
-        return (f"{hours}:{minutes:02}" if hours else f"{minutes}") + f":{seconds:02} left"
+        return time_left(time.monotonic() - self._started, step - self._first, self._last - self._first)
 
     def close(self) -> None:
         """Takes the bar down."""

@@ -9,6 +9,7 @@ from etils import epath
 from jax.experimental.compilation_cache import compilation_cache
 
 from spiking_mlp_jax.errors import InputError
+from spiking_mlp_jax.utils.paths import user_path
 
 
 def use_compilation_cache(where: str) -> None:
@@ -23,7 +24,7 @@ def use_compilation_cache(where: str) -> None:
     if where == "off":
         return
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    folder = epath.Path(f"{cache}/spiking_mlp_jax/jax" if where == "auto" else where).expanduser()
+    folder = epath.Path(user_path(f"{cache}/spiking_mlp_jax/jax" if where == "auto" else where))
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spiking_mlp_jax.errors import InputError, StorageError
+from spiking_mlp_jax.utils.paths import is_remote, user_path
 
 if TYPE_CHECKING:
     from etils import epath
@@ -25,11 +26,6 @@ if TYPE_CHECKING:
 SUMS = "SHA256SUMS"
 _SUM = re.compile(r"([0-9a-f]{64}) [ *]([^/\\\0]+)")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
-def is_remote(path: str | os.PathLike[str]) -> bool:
-    """Whether a path names an object store rather than a disk."""
-    return "://" in os.fspath(path)
 
 
 def as_path(where: str | os.PathLike[str]) -> epath.Path:
@@ -40,9 +36,9 @@ def as_path(where: str | os.PathLike[str]) -> epath.Path:
     """
     from etils import epath
 
-    path = epath.Path(where)
+    path = epath.Path(user_path(where))
     if not is_remote(path):
-        return path.expanduser().absolute()
+        return path.absolute()
     try:
         path.exists()
     except ImportError as error:

@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 from spiking_mlp_jax.errors import InputError
 
 
+def is_remote(path: str | os.PathLike[str]) -> bool:
+    """Whether a path names an object store (gs://, s3://) rather than a disk."""
+    return "://" in os.fspath(path)
+
+
 def user_path(path: str | os.PathLike[str]) -> Path:
-    """A local path with `~` expanded; it is printed as the user wrote it otherwise.
+    """A path with `~` expanded and otherwise as the user wrote it; that of an object store is an unchanged epath.Path.
 
     Every command and public function that takes a path passes it through here first.
     """
+    if is_remote(path):
+        from etils import epath
+
+        remote: Any = epath.Path(path)
+        return remote
     # os.path's version leaves "~name" alone where there is no such user, as a shell does.
     return Path(os.path.expanduser(path))
 

@@ -6,7 +6,11 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
 
 Item = TypeVar("Item")
 
@@ -37,16 +41,14 @@ def shown_progress(unit: str = "", report_seconds: float = 30.0) -> Iterator[Cal
     Yields:
         function of a task's name, the amount done, and the total; threads may call it.
     """
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import TimeRemainingColumn
 
-    console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
-    columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[status]}")
+    console = status_console(stderr=True)
     interval = 0.1 if console.is_terminal else report_seconds
     digits = 1 if unit.startswith("GB") else 0
     lock, last = threading.Lock(), time.monotonic()
     tasks, started = {}, {}
-    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bars:
+    with status_bars(console, TimeRemainingColumn()) as bars:
 
         def show(what: str, done: float, of: float) -> None:
             nonlocal last
@@ -64,19 +66,41 @@ def shown_progress(unit: str = "", report_seconds: float = 30.0) -> Iterator[Cal
                 status += f", {rate:,.{max(digits, int(rate < 10))}f}/s" if rate else ""
                 bars.update(tasks[what], completed=done, status=status)
                 if not console.is_terminal and (due or (unit and done >= of)):
-                    left = f", {time_left((of - done) / rate)}" if rate and done < of else ""
+                    left = f", {time_left(now - start, done - before, of - before)}" if rate and done < of else ""
                     console.print(f"{what}: {status}{left}")
 
         yield show
 
 
-def time_left(seconds: float) -> str:
-    """A duration for a status line.
+def status_console(**options: Any) -> Console:
+    """A console that prints lines as they are: no colours, markup or line breaks; `options` are rich's."""
+    from rich.console import Console
+
+    return Console(highlight=False, markup=False, soft_wrap=True, **options)
+
+
+def status_bars(console: Console, *columns: Any) -> Progress:
+    """Bars between a description and a field `status`, then further columns; they show only on a terminal."""
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    first = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[status]}")
+    return Progress(*first, *columns, console=console, disable=not console.is_terminal)
+
+
+def time_left(elapsed: float, done: float, total: float) -> str:
+    """The time left at the pace so far, for a status line; "" before anything is done.
+
+    Args:
+        elapsed: seconds that the part done so far took.
+        done: that part.
+        total: all of the work, in the same unit.
 
     Examples:
-        >>> time_left(75), time_left(3605)
+        >>> time_left(25, 1, 4), time_left(3605, 50, 100)
         ('1:15 left', '1:00:05 left')
     """
-    minutes, seconds = divmod(round(seconds), 60)
+    if done <= 0:
+        return ""
+    minutes, seconds = divmod(round(elapsed * (total - done) / done), 60)
     hours, minutes = divmod(minutes, 60)
     return (f"{hours}:{minutes:02}" if hours else f"{minutes}") + f":{seconds:02} left"

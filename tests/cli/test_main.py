@@ -206,7 +206,7 @@ def test_other_class_names_are_mentioned(capsys, model, workdir, tmp_path):
         (["predict", "{tmp}/sick", "{tmp}/good.png"], "produces NaN or inf"),
         (["predict", "{run}"], "required: IMAGE"),
         (["predict", "{run}", "{tmp}/good.png", "--top", "0"], "at least 1"),
-        (["evaluate", "{run}", "--dataset", "fashion_mnist"], "knows 3 classes, but fashion_mnist has 10"),
+        (["evaluate", "{run}", "--dataset", "fashion_mnist"], "has 3 classes, but fashion_mnist has 10"),
         (["evaluate", "{run}", "--dataset", "fashion-mnist"], "fashion-mnist"),
         (["evaluate", "{run}", "--data-dir", "{tmp}/nowhere"], "nowhere"),
         (["evaluate", "{run}", "--limit", "x"], "--limit"),

@@ -102,7 +102,7 @@ def test_json_comes_last(tmp_path, monkeypatch):
         (["{run}", "--features", "pixels"], "invalid choice"),
         (["{run}", "-o", "{tmp}/file"], "is not a folder"),
         (["{run}", "--data-dir", "{tmp}/nowhere"], "nowhere"),
-        (["{run}", "--dataset", "fashion_mnist"], "knows 3 classes, but fashion_mnist has 10"),
+        (["{run}", "--dataset", "fashion_mnist"], "has 3 classes, but fashion_mnist has 10"),
         (["{tmp}/bare"], 'no "data"'),
         (["nowhere"], "nowhere"),
         ([], "required: NETWORK"),

@@ -1,4 +1,4 @@
-"""Images that cannot be decoded are left out, counted and named, until there are too many."""
+"""Images that cannot be decoded are skipped, counted and logged, up to a limit."""
 
 import json
 
@@ -56,18 +56,18 @@ def test_the_next_image_is_taken_instead(folder, workers):
     assert {sentence.split()[4].removesuffix(":") for sentence in said} == {
         f"{folder}/train/{name}" for name in ("cat/05.png", "cat/17.png", "dog/39.png")
     }
-    assert said[-1].endswith("(3 damaged of 80 so far)")
+    assert said[-1].endswith("(3 of 80 so far)")
 
 
 def test_too_many(folder):
     batches, damaged, said = batches_of(folder, 0.03)
     with pytest.raises(
-        InputError, match=r"Cannot decode image .*png, and 3 damaged of 80 are more than max_bad_images"
+        InputError, match=r"Cannot decode image .*png: 3 of 80 images are corrupt, more than max_bad_images"
     ):
         list(batches)
     assert len(said) == 2 and len(damaged.seen) == 3
     batches, _, said = batches_of(folder, 0.0)
-    with pytest.raises(InputError, match="1 damaged of 80"):
+    with pytest.raises(InputError, match="1 of 80 images are corrupt"):
         list(batches)
     assert not said
 
@@ -118,7 +118,10 @@ def test_a_run_names_them_in_its_log_and_stops_past_the_limit(folder, tmp_path):
     assert result.finished
     log = (tmp_path / "run" / "log.txt").read_text()
     for split in ("train", "test"):
-        assert all(f"{folder}/{split}/{name}: left out" in log for name in ("cat/05.png", "cat/17.png", "dog/39.png"))
+        assert all(
+            f"skipped corrupt image {folder}/{split}/{name}" in log
+            for name in ("cat/05.png", "cat/17.png", "dog/39.png")
+        )
     assert json.loads((tmp_path / "run" / "evaluation.json").read_text())["images"] == 77
     config.max_bad_images = 0.02
     with pytest.raises(InputError, match="more than max_bad_images"):
@@ -142,7 +145,7 @@ def test_processes_count_together(folder):
     one.sift({"damaged": np.array([5, -1])})
     one.share()
     assert met == [{5}, set()] and len(said) == 3
-    with pytest.raises(InputError, match=r"2 damaged of 80 are more than max_bad_images 0.02"):
+    with pytest.raises(InputError, match=r"2 of 80 images are corrupt, more than max_bad_images=0.02"):
         Damaged(source, 0.02, said.append, union).share()
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from spiking_mlp_jax.data.image import decode_image
 from spiking_mlp_jax.data.prepare import imagenet
-from spiking_mlp_jax.data.prepare.pictures import folder_pictures
+from spiking_mlp_jax.data.prepare.listing import list_folder
 from spiking_mlp_jax.data.prepare.records import checked, prepare
 from spiking_mlp_jax.data.sources import open_source
 from spiking_mlp_jax.errors import InputError
@@ -113,10 +113,10 @@ def test_validation_labels_from_files(tmp_path):
     assert imagenet.validation_labels(tmp_path / "names.txt") == list(SYNSETS)
 
     (tmp_path / "ids.txt").write_text("2\n4\n")
-    with pytest.raises(InputError, match=r"meta.mat cannot be read or does not know them"):
+    with pytest.raises(InputError, match=r"meta.mat cannot be read or lacks them"):
         imagenet.validation_labels(tmp_path / "ids.txt")
     (tmp_path / "names.txt").write_text("n01440764\ntench\n")
-    with pytest.raises(InputError, match=r'Line 2 of .*names.txt is "tench"'):
+    with pytest.raises(InputError, match=r'Line 2 of .*names.txt must be .*got "tench"'):
         imagenet.validation_labels(tmp_path / "names.txt")
     with pytest.raises(InputError, match="Cannot read the validation labels"):
         imagenet.validation_labels(tmp_path / "nowhere.txt")
@@ -124,7 +124,7 @@ def test_validation_labels_from_files(tmp_path):
     (tmp_path / "val.tar").write_bytes(tar(val_files(3)))
     with pytest.raises(InputError, match=r"val_00000003.JPEG in .* has no label, there are 2"):
         (tmp_path / "names.txt").write_text("n01440764\nn01440764\n")
-        imagenet.val_pictures(tmp_path / "val.tar", tmp_path / "names.txt", nothing)
+        imagenet.list_val(tmp_path / "val.tar", tmp_path / "names.txt", nothing)
 
 
 def test_counts_are_compared_with_the_published_set(archives, tmp_path, capsys):
@@ -134,7 +134,7 @@ def test_counts_are_compared_with_the_published_set(archives, tmp_path, capsys):
     assert "--partial" in printed
     assert not shards(tmp_path), "refused before anything is written"
 
-    val = imagenet.val_pictures(archives / "val.tar", None, nothing)
+    val = imagenet.list_val(archives / "val.tar", None, nothing)
     with pytest.raises(InputError, match=r"holds 6 images where ImageNet's validation set has 50,000 and 1000 classes"):
         imagenet.check_counts(val)
     # The numbers of the published set, one class too full.
@@ -155,23 +155,26 @@ def cut(size):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda data: tar(val_files(1)), "holds ILSVRC2012_val_00000001.JPEG, which is no tar of one of .* synsets"),
-        (lambda data: tar({"n00000001.tar": b""}), "holds n00000001.tar, which is no tar of one of"),
+        (
+            lambda data: tar(val_files(1)),
+            "holds ILSVRC2012_val_00000001.JPEG, which is not the tar of one of .* synsets",
+        ),
+        (lambda data: tar({"n00000001.tar": b""}), "holds n00000001.tar, which is not the tar of one of"),
         (
             lambda data: train_tar({SYNSETS[0]: {"n02105855_1.JPEG": b"x"}}),
-            r"n02105855_1.JPEG, .* no picture n01440764",
+            r"n02105855_1.JPEG, .* not an image n01440764",
         ),
         (lambda data: train_tar({}), "holds no images"),
         (lambda data: tar({f"{SYNSETS[0]}.tar": tar({"n01440764_1.JPEG": b"x", "a/n01440764_1.JPEG": b"y"})}), "once"),
-        (gzip.compress, "is no uncompressed tar"),
-        (lambda data: b"", "is no uncompressed tar"),
-        (lambda data: b"plain text " * 400, "is no uncompressed tar"),
-        (cut(20_000), "is cut off within n"),
-        (cut(-TAIL - 9_000), "is cut off within n15075141.tar"),
-        (lambda data: data[: 1024 + 512] + b"\xff" * 2000 + data[3536:], "is damaged at byte|is cut off"),
+        (gzip.compress, "is not an uncompressed tar"),
+        (lambda data: b"", "is not an uncompressed tar"),
+        (lambda data: b"plain text " * 400, "is not an uncompressed tar"),
+        (cut(20_000), "is truncated within n"),
+        (cut(-TAIL - 9_000), "is truncated within n15075141.tar"),
+        (lambda data: data[: 1024 + 512] + b"\xff" * 2000 + data[3536:], "is corrupt at byte|is truncated"),
         (
             lambda data: data[:512] + tar({"n01440764_9.JPEG": b"x" * 512})[:1024] + b"\xee" * 512 + data[2048:],
-            "damaged",
+            "corrupt",
         ),
     ],
 )
@@ -326,10 +329,10 @@ def test_folder_becomes_the_same_set(tmp_path, capsys):
     assert found[0]["image"] == (data / "train" / "aster" / "0.JPEG").read_bytes()
 
     # A file that comes later makes it another set; one that goes meanwhile is named.
-    pictures = folder_pictures(data, "train")
+    listing = list_folder(data, "train")
     (data / "train" / "rose" / "0.JPEG").unlink()
     with pytest.raises(InputError, match=r"Cannot read .*rose/0.JPEG"):
-        prepare([pictures], tmp_path / "other", "x", "1.0.0", jpeg_only=False)
+        prepare([listing], tmp_path / "other", "x", "1.0.0", jpeg_only=False)
     assert command("folder", "--data", data, "--out", out) == 2
     assert "images 7 instead of 8" in capsys.readouterr().err.replace("images 8 instead of 7", "images 7 instead of 8")
 

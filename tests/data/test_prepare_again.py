@@ -29,7 +29,7 @@ def archives(tmp_path_factory):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from spiking_mlp_jax.data import imagenet, prepare
+from spiking_mlp_jax.data.prepare import imagenet, records
 
 sys.path.insert(0, {tests!r})
 left = int(sys.argv[3])
@@ -47,8 +47,8 @@ def replace(self, target, original=Path.replace):
     event()
 
 Path.replace = replace
-pictures = imagenet.train_pictures(Path(sys.argv[1]), lambda *_: None)
-prepare.prepare([pictures], Path(sys.argv[2]), "imagenet2012", "5.1.0", jpeg_only=True, shard_bytes=6_000, workers=2,
+listing = imagenet.list_train(Path(sys.argv[1]), lambda *_: None)
+records.prepare([listing], Path(sys.argv[2]), "imagenet2012", "5.1.0", jpeg_only=True, shard_bytes=6_000, workers=2,
                 progress=event)
 print(left)
 """
@@ -91,14 +91,14 @@ def test_killed_anywhere_it_ends_in_the_same_bytes(archives, tmp_path):
 
 
 def test_stopped_it_goes_on_with_what_is_missing(archives, tmp_path):
-    pictures, seen = listed(archives / "train.tar"), []
-    stopped = write(pictures, tmp_path, workers=1, progress=lambda *a: seen.append(a), stopping=lambda: len(seen) > 8)
+    listing, seen = listed(archives / "train.tar"), []
+    stopped = write(listing, tmp_path, workers=1, progress=lambda *a: seen.append(a), stopping=lambda: len(seen) > 8)
     assert stopped is None
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob(f"{NAME}/*/{NAME}-*")}
     assert before
     assert not (tmp_path / NAME / VERSION / "dataset_info.json").exists(), "readers do not see it yet"
     calls = []
-    write(pictures, tmp_path, progress=lambda *a: calls.append(a))
+    write(listing, tmp_path, progress=lambda *a: calls.append(a))
     assert calls[0][1:] > (0, 16), "the bar starts at what is there"
     assert max(calls) == ("train", 16, 16)
     assert {path: path.stat().st_mtime_ns for path in before} == before
@@ -118,7 +118,7 @@ def test_ctrl_c_is_answered(archives, tmp_path, capsys, monkeypatch):
         # The main thread waits while a worker sends the first signal; a second would end it at once.
         patch.setattr(module, "ThreadPoolExecutor", InThisThread)
         assert command(*arguments) == 130
-    assert "stopped: the same command continues with the missing shards" in capsys.readouterr().err
+    assert "stopped: rerun the same command to resume" in capsys.readouterr().err
     assert command(*arguments) == 0
     assert "train: 16 images" in capsys.readouterr().out
     assert command(*arguments) == 0, "a finished set is recognised"
@@ -143,13 +143,13 @@ class InThisThread:
 
 
 def test_a_lost_or_cut_shard_is_written_again(archives, tmp_path):
-    pictures = listed(archives / "train.tar")
-    write(pictures, tmp_path)
+    listing = listed(archives / "train.tar")
+    write(listing, tmp_path)
     reference = shards(tmp_path)
     first, second, *_ = sorted((tmp_path / NAME / VERSION).glob(f"{NAME}-*"))
     first.unlink()
     second.write_bytes(second.read_bytes()[:1000])
-    write(pictures, tmp_path)
+    write(listing, tmp_path)
     assert shards(tmp_path) == reference
 
 
@@ -172,9 +172,9 @@ def test_other_inputs_into_the_same_folder_are_refused(archives, tmp_path, capsy
     capsys.readouterr()
     assert command(*arguments, copy) == 2
     message = capsys.readouterr().err
-    assert f"holds the train images of something else than {copy}" in message
+    assert f"holds train images prepared from another source than {copy}" in message
     assert "digest" in message
-    with pytest.raises(InputError, match=r"these options \(shards 1 instead of \d+\)"):
+    with pytest.raises(InputError, match=r"other options \(shards 1 instead of \d+\)"):
         write(listed(archives / "train.tar"), out)
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
@@ -202,7 +202,7 @@ def test_two_at_a_time_are_refused(archives, tmp_path):
 
 def test_too_small_a_disk_is_refused_at_once(archives, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 10**5))
-    with pytest.raises(InputError, match=r"has 0.0 GB free, but about 0.0 GB are still to be written"):
+    with pytest.raises(InputError, match=r"has 0.0 GB free, but needs about 0.0 GB more"):
         write(listed(archives / "train.tar"), tmp_path)
     assert not shards(tmp_path)
 
@@ -210,10 +210,10 @@ def test_too_small_a_disk_is_refused_at_once(archives, tmp_path, monkeypatch):
 def test_a_disk_that_fills_up_is_named_and_nothing_half_written_stays(archives, tmp_path):
     # A limit on the size of files stands for a full disk: write() fails in the same way.
     program = (
-        "import resource, sys; from pathlib import Path; from spiking_mlp_jax.data import imagenet, prepare; "
-        "pictures = imagenet.train_pictures(Path(sys.argv[1]), print); "
+        "import resource, sys; from pathlib import Path; from spiking_mlp_jax.data.prepare import imagenet, records; "
+        "listing = imagenet.list_train(Path(sys.argv[1]), print); "
         "import tensorflow_datasets; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)); "
-        "prepare.prepare([pictures], Path(sys.argv[2]), 'imagenet2012', '5.1.0', jpeg_only=True)"
+        "records.prepare([listing], Path(sys.argv[2]), 'imagenet2012', '5.1.0', jpeg_only=True)"
     )
     done = subprocess.run(
         [sys.executable, "-c", program, str(archives / "train.tar"), str(tmp_path)],

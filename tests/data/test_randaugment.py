@@ -8,9 +8,8 @@ import pytest
 from PIL import Image
 
 from spiking_mlp_jax.data import randaugment
-from spiking_mlp_jax.data.jitter import color_jitter, random_erasing
 from spiking_mlp_jax.data.randaugment import OPERATIONS, RandAugment, parse_rand_augment
-from spiking_mlp_jax.data.transforms import Augment
+from spiking_mlp_jax.data.transforms import Augment, color_jitter, random_erasing
 from spiking_mlp_jax.errors import InputError
 
 FILL = (10, 200, 90)
@@ -251,7 +250,7 @@ def test_color_jitter_orders_are_equally_frequent(monkeypatch):
 
             return Enhancer
 
-        monkeypatch.setattr("spiking_mlp_jax.data.jitter._ENHANCERS", tuple(map(enhancer, "bcs")))
+        monkeypatch.setattr("spiking_mlp_jax.data.transforms._ENHANCERS", tuple(map(enhancer, "bcs")))
         color_jitter(Image.fromarray(PICTURE), 0.4, rng)
         orders["".join(calls)] += 1
     assert len(orders) == 6 and min(orders.values()) > 150

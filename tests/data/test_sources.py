@@ -27,8 +27,8 @@ DEBIAN_FILES = Path("/usr/share/datasets/fashion-mnist")
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("fashion_mnist", "val"), 'Split "val"'),
-        (("cifar10", "train"), 'Data set "cifar10" is unknown: the known ones are fashion_mnist'),
+        (("fashion_mnist", "val"), 'Unknown split "val"'),
+        (("cifar10", "train"), 'Unknown dataset "cifar10": the known ones are fashion_mnist'),
         (("fashion_mnst", "train"), 'did you mean "fashion_mnist"'),
         (("tfds", "train"), 'did you mean "tfds:<name>"'),
         (("idx", "train"), "needs data_dir"),
@@ -161,9 +161,9 @@ IMAGES, LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
         (IMAGES, lambda b: b"\x89PNG" + b[4:], f"{IMAGES} is not an IDX file .* 0x89504e47"),
         (LABELS, lambda b: idx_bytes(np.zeros((6, 1, 1))), f"{LABELS} is not an IDX file with 1 dim"),
         (IMAGES, lambda b: b"", f"{IMAGES} is not an IDX file"),
-        (IMAGES, lambda b: b[:9], f"{IMAGES} announces"),
-        (IMAGES, lambda b: b[:-1], f"{IMAGES} announces 180 bytes of data but holds 179"),
-        (LABELS, lambda b: b + b"\0", f"{LABELS} announces 6 bytes of data but holds 7"),
+        (IMAGES, lambda b: b[:9], f"{IMAGES} should hold"),
+        (IMAGES, lambda b: b[:-1], f"{IMAGES} should hold 180 bytes of data, but holds 179"),
+        (LABELS, lambda b: b + b"\0", f"{LABELS} should hold 6 bytes of data, but holds 7"),
         (IMAGES, lambda b: idx_bytes(np.zeros((0, 5, 6))), f"{IMAGES} is empty"),
         (LABELS, lambda b: idx_bytes(np.zeros(5)), f"{IMAGES} holds 6 images but .*{LABELS} holds 5"),
         (LABELS, None, f"has no {LABELS}"),

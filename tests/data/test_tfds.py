@@ -77,7 +77,7 @@ def test_tfds_test_split_without_labels_is_replaced_by_validation(tfds_dir, monk
 def test_tfds_label_without_a_name(tfds_dir, label):
     source: Any = open_source("tfds:tiny_shapes", "train", tfds_dir)
     source._records = [{"image": encoded(np.zeros((4, 4, 3), np.uint8)), "label": label}]
-    with pytest.raises(InputError, match=rf"0 of .* has label {label}, but the set names 2 classes"):
+    with pytest.raises(InputError, match=rf"0 of .* has label {label}, but there are only 2 classes"):
         source[0]
 
 
@@ -107,10 +107,10 @@ def damaged(path):
 @pytest.mark.parametrize(
     ("file", "message"),
     [
-        ("dataset_info.json", "Cannot open the TFDS set in"),
-        ("features.json", "Cannot open the TFDS set in"),
+        ("dataset_info.json", "Cannot open the TFDS dataset in"),
+        ("features.json", "Cannot open the TFDS dataset in"),
         ("tiny_shapes-train.array_record-00000-of-00001", "Cannot read 0 of .*1.2.0 \\(train\\)"),
-        ("tiny_shapes-test.array_record-00000-of-00001", "Cannot read the TFDS set in"),
+        ("tiny_shapes-test.array_record-00000-of-00001", "Cannot read the TFDS dataset in"),
     ],
 )
 def test_tfds_damage_names_the_folder(tfds_dir, tmp_path, file, message):

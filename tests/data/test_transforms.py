@@ -150,11 +150,11 @@ def test_channels():
 @pytest.mark.parametrize(
     ("image", "channels", "message"),
     [
-        (np.zeros((4, 4, 3), np.float32), 3, "dtype float32"),
-        (np.zeros((4, 4, 2), np.uint8), 3, r"shape \(4, 4, 2\)"),
-        (np.zeros((0, 4, 3), np.uint8), 3, r"shape \(0, 4, 3\)"),
-        (np.zeros(4, np.uint8), 3, r"shape \(4,\)"),
-        (np.zeros((4, 4, 3), np.uint8), 2, "in_channels is 2"),
+        (np.zeros((4, 4, 3), np.float32), 3, "dtype uint8 .*got float32"),
+        (np.zeros((4, 4, 2), np.uint8), 3, r"shape .*got \(4, 4, 2\)"),
+        (np.zeros((0, 4, 3), np.uint8), 3, r"shape .*got \(0, 4, 3\)"),
+        (np.zeros(4, np.uint8), 3, r"shape .*got \(4,\)"),
+        (np.zeros((4, 4, 3), np.uint8), 2, "in_channels must be 1 .*got 2"),
     ],
 )
 def test_arrays_that_are_no_images(image, channels, message):

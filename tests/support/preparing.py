@@ -13,12 +13,12 @@ def nothing(*_):
 
 
 def listed(path):
-    return imagenet.train_pictures(path, nothing)
+    return imagenet.list_train(path, nothing)
 
 
-def write(pictures, out, **options):
+def write(listing, out, **options):
     options = {"jpeg_only": True, "shard_bytes": 6_000, "workers": 2} | options
-    return prepare([pictures], out, NAME, VERSION, **options)
+    return prepare([listing], out, NAME, VERSION, **options)
 
 
 def shards(out, name=NAME):

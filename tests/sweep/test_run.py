@@ -136,8 +136,8 @@ def test_progress_tells_rate_and_time_left(monkeypatch):
         now[0] = 3600.0
         progress.ended("b", "it broke")
     text = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
-    assert "a: done  (1 of 3 runs, 2.0 runs/h, 0:50:00 left)" in text
-    assert "b: FAILED: it broke  (2 of 3 runs, 1 failed, 2.0 runs/h, 0:20:00 left)" in text
+    assert "a: done  (1 of 3 runs, 2.0 runs/h, 50:00 left)" in text
+    assert "b: FAILED: it broke  (2 of 3 runs, 1 failed, 2.0 runs/h, 20:00 left)" in text
 
 
 # --- the whole command, with real trainings

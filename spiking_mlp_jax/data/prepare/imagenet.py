@@ -1,7 +1,7 @@
-"""The archives of ImageNet's ILSVRC2012: which picture lies where, and which class it is of.
+"""The archives of ImageNet (ILSVRC2012): offset and class of each image.
 
-`ILSVRC2012_img_train.tar` holds a tar for each of 1000 synsets, `ILSVRC2012_img_val.tar` holds pictures with numbers.
-Nothing is unpacked: only the headers are read, and pictures later by their place.
+`ILSVRC2012_img_train.tar` holds a tar for each of 1000 synsets, `ILSVRC2012_img_val.tar` holds numbered images.
+Nothing is unpacked: only the headers are read here, and the images later by their offsets.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from spiking_mlp_jax.data.prepare.pictures import Pictures
+from spiking_mlp_jax.data.prepare.listing import Listing
 from spiking_mlp_jax.errors import InputError
 
 # Russakovsky et al. 2015, "ImageNet Large Scale Visual Recognition Challenge", table 2.
@@ -24,15 +24,15 @@ TRAIN_IMAGES, FEWEST, MOST = 1_281_167, 732, 1300
 VAL_IMAGES, VAL_PER_CLASS = 50_000, 50
 
 _SYNSET_TAR = re.compile(r"(?:.*/)?(n\d{8})\.tar")
-_TRAIN_PICTURE = re.compile(r"(?:.*/)?((n\d{8})_[^/]+\.jpe?g)", re.IGNORECASE)
-_VAL_PICTURE = re.compile(r"(?:.*/)?(ILSVRC2012_val_(\d{8})\.jpe?g)", re.IGNORECASE)
+_TRAIN_IMAGE = re.compile(r"(?:.*/)?((n\d{8})_[^/]+\.jpe?g)", re.IGNORECASE)
+_VAL_IMAGE = re.compile(r"(?:.*/)?(ILSVRC2012_val_(\d{8})\.jpe?g)", re.IGNORECASE)
 
 
 def class_names() -> tuple[str, ...]:
-    """The 1000 synsets, sorted; the place of one is its label.
+    """The 1000 synsets, sorted; the index of one is its label.
 
     Raises:
-      InputError: the installed tensorflow-datasets does not hold them.
+      InputError: the installed tensorflow-datasets lacks them.
     """
     return tuple(_tfds_list("labels.txt", 1000))
 
@@ -41,32 +41,32 @@ def validation_labels(file: Path | None) -> list[str]:
     """The synset of each validation picture: the first is that of ILSVRC2012_val_00000001.JPEG.
 
     Args:
-      file: None takes the list that comes with tensorflow-datasets. Otherwise one line for each picture, a synset, or
-        an id from 1 to 1000 of the development kit, whose meta.mat then lies beside it.
+      file: one line for each image: a synset, or an id from 1 to 1000 of the development kit, whose meta.mat must be in
+        the same folder. None: the list of tensorflow-datasets.
 
     Raises:
-      InputError: the file is missing or holds something else.
+      InputError: the file is missing or not such a list.
     """
     if file is None:
         return _tfds_list("validation_labels.txt", VAL_IMAGES)
     try:
         lines = file.read_text(encoding="ascii").split()
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"Cannot read the validation labels {file} ({error}): give a text file.") from error
+        raise InputError(f"Cannot read the validation labels {file} ({error}): use a text file.") from error
     if lines and all(line.isdigit() for line in lines):
         lines = _from_devkit_ids(file, lines)
     known = set(class_names())
     for number, line in enumerate(lines, 1):
         if line not in known:
             raise InputError(
-                f'Line {number} of {file} is "{line}", but a synset such as n01440764 or an id of the development kit '
-                "is needed: give one line for each validation picture."
+                f"Line {number} of {file} must be a synset, e.g. n01440764, or an id of the development kit, got "
+                f'"{line}": use one line for each validation image.'
             )
     return lines
 
 
 def _tfds_list(name: str, length: int) -> list[str]:
-    # Found without importing the package, which takes long.
+    # Without importing the package, which is slow.
     spec = importlib.util.find_spec("tensorflow_datasets")
     for root in (spec.submodule_search_locations or ()) if spec is not None else ():
         path = Path(root) / "datasets" / "imagenet2012" / name
@@ -88,21 +88,20 @@ def _from_devkit_ids(file: Path, ids: list[str]) -> list[str]:
         return [names[int(line)] for line in ids]
     except (OSError, ValueError, KeyError, TypeError, IndexError, NotImplementedError) as error:
         raise InputError(
-            f"{file} holds ids, which need the development kit's meta.mat beside it, and {meta} cannot be read or does "
-            f"not know them ({type(error).__name__}: {error}): copy it from ILSVRC2012_devkit_t12/data."
+            f"{file} holds ids, which need the development kit's meta.mat beside it, but {meta} cannot be read or "
+            f"lacks them ({type(error).__name__}: {error}): copy it from ILSVRC2012_devkit_t12/data."
         ) from error
 
 
-def train_pictures(archive: Path, progress: Callable[[int, int], None]) -> Pictures:
-    """Lists the training pictures of `ILSVRC2012_img_train.tar`, class after class, as they lie there.
+def list_train(archive: Path, progress: Callable[[int, int], None]) -> Listing:
+    """The training images in `ILSVRC2012_img_train.tar`, in its order, which is by class.
 
     Args:
-      archive: a tar of tars n01440764.tar, ..., each of pictures n01440764_10026.JPEG, ...
-      progress: told how many bytes of how many are behind.
+      archive: a tar of tars n01440764.tar, ..., each of images n01440764_10026.JPEG, ...
+      progress: called with the bytes done and their total.
 
     Raises:
-      InputError: another layout, an unknown synset, a name that is there twice, or an archive that is cut off or
-        damaged.
+      InputError: another layout, an unknown synset, a duplicate name, or a truncated or corrupt archive.
     """
     labels = {name: label for label, name in enumerate(class_names())}
     found: list[tuple[str, int, int, int]] = []
@@ -112,31 +111,31 @@ def train_pictures(archive: Path, progress: Callable[[int, int], None]) -> Pictu
             match = _SYNSET_TAR.fullmatch(inner.name)
             if match is None or match[1] not in labels:
                 raise InputError(
-                    f"{archive} holds {inner.name}, which is no tar of one of ImageNet's 1000 synsets, such as "
-                    "n01440764.tar: give ILSVRC2012_img_train.tar."
+                    f"{archive} holds {inner.name}, which is not the tar of one of ImageNet's 1000 synsets, e.g. "
+                    "n01440764.tar: use ILSVRC2012_img_train.tar."
                 )
             for member in _members(file, archive, inner.offset_data, inner.offset_data + inner.size):
-                picture = _TRAIN_PICTURE.fullmatch(member.name)
-                if picture is None or picture[2] != match[1]:
+                image = _TRAIN_IMAGE.fullmatch(member.name)
+                if image is None or image[2] != match[1]:
                     raise InputError(
-                        f"{archive} holds {inner.name} with {member.name}, which is no picture {match[1]}_....JPEG: "
-                        "give ILSVRC2012_img_train.tar."
+                        f"{archive} holds {inner.name} with {member.name}, which is not an image {match[1]}_....JPEG: "
+                        "use ILSVRC2012_img_train.tar."
                     )
-                found.append((picture[1], labels[match[1]], member.size, member.offset_data))
+                found.append((image[1], labels[match[1]], member.size, member.offset_data))
             progress(inner.offset_data + inner.size, end)
-    return _pictures("train", archive, found)
+    return _listing("train", archive, found)
 
 
-def val_pictures(archive: Path, file: Path | None, progress: Callable[[int, int], None]) -> Pictures:
-    """Lists the validation pictures of `ILSVRC2012_img_val.tar`.
+def list_val(archive: Path, file: Path | None, progress: Callable[[int, int], None]) -> Listing:
+    """The validation images in `ILSVRC2012_img_val.tar`.
 
     Args:
       archive: a tar of ILSVRC2012_val_00000001.JPEG, ...
       file: their labels, see `validation_labels`.
-      progress: told how many bytes of how many are behind.
+      progress: called with the bytes done and their total.
 
     Raises:
-      InputError: as for `train_pictures`, or a picture has no label.
+      InputError: as for `list_train`, or an image has no label.
     """
     truth = validation_labels(file)
     labels = {name: label for label, name in enumerate(class_names())}
@@ -144,41 +143,41 @@ def val_pictures(archive: Path, file: Path | None, progress: Callable[[int, int]
     with _open(archive) as opened:
         end = _size(opened)
         for member in _members(opened, archive, 0, end):
-            picture = _VAL_PICTURE.fullmatch(member.name)
-            if picture is None:
+            image = _VAL_IMAGE.fullmatch(member.name)
+            if image is None:
                 raise InputError(
-                    f"{archive} holds {member.name}, which is no ILSVRC2012_val_00000001.JPEG: "
-                    "give ILSVRC2012_img_val.tar."
+                    f"{archive} holds {member.name}, which is not an image ILSVRC2012_val_....JPEG: "
+                    "use ILSVRC2012_img_val.tar."
                 )
-            number = int(picture[2])
+            number = int(image[2])
             if not 1 <= number <= len(truth):
                 raise InputError(
-                    f"{picture[1]} in {archive} has no label, there are {len(truth):,}: give labels of all pictures."
+                    f"{image[1]} in {archive} has no label, there are {len(truth):,}: use labels of all images."
                 )
-            found.append((picture[1], labels[truth[number - 1]], member.size, member.offset_data))
+            found.append((image[1], labels[truth[number - 1]], member.size, member.offset_data))
             progress(member.offset_data + member.size, end)
-    return _pictures("validation", archive, found)
+    return _listing("validation", archive, found)
 
 
-def check_counts(pictures: Pictures) -> None:
-    """Compares the number of pictures, in all and of each class, with that of the published set.
+def check_counts(listing: Listing) -> None:
+    """Checks the number of images, total and per class, against the published dataset.
 
     Raises:
-      InputError: they differ; the message tells how.
+      InputError: they differ.
     """
     total, fewest, most = TRAIN_IMAGES, FEWEST, MOST
-    if pictures.split != "train":
+    if listing.split != "train":
         total, fewest, most = VAL_IMAGES, VAL_PER_CLASS, VAL_PER_CLASS
-    counts = pictures.counts()
+    counts = listing.counts()
     odd = np.flatnonzero((counts < fewest) | (counts > most))
-    if len(pictures) == total and not len(odd):
+    if len(listing) == total and not len(odd):
         return
     wanted = f"{fewest} to {most:,}" if fewest < most else f"{most}"
-    examples = ", ".join(f"{pictures.class_names[label]} has {counts[label]:,}" for label in odd[:3])
+    examples = ", ".join(f"{listing.class_names[label]} has {counts[label]:,}" for label in odd[:3])
     detail = f" and {len(odd)} classes do not have {wanted} ({examples}{', ...' * (len(odd) > 3)})" if len(odd) else ""
     raise InputError(
-        f"{pictures.source} holds {len(pictures):,} images where ImageNet's {pictures.split} set has {total:,}"
-        f"{detail}: download it again, or add --partial to take what is there."
+        f"{listing.source} holds {len(listing):,} images where ImageNet's {listing.split} set has {total:,}"
+        f"{detail}: download it again, or add --partial to use these."
     )
 
 
@@ -188,7 +187,7 @@ def _open(archive: Path) -> BinaryIO:
     try:
         return open(archive, "rb")
     except OSError as error:
-        raise InputError(f"Cannot open {archive} ({error.strerror}): give the path of the tar.") from error
+        raise InputError(f"Cannot open {archive} ({error.strerror}): use the path of the tar.") from error
 
 
 def _size(file: BinaryIO) -> int:
@@ -196,36 +195,36 @@ def _size(file: BinaryIO) -> int:
 
 
 def _members(file: BinaryIO, archive: Path, start: int, end: int) -> Iterator[tarfile.TarInfo]:
-    """The files of the tar that lies in `file` from start to end; their `offset_data` counts from the file's start.
+    """The files of the tar at bytes start to end of `file`; `offset_data` counts from the start of `file`.
 
-    Nobody else may move in the file until all are read.
+    The position in `file` must not change between iterations.
     """
     position = start
     try:
         file.seek(start)
-        with tarfile.TarFile(fileobj=file) as tar:  # it begins where the file stands
+        with tarfile.TarFile(fileobj=file) as tar:  # starts at the current position
             while member := tar.next():
                 position = tar.offset
                 if member.offset_data + member.size > end:
-                    raise InputError(f"{archive} is cut off within {member.name}: download it again.")
+                    raise InputError(f"{archive} is truncated within {member.name}: download it again.")
                 if member.isfile():
                     yield member
         file.seek(position)
-        # tarfile takes a damaged header for the end; the end is a block of zeros.
+        # To tarfile a corrupt header is the end; the real end is a block of zeros.
         if file.read(min(tarfile.BLOCKSIZE, max(0, end - position))).strip(b"\0"):
-            raise InputError(f"{archive} is damaged at byte {position:,}: download it again.")
+            raise InputError(f"{archive} is corrupt at byte {position:,}: download it again.")
     except (tarfile.TarError, OSError) as error:
         raise InputError(
-            f"{archive} is no uncompressed tar, or damaged at byte {position:,} ({error}): download it again."
+            f"{archive} is not an uncompressed tar, or is corrupt at byte {position:,} ({error}): download it again."
         ) from error
 
 
-def _pictures(split: str, archive: Path, found: list[tuple[str, int, int, int]]) -> Pictures:
+def _listing(split: str, archive: Path, found: list[tuple[str, int, int, int]]) -> Listing:
     if not found:
-        raise InputError(f"{archive} holds no images: give the tar as it was downloaded.")
+        raise InputError(f"{archive} holds no images: use the tar as downloaded.")
     names = [entry[0] for entry in found]
     if len(set(names)) < len(names):
         twice = Counter(names).most_common(1)[0][0]
         raise InputError(f"{archive} holds {twice} more than once: download it again.")
     labels, sizes, offsets = np.array([entry[1:] for entry in found], np.int64).T
-    return Pictures(split, archive, names, labels.copy(), sizes.copy(), offsets.copy(), class_names())
+    return Listing(split, archive, names, labels.copy(), sizes.copy(), offsets.copy(), class_names())

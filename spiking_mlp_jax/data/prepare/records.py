@@ -1,15 +1,15 @@
-"""Writes pictures as ArrayRecord files that TensorFlow Datasets reads, so that it can be killed at any moment.
+"""Writes images as ArrayRecord files for TensorFlow Datasets; it can be killed at any moment and rerun.
 
-    DIR/NAME/VERSION/dataset_info.json, features.json, ...       written last; they make the set visible to readers
-                     NAME-train.array_record-00000-of-00258      shards, whole: named so once they are on the disk
-                     preparation/train.json                      what the shards are made of
-                     preparation/train-00000.json                what came of a shard
-                     preparation/train.report.json               what came of all
-                     preparation/*.partial                       being written
+    DIR/NAME/VERSION/dataset_info.json, features.json, ...       written last; they make the dataset visible to readers
+                     NAME-train.array_record-00000-of-00258      complete shards, renamed once they are on disk
+                     preparation/train.json                      what the shards are made from
+                     preparation/train-00000.json                the result of a shard
+                     preparation/train.report.json               the result of all
+                     preparation/*.partial                       incomplete files
 
-Pictures stay in the order in which they lie on the disk, class after class in ImageNet's: Grain shuffles all of them
-in each epoch, which reads any order equally fast, whereas shuffled writing would read a tar of 138 GB in a million
-jumps. What a shard holds depends on the pictures alone, so that an interrupted preparation ends in the same bytes.
+Images keep their order on disk, which in ImageNet is by class: Grain shuffles them in each epoch and reads any order
+equally fast, whereas writing them shuffled would take a million seeks in a tar of 138 GB. The content of a shard
+depends on the images alone, so that a resumed preparation writes the same bytes.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ import numpy as np
 from PIL import Image
 
 from spiking_mlp_jax.data.image import DAMAGED, decode_image
-from spiking_mlp_jax.data.prepare.pictures import SPLITS, Pictures
-from spiking_mlp_jax.data.prepare.tfds_files import serializer, write_info
+from spiking_mlp_jax.data.prepare.listing import SPLITS, Listing
+from spiking_mlp_jax.data.tfds import serializer, write_info
 from spiking_mlp_jax.errors import InputError
 
-FORMAT = 1  # of the shards: another number starts anew
-SHARD_BYTES = 512 * 2**20  # ImageNet in 258 + 12 files: far below the usual limit of 1024 open ones
-# One record a group, so that a random read gets one picture; pictures are compressed already.
+FORMAT = 1  # of the shards; those of another format are rewritten
+SHARD_BYTES = 512 * 2**20  # 258 + 12 files for ImageNet, far below the usual limit of 1024 open files
+# One record per group, so that a random read loads one image; images are compressed already.
 _WRITER_OPTIONS = "group_size:1,uncompressed"
-_JPEG_QUALITY = 100  # as TFDS takes it for the same pictures
+_JPEG_QUALITY = 100  # as in TFDS, for the same images
 _WORK = "preparation"
 
 
 def prepare(
-    parts: Sequence[Pictures],
+    parts: Sequence[Listing],
     out: Path,
     name: str,
     version: str,
@@ -57,45 +57,45 @@ def prepare(
     progress: Callable[[str, int, int], None] = lambda split, images, of: None,
     stopping: Callable[[], bool] = lambda: False,
 ) -> list[dict[str, Any]] | None:
-    """Writes the shards that are missing, then the files that make them a TFDS set.
+    """Writes the missing shards, then TFDS's metadata.
 
-    Every picture is decoded. What other decoders than Pillow do not read, CMYK and anything that is no JPEG, becomes
-    a JPEG in RGB of quality 100 without chroma subsampling; the others are stored byte for byte.
+    Every image is decoded once. Images that some decoders cannot read (CMYK, neither JPEG nor PNG) become RGB JPEGs of
+    quality 100 without chroma subsampling; the others are stored unchanged.
 
     Args:
       parts: the splits.
-      out: TFDS's data folder, made if missing.
-      name: of the set, such as "imagenet2012".
-      version: of the set, such as "5.1.0".
-      jpeg_only: whether PNG files become JPEGs, too.
-      shard_bytes: about how large a shard is.
-      skip_broken: whether pictures that cannot be decoded are left out.
-      workers: threads; each works on a shard. Pillow and the writer let them run side by side.
-      progress: told the split, how many of its images are done and of how many; from any thread.
-      stopping: asked after each image.
+      out: TFDS's data folder; created if missing.
+      name: of the dataset, e.g. "imagenet2012".
+      version: of the dataset, e.g. "5.1.0".
+      jpeg_only: convert PNG files to JPEG, too.
+      shard_bytes: approximate size of a shard.
+      skip_broken: skip images that cannot be decoded.
+      workers: threads, each with its own shard. Pillow and the writer release the GIL.
+      progress: called with the split, the images done and their total, from any thread.
+      stopping: polled after each image; True stops.
 
     Returns:
-      A report of each split: "split", "images", "shard_lengths", "bytes", "classes" (images of each), "converted"
-      (what each re-encoded picture was), "skipped" (what was wrong with each); None if it was stopped.
+      A report of each split: "split", "images", "shard_lengths", "bytes", "classes" (images per class), "converted"
+      (original kind of each re-encoded image), "skipped" (the error of each); None if stopped.
 
     Raises:
-      InputError: the folder holds other shards or is being written to, the disk is too small or full, or
-        pictures are broken: all of them are named in a file.
+      InputError: the folder holds other shards or another process writes to it, the disk is too small or full, or
+        images are corrupt; a file lists all of them.
     """
     folder = out / name / version
     work = folder / _WORK
     try:
         work.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"Cannot make the folder {work} ({error.strerror}): give another --out.") from error
+        raise InputError(f"Cannot create the folder {work} ({error.strerror}): use another --out.") from error
     with _lock(work), warnings.catch_warnings():
-        # Pillow warns of odd metadata, which the set is full of and which harms nothing.
+        # Pillow warns about odd metadata, which is common and harmless.
         warnings.simplefilter("ignore")
         for leftover in work.glob("*.partial"):
             leftover.unlink() if leftover.is_file() else shutil.rmtree(leftover)
         jobs = [_Job(part, folder, name, jpeg_only, shard_bytes) for part in parts]
         _check_space(folder, jobs)
-        serialize = serializer(jobs[0].pictures.class_names, jpeg_only)
+        serialize = serializer(jobs[0].listing.class_names, jpeg_only)
         reports = []
         for job in jobs:
             if not job.run(serialize, skip_broken, workers, progress, stopping):
@@ -103,7 +103,7 @@ def prepare(
             reports.append(job.report())
             _write_json(work / f"{job.split}.report.json", reports[-1])
             (work / f"{job.split}.broken.json").unlink(missing_ok=True)
-        # Those of splits that were prepared before, too.
+        # Including splits that were prepared before.
         known = [report for path in sorted(work.glob("*.report.json")) if (report := _read_json(path)) is not None]
         write_info(folder, name, known, jpeg_only, work)
     return reports
@@ -111,20 +111,20 @@ def prepare(
 
 @dataclasses.dataclass
 class _Job:
-    """One split: which picture belongs to which shard, and which shards are there."""
+    """One split: its division into shards, and which of them exist."""
 
-    pictures: Pictures
+    listing: Listing
     folder: Path
     name: str
     jpeg_only: bool
     shard_bytes: int
 
     def __post_init__(self):
-        self.split, self.work = self.pictures.split, self.folder / _WORK
-        sizes = self.pictures.sizes
+        self.split, self.work = self.listing.split, self.folder / _WORK
+        sizes = self.listing.sizes
         total = int(sizes.sum())
         count = max(1, -(-total // self.shard_bytes))
-        # A shard starts with the first picture behind its share of the bytes; large pictures leave no shard empty.
+        # A shard starts at the first image beyond its share of the bytes; no shard is empty.
         starts = np.searchsorted(np.cumsum(sizes) - sizes, np.arange(count) * total // count)
         self.edges = [*sorted(set(starts.tolist()) - {len(sizes)}), len(sizes)]
         self.shards = len(self.edges) - 1
@@ -133,17 +133,17 @@ class _Job:
     def _compare(self) -> None:
         plan = {
             "format": FORMAT,
-            "images": len(self.pictures),
-            "bytes": int(self.pictures.sizes.sum()),
+            "images": len(self.listing),
+            "bytes": int(self.listing.sizes.sum()),
             "shards": self.shards,
             "jpeg_only": self.jpeg_only,
-            "digest": self.pictures.digest(),
-            "class_names": list(self.pictures.class_names),
+            "digest": self.listing.digest(),
+            "class_names": list(self.listing.class_names),
         }
         for path in self.work.glob("*.json"):
             other = path.name.removesuffix(".json")
             if other not in SPLITS.values() or not any(self.folder.glob(f"{self.name}-{other}.array_record-*")):
-                continue  # no plan, or one that was not begun
+                continue  # not a plan, or not started
             before = _read_json(path) or {}
             same = plan if other == self.split else {"class_names", "jpeg_only"}
             if differing := [key for key in same if before.get(key) != plan[key]]:
@@ -152,8 +152,8 @@ class _Job:
                     for key in differing
                 )
                 raise InputError(
-                    f"{self.folder} holds the {other} images of something else than {self.pictures.source} and these "
-                    f"options ({what}): give another --out, or delete that folder."
+                    f"{self.folder} holds {other} images prepared from another source than {self.listing.source} or with "
+                    f"other options ({what}): use another --out, or delete that folder."
                 )
         _write_json(self.work / f"{self.split}.json", plan)
 
@@ -164,7 +164,7 @@ class _Job:
         return self.work / f"{self.split}-{number:05}.json"
 
     def result(self, number: int) -> dict[str, Any] | None:
-        """What came of a shard; None if it is not there, or not the file it was."""
+        """The result of a shard; None if its file is missing or has changed."""
         result, shard = _read_json(self._result_file(number)), self.shard(number)
         if result is None or not shard.is_file() or shard.stat().st_size != result["bytes"]:
             return None
@@ -174,15 +174,15 @@ class _Job:
         return [number for number in range(self.shards) if self.result(number) is None]
 
     def bytes_missing(self) -> int:
-        """About how many bytes there are to write; records are a little larger and files end on 64 KiB."""
-        sizes = self.pictures.sizes
+        """Estimated bytes to write; records are slightly larger than images, and files are padded to 64 KiB."""
+        sizes = self.listing.sizes
         return sum(int(sizes[self.edges[n] : self.edges[n + 1]].sum() * 1.005) + 2**18 for n in self.missing())
 
     def run(self, serialize, skip_broken, workers, progress, stopping) -> bool:
-        """Writes the missing shards; whether it came to the end."""
+        """Writes the missing shards; False if stopped."""
         missing = self.missing()
-        done = len(self.pictures) - sum(self.edges[n + 1] - self.edges[n] for n in missing)
-        progress(self.split, done, len(self.pictures))
+        done = len(self.listing) - sum(self.edges[n + 1] - self.edges[n] for n in missing)
+        progress(self.split, done, len(self.listing))
         count, halt, lock = done, threading.Event(), threading.Lock()
         broken: dict[str, str] = {}
 
@@ -190,7 +190,7 @@ class _Job:
             nonlocal count
             with lock:
                 count += 1
-                progress(self.split, count, len(self.pictures))
+                progress(self.split, count, len(self.listing))
 
         def write(number):
             if halt.is_set():
@@ -208,7 +208,7 @@ class _Job:
                 for future in finished:
                     future.result()
             except BaseException:
-                # Ctrl-C too: leaving the block waits for the threads, which would go on with their shards.
+                # Also Ctrl-C: leaving the block waits for the threads, which would continue with their shards.
                 halt.set()
                 pool.shutdown(cancel_futures=True)
                 raise
@@ -219,25 +219,25 @@ class _Job:
             _write_json(listing, broken)
             first = ", ".join(f"{name}: {reason}" for name, reason in list(broken.items())[:3])
             raise InputError(
-                f"{len(broken)} of the images in {self.pictures.source} cannot be decoded ({first}; all are named in "
-                f"{listing}): repair or download them again, or add --skip-broken to leave them out."
+                f"{len(broken)} of the images in {self.listing.source} cannot be decoded ({first}; all are listed in "
+                f"{listing}): repair or download them again, or add --skip-broken to skip them."
             )
         return True
 
     def _write(self, number, serialize, skip_broken, advance, stopping) -> dict[str, str]:
-        """Writes a shard under another name, makes sure of it and renames it; the broken pictures in it."""
+        """Writes a shard under a temporary name, checks and renames it; returns its corrupt images."""
         from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
-        pictures, start, stop = self.pictures, self.edges[number], self.edges[number + 1]
+        listing, start, stop = self.listing, self.edges[number], self.edges[number + 1]
         partial = self.work / f"{self.shard(number).name}.partial"
         converted, skipped, images = {}, {}, 0
         try:
             writer = ArrayRecordWriter(str(partial), _WRITER_OPTIONS)
             try:
                 for name, label, data in zip(
-                    pictures.names[start:stop],
-                    pictures.labels[start:stop].tolist(),
-                    pictures.read(start, stop),
+                    listing.names[start:stop],
+                    listing.labels[start:stop].tolist(),
+                    listing.read(start, stop),
                     strict=True,
                 ):
                     if stopping():
@@ -258,8 +258,8 @@ class _Job:
                 return skipped
             if not images:
                 raise InputError(
-                    f"None of the {len(skipped)} images from {pictures.names[start]} on can be decoded: "
-                    f"repair {pictures.source} first."
+                    f"None of the {len(skipped)} images from {listing.names[start]} on can be decoded: "
+                    f"repair {listing.source} first."
                 )
             reader = ArrayRecordReader(str(partial))
             written = reader.num_records()
@@ -273,53 +273,55 @@ class _Job:
             _write_json(self._result_file(number), result)
             partial.replace(self.shard(number))
             return skipped
-        except (RuntimeError, OSError) as error:  # array_record knows RuntimeError only
+        except (RuntimeError, OSError) as error:  # array_record raises only RuntimeError
             raise InputError(
-                f"Cannot write {partial} ({error}): make sure of the disk and its free space; the same command goes on."
+                f"Cannot write {partial} ({error}): check the disk and its space, then rerun the same command to resume."
             ) from error
         finally:
             partial.unlink(missing_ok=True)
 
     def report(self) -> dict[str, Any]:
-        """What came of all shards."""
+        """The result of all shards."""
         results = [self.result(number) for number in range(self.shards)]
         whole = [result for result in results if result is not None]
         if len(whole) < self.shards:
-            raise InputError(f"Shards of {self.split} vanished from {self.folder}: start again to write them.")
+            raise InputError(
+                f"Shards of {self.split} vanished from {self.folder}: rerun the same command to write them."
+            )
         skipped = {name: reason for result in whole for name, reason in result["skipped"].items()}
-        kept = [name not in skipped for name in self.pictures.names] if skipped else slice(None)
-        counts = np.bincount(self.pictures.labels[kept], minlength=len(self.pictures.class_names)).tolist()
+        kept = [name not in skipped for name in self.listing.names] if skipped else slice(None)
+        counts = np.bincount(self.listing.labels[kept], minlength=len(self.listing.class_names)).tolist()
         return {
             "split": self.split,
             "images": sum(counts),
             "shard_lengths": [result["images"] for result in whole],
             "bytes": sum(result["bytes"] for result in whole),
-            "classes": dict(zip(self.pictures.class_names, counts, strict=True)),
+            "classes": dict(zip(self.listing.class_names, counts, strict=True)),
             "converted": {name: was for result in whole for name, was in result["converted"].items()},
             "skipped": skipped,
         }
 
 
 def checked(data: bytes, jpeg_only: bool) -> tuple[bytes, str]:
-    """Decodes a picture and says how to store it.
+    """Decodes an image and returns the bytes to store.
 
-    A JPEG is decoded at an eighth of its size, which reads the whole file but computes few pixels.
+    A JPEG is decoded at 1/8 of its size, which reads the complete file but computes few pixels.
 
     Args:
       data: the bytes of the file.
-      jpeg_only: whether a PNG has to become a JPEG.
+      jpeg_only: convert PNG to JPEG.
 
     Returns:
-      The bytes to store, and what the picture was if they are new ones: "CMYK JPEG", "RGBA PNG", ..., otherwise "".
+      The bytes to store, and the original kind if re-encoded ("CMYK JPEG", "RGBA PNG", ...), otherwise "".
 
     Raises:
-      InputError: the picture cannot be decoded; the message says why, without its name.
+      InputError: the image cannot be decoded; the message does not name it.
     """
     if not data:
         raise InputError("empty file")
     try:
         with Image.open(io.BytesIO(data)) as picture:
-            # MPO is a JPEG with further pictures behind the first, which decoders ignore.
+            # MPO is a JPEG with further images after the first, which decoders ignore.
             kind, mode = (picture.format or "").replace("MPO", "JPEG"), picture.mode
             if kind == "JPEG":
                 picture.draft(None, (1, 1))
@@ -333,7 +335,7 @@ def checked(data: bytes, jpeg_only: bool) -> tuple[bytes, str]:
         )
         return buffer.getvalue(), f"{mode} {kind}"
     except Image.UnidentifiedImageError:
-        raise InputError("no picture") from None
+        raise InputError("not an image") from None
     except DAMAGED as error:
         reason = error.__cause__ if isinstance(error, InputError) else error
         raise InputError(" ".join(str(reason).split()) or type(reason).__name__) from error
@@ -343,8 +345,8 @@ def _check_space(folder: Path, jobs: Sequence[_Job]) -> None:
     needed, free = sum(job.bytes_missing() for job in jobs), shutil.disk_usage(folder).free
     if needed > free:
         raise InputError(
-            f"{folder} has {free / 1e9:,.1f} GB free, but about {needed / 1e9:,.1f} GB are still to be written: "
-            "make room, or give another --out."
+            f"{folder} has {free / 1e9:,.1f} GB free, but needs about {needed / 1e9:,.1f} GB more: "
+            "free disk space, or use another --out."
         )
 
 
@@ -354,9 +356,11 @@ def _lock(work: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise InputError(f"Another process writes to {work.parent}: wait for it or stop it.") from error
+            raise InputError(
+                f"Another process writes to {work.parent}: wait until it has finished, or stop it."
+            ) from error
         except OSError:
-            pass  # a file system without locks
+            pass  # not all file systems have locks
         yield
 
 
@@ -369,7 +373,9 @@ def _write_json(path: Path, value: Any) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        raise InputError(f"Cannot write {path} ({error.strerror}): make room; the same command goes on.") from error
+        raise InputError(
+            f"Cannot write {path} ({error.strerror}): free disk space, then rerun the same command to resume."
+        ) from error
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

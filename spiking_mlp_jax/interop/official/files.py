@@ -22,6 +22,7 @@ from safetensors.numpy import save as to_safetensors
 from spiking_mlp_jax.deploy.artifact import MAGIC
 from spiking_mlp_jax.errors import InputError, nearest
 from spiking_mlp_jax.utils.files import write_whole
+from spiking_mlp_jax.utils.paths import user_path
 
 TORCH = (".pth", ".pt", ".tar")
 SUFFIXES = (*TORCH, ".safetensors", ".npz")
@@ -46,7 +47,7 @@ def read_state(path: str | os.PathLike[str], key: str | None = None) -> dict[str
         InputError: the file is missing, damaged, of another format, or holds anything but data (which is not
             executed); it has no state, or several and no key is given; PyTorch is needed and not installed.
     """
-    path = Path(path)
+    path = user_path(path)
     kind = _kind(path)
     if kind == "torch":
         return {name: _plain(path, name, value) for name, value in _read_torch(path, key).items()}

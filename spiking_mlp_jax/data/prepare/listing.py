@@ -1,4 +1,4 @@
-"""Where the encoded pictures of one split lie: in one archive, or in a file each."""
+"""The encoded images of a split: in one archive, or a file each."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ import numpy as np
 from spiking_mlp_jax.data.sources import FolderSource
 from spiking_mlp_jax.errors import InputError
 
-# How TFDS calls the folders of a split.
+# TFDS's names of the splits.
 SPLITS = {"train": "train", "val": "validation", "test": "test"}
 
 
 @dataclasses.dataclass(frozen=True)
-class Pictures:
-    """Encoded pictures, in the order in which they lie on the disk.
+class Listing:
+    """Encoded images, in the order of their places on disk.
 
     Attributes:
-      split: as TFDS calls it: "train", "validation" or "test".
-      source: the archive, or the folder that the names start from.
+      split: TFDS's name: "train", "validation" or "test".
+      source: the archive, or the folder that the names are relative to.
       names: file names.
       labels: int64 [N].
       sizes: bytes of each, int64 [N].
-      offsets: where each starts in the archive, int64 [N]; None when each is a file of its own.
+      offsets: of each in the archive, int64 [N]; None if each is a file.
       class_names: one for each label.
     """
 
@@ -44,21 +44,21 @@ class Pictures:
         return len(self.names)
 
     def counts(self) -> np.ndarray:
-        """Pictures of each class, int64 [K]."""
+        """Listing of each class, int64 [K]."""
         return np.bincount(self.labels, minlength=len(self.class_names))
 
     def digest(self) -> str:
-        """Tells whether two lists of pictures are the same: names, labels, sizes and places, wherever they are kept."""
+        """SHA-256 of names, labels, sizes and offsets; independent of where the archive or folder is."""
         result = hashlib.sha256("\n".join([*self.class_names, "", *self.names]).encode("utf-8", "surrogateescape"))
         for array in (self.labels, self.sizes, self.offsets):
             result.update(b"none" if array is None else array.astype("<i8").tobytes())
         return result.hexdigest()
 
     def read(self, start: int, stop: int) -> Iterator[bytes]:
-        """The bytes of the pictures from start to stop, read from front to back.
+        """The bytes of the images from start to stop, read sequentially.
 
         Raises:
-          InputError: a file or the archive cannot be read, or changed since it was listed.
+          InputError: a file or the archive cannot be read, or has changed since.
         """
         try:
             if self.offsets is None:
@@ -70,21 +70,23 @@ class Pictures:
                     file.seek(self.offsets[i])
                     data = file.read(self.sizes[i])
                     if len(data) < self.sizes[i]:
-                        raise InputError(f"{self.source} ends within {self.names[i]}: start again once it is complete.")
+                        raise InputError(
+                            f"{self.source} ends within {self.names[i]}: complete it, then rerun the same command."
+                        )
                     yield data
         except OSError as error:
             where = error.filename or self.source
             raise InputError(
-                f"Cannot read {where} ({error.strerror or error}): start again once it is there."
+                f"Cannot read {where} ({error.strerror or error}): restore it, then rerun the same command."
             ) from error
 
 
-def folder_pictures(folder: Path, part: str) -> Pictures:
-    """The pictures in `folder`/`part`/<class>/, classes and files sorted by name.
+def list_folder(folder: Path, part: str) -> Listing:
+    """The images in `folder`/`part`/<class>/, classes and files sorted by name.
 
     Args:
       folder: holds train, val or test.
-      part: which of them.
+      part: one of them.
 
     Raises:
       InputError: as for `FolderSource`.
@@ -95,39 +97,37 @@ def folder_pictures(folder: Path, part: str) -> Pictures:
         sizes = np.array([os.stat(f"{root}/{name}").st_size for name in names], np.int64)
     except OSError as error:
         raise InputError(f"Cannot read {error.filename} ({error.strerror}): repair or remove it.") from error
-    return Pictures(SPLITS[part], root, names, labels.astype(np.int64), sizes, None, source.class_names)
+    return Listing(SPLITS[part], root, names, labels.astype(np.int64), sizes, None, source.class_names)
 
 
-def save_listing(pictures: Pictures, path: Path) -> None:
-    """Keeps the list of an archive's pictures, because reading 1.3 million headers takes minutes on a slow disk."""
-    if pictures.offsets is None:
-        raise ValueError("only an archive's pictures are kept in a list")
+def save_listing(listing: Listing, path: Path) -> None:
+    """Caches the listing of an archive: reading 1.3 million headers takes minutes on a slow disk."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    names = np.frombuffer("\n".join(pictures.names).encode("utf-8", "surrogateescape"), np.uint8)
+    names = np.frombuffer("\n".join(listing.names).encode("utf-8", "surrogateescape"), np.uint8)
     with open(temporary, "wb") as file:
         np.savez_compressed(
             file,
-            state=_state(pictures.source),
+            state=_state(listing.source),
             names=names,
-            class_names=np.array(pictures.class_names),
-            labels=pictures.labels,
-            sizes=pictures.sizes,
-            offsets=pictures.offsets,
+            class_names=np.array(listing.class_names),
+            labels=listing.labels,
+            sizes=listing.sizes,
+            offsets=np.asarray(listing.offsets),
         )
     temporary.replace(path)
 
 
-def load_listing(split: str, source: Path, path: Path) -> Pictures | None:
-    """The list that `save_listing` kept; None if there is none, or if the archive is not the same file any more."""
+def load_listing(split: str, source: Path, path: Path) -> Listing | None:
+    """The listing that `save_listing` cached; None if there is none or the archive has changed."""
     try:
-        with np.load(path, allow_pickle=False) as kept:
-            if not np.array_equal(kept["state"], _state(source)):
+        with np.load(path, allow_pickle=False) as cached:
+            if not np.array_equal(cached["state"], _state(source)):
                 return None
-            names = kept["names"].tobytes().decode("utf-8", "surrogateescape").split("\n")
-            arrays = (kept["labels"], kept["sizes"], kept["offsets"])
-            return Pictures(split, source, names, *arrays, tuple(kept["class_names"].tolist()))
+            names = cached["names"].tobytes().decode("utf-8", "surrogateescape").split("\n")
+            arrays = (cached["labels"], cached["sizes"], cached["offsets"])
+            return Listing(split, source, names, *arrays, tuple(cached["class_names"].tolist()))
     except (OSError, ValueError, KeyError, zipfile.BadZipFile):
-        return None  # it is made anew
+        return None
 
 
 def _state(path: Path) -> np.ndarray:
