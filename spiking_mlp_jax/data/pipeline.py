@@ -246,7 +246,7 @@ def _local_batch(batch_size: int, process_index: int, process_count: int) -> int
         raise InputError(f"process_index must be between 0 and {process_count - 1}, got {process_index}.")
     if batch_size < 1 or batch_size % process_count:
         raise InputError(
-            f"batch_size must be a positive multiple of the number of processes ({process_count}), got {batch_size}."
+            f"batch_size must be a positive multiple of process_count ({process_count}), got {batch_size}."
         )
     return batch_size // process_count
 

@@ -199,9 +199,9 @@ def test_worker_processes_change_nothing():
     [
         (dict(batch_size=11), "batch_size must be at most 10, the number of training images, got 11"),
         (dict(batch_size=0), "batch_size must be .*got 0"),
-        (dict(batch_size=5, process_count=2), r"multiple of the number of processes \(2\), got"),
-        (dict(process_index=2, process_count=2), "process_index is 2"),
-        (dict(seed=-1), "seed is -1"),
+        (dict(batch_size=5, process_count=2), r"multiple of process_count \(2\), got"),
+        (dict(process_index=2, process_count=2), "process_index must be .*got 2"),
+        (dict(seed=-1), "seed must be .*got -1"),
         (dict(seed=2**32), "seed must be .*got 4294967296"),
         (dict(epochs=0), "epochs must be .*got 0"),
         (dict(workers=-1), "workers must be .*got -1"),
@@ -287,7 +287,7 @@ def test_evaluation_uses_fit_image():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (dict(batch_size=3, process_count=2), r"multiple of the number of processes \(2\), got"),
+        (dict(batch_size=3, process_count=2), r"multiple of process_count \(2\), got"),
         (dict(batch_size=2, resize_mode="fit"), 'resize_mode must be .*got "fit"'),
         (
             dict(batch_size=2, resize_mode="resize_crop", eval_resize=3),

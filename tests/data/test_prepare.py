@@ -243,7 +243,7 @@ def test_broken_pictures_are_all_named_then_left_out(tmp_path, capsys):
     assert named == {
         "n01440764_15.JPEG": named["n01440764_15.JPEG"],
         "n02105855_1.JPEG": "empty file",
-        "n15075141_8.JPEG": "no picture",
+        "n15075141_8.JPEG": "not an image",
     }
     assert "truncated" in named["n01440764_15.JPEG"]
     assert not (out / NAME / VERSION / "dataset_info.json").exists()

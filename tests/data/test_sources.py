@@ -159,7 +159,7 @@ IMAGES, LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
     ("name", "change", "message"),
     [
         (IMAGES, lambda b: b"\x89PNG" + b[4:], f"{IMAGES} is not an IDX file .* 0x89504e47"),
-        (LABELS, lambda b: idx_bytes(np.zeros((6, 1, 1))), f"{LABELS} is not an IDX file with 1 dim"),
+        (LABELS, lambda b: idx_bytes(np.zeros((6, 1, 1))), f"{LABELS} is not an IDX file of bytes with 1 dim"),
         (IMAGES, lambda b: b"", f"{IMAGES} is not an IDX file"),
         (IMAGES, lambda b: b[:9], f"{IMAGES} should hold"),
         (IMAGES, lambda b: b[:-1], f"{IMAGES} should hold 180 bytes of data, but holds 179"),

@@ -18,8 +18,8 @@ from spiking_mlp_jax.train.config import default_config
 def get_config():
     config = default_config()
     network = dict(image_size=16, in_channels=1, num_classes=3, patch_size=4, dim=6, depths=(1,), expansion=2)
-    config.update(network | dict(time_steps=2, dataset="folder", mean=(0.25,), std=(0.5,), eval_batch_size=6, eval_only=True))
-    config.compilation_cache = "off"
+    data = dict(dataset="folder", mean=(0.25,), std=(0.5,), eval_batch_size=8)
+    config.update(network | data | dict(time_steps=2, eval_only=True, compilation_cache="off"))
     return config
 """
 PLACES = {"home": "~/run", "parent": "{home}/run/weights/..", "link": "{home}/link", "link to weights": "~/named"}

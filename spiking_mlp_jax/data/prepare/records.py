@@ -152,8 +152,8 @@ class _Job:
                     for key in differing
                 )
                 raise InputError(
-                    f"{self.folder} holds {other} images prepared from another source than {self.listing.source} or with "
-                    f"other options ({what}): use another --out, or delete that folder."
+                    f"{self.folder} holds {other} images prepared from another source than {self.listing.source} or "
+                    f"with other options ({what}): use another --out, or delete that folder."
                 )
         _write_json(self.work / f"{self.split}.json", plan)
 
@@ -275,7 +275,7 @@ class _Job:
             return skipped
         except (RuntimeError, OSError) as error:  # array_record raises only RuntimeError
             raise InputError(
-                f"Cannot write {partial} ({error}): check the disk and its space, then rerun the same command to resume."
+                f"Cannot write {partial} ({error}): check the disk and its space, then rerun the same command."
             ) from error
         finally:
             partial.unlink(missing_ok=True)
