@@ -175,7 +175,7 @@ def test_one_step_and_given_data(tmp_path, monkeypatch):
         (["report"], "required: WORKDIR_OR_WEIGHTS"),
         (["report", "{tmp}/nothing"], "there is no folder"),
         (["report", "{run}", "-o", "{tmp}"], "cannot be written"),
-        (["report", "{run}", "-o", "{tmp}/none/x.html"], "folder that exists"),
+        (["report", "{run}", "-o", "{tmp}/none/x.html"], "name a file in an existing folder"),
         (["report", "{run}", "--limit", "0"], "at least 1"),
         (["report", "{run}", "--dataset", "nonsense"], "nonsense"),
         (["report", "{broken}"], "evaluation.json is not readable JSON"),

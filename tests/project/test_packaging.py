@@ -135,7 +135,7 @@ def test_demo(tmp_path, monkeypatch, capsys):
 def test_a_demo_that_cannot_write(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert cli.main(["demo", "-o", str(tmp_path / "file")]) == 2
-    assert re.fullmatch(r"error: .*file cannot be made .* -o\n", capsys.readouterr().err)
+    assert re.fullmatch(r"error: .*file cannot be created .* -o\n", capsys.readouterr().err)
 
 
 def test_version_and_citation_and_changelog_agree():
