@@ -45,7 +45,8 @@ def output_file(path: str | os.PathLike[str]) -> Path:
         InputError: it is a folder, or its folder does not exist.
     """
     path = user_path(path)
-    if path.is_dir() or not path.parent.is_dir():
+    # os.path returns False where pathlib raises, e.g. for a name that is too long.
+    if os.path.isdir(path) or not os.path.isdir(path.parent):
         raise InputError(f"{path} cannot be written: name a file in an existing folder")
     return path
 
@@ -61,6 +62,6 @@ def output_folder(path: str | os.PathLike[str], option: str = "-o") -> Path:
         InputError: it exists and is not a folder.
     """
     path = user_path(path)
-    if path.exists() and not path.is_dir():
+    if os.path.exists(path) and not os.path.isdir(path):
         raise InputError(f"{path} is not a folder: name another with {option}")
     return path

@@ -179,7 +179,7 @@ def test_no_command_takes_a_changed_folder(command, shared, tmp_path, capsys, mo
         (lambda f: sums(f, lambda lines: [lines[0].upper(), *lines[1:]]), "line 1 of .* is no checksum"),
         (lambda f: (f / "SHA256SUMS").write_bytes(b"\xff\xfe"), "cannot be read"),
         (lambda f: ((f / "SHA256SUMS").unlink(), (f / "SHA256SUMS").mkdir()), "cannot be read"),
-        (lambda f: (f / "weights.safetensors").write_bytes(b""), "remove the one that is not meant"),
+        (lambda f: (f / "weights.safetensors").write_bytes(b""), "remove one of them"),
     ],
 )
 def test_sums_that_say_nothing_are_refused(change, sentence, shared):
@@ -301,7 +301,7 @@ def test_nothing_of_others_is_written_over(tmp_path, model, capsys):
         (["hub", "{w}", "-o", "{tmp}/o", "--name", "a b"], 'the name "a b" cannot be used'),
         (["hub", "{w}", "-o", "{tmp}/o", "--repo", "tiny"], "give OWNER/NAME"),
         (["hub", "{w}", "-o", "{tmp}/o", "--data-dir", "x"], "need --evaluate"),
-        (["hub", "{w}", "-o", "{tmp}/file"], "is a file: name a folder"),
+        (["hub", "{w}", "-o", "{tmp}/file"], "is not a folder: name another with -o"),
         (["hub", "{w}", "-o", "{tmp}/full"], "holds other files"),
         (["hub", "{w}", "-o", "{tmp}/file/x"], "file/x cannot be written to (Not a directory)"),
         (["hub", "{w}", "-o", "{tmp}/" + 300 * "x", "--name", "n"], "cannot be written to (File name too long)"),
