@@ -151,11 +151,8 @@ def single(shared, tmp_path_factory):
     return folder / "half", folder / "whole"
 
 
-def test_one_two_and_four_processes_are_the_same_run(shared, single, tmp_path, x64):
-    """Each continues what another number of processes began: 1 to 2, 2 to 1, 2 to 4.
-
-    They find each other as under Open MPI, as under SLURM and by flags.
-    """
+def test_two_processes_continue_what_one_began(shared, single, tmp_path, x64):
+    """They find each other as under Open MPI."""
     half, whole = single
     config = experiment(shared, max_steps=8)
     shutil.copytree(half, tmp_path / "one_two")
@@ -166,6 +163,12 @@ def test_one_two_and_four_processes_are_the_same_run(shared, single, tmp_path, x
     assert {"log.txt", "metrics.jsonl", "config.json", "evaluation.json"} <= written[0]
     assert list((tmp_path / "one_two" / "plots").iterdir())
 
+
+@pytest.mark.slow
+def test_one_two_and_four_processes_are_the_same_run(shared, single, tmp_path, x64):
+    """2 continue as 1, 2 as 4; they find each other as under SLURM and by flags."""
+    half, whole = single
+    config = experiment(shared, max_steps=8)
     begun = experiment(shared, max_steps=4)
     run(begun, tmp_path / "two", 2, how="slurm")
     check_same(begun, tmp_path / "two", half)
