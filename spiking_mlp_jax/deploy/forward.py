@@ -41,13 +41,13 @@ class _Forward(Walk):
 
     def linear(self, layer, spikes):
         x = spikes if layer.window is None else windows(spikes, *layer.window)
-        return jnp.moveaxis(self.map(layer, jnp.moveaxis(x, layer.axis, -1)), -1, layer.axis)
+        return jnp.moveaxis(self._map(layer, jnp.moveaxis(x, layer.axis, -1)), -1, layer.axis)
 
-    def map(self, layer, x):
+    def _map(self, layer, x):
         """The layer's potential for its inputs [B, T, ..., fan_in]."""
         raise NotImplementedError
 
-    def products(self, layer, x, kernel, multiply):
+    def _products(self, layer, x, kernel, multiply):
         """x times kernel [S, fan_in, out]: at every step its own where S = T."""
         if self.observe is not None:
             self.observe(layer.name, x)
@@ -56,7 +56,7 @@ class _Forward(Walk):
         x = jnp.broadcast_to(x, (x.shape[0], len(kernel), *x.shape[2:]))
         return jnp.stack([multiply(x[:, t], kernel[t]) for t in range(len(kernel))], 1)
 
-    def steps(self, x, reset, step):
+    def _steps(self, x, reset, step):
         """Spikes at all time steps, from `step(potential, input) -> fired, potential`."""
         x = jnp.broadcast_to(x, (x.shape[0], self.c.time_steps, *x.shape[2:]))
         with jax.named_scope("neuron"):
@@ -90,9 +90,9 @@ class Folded(_Forward):
         super().__init__(c, observe)
         self.arrays = arrays
 
-    def map(self, layer, x):
+    def _map(self, layer, x):
         entries = self.arrays[layer.name]
-        z = self.products(layer, x, entries["kernel"], jnp.matmul) + per_step(entries["bias"], x.ndim)
+        z = self._products(layer, x, entries["kernel"], jnp.matmul) + per_step(entries["bias"], x.ndim)
         if layer.norm != "tokens":
             return z
         if "scale" in entries:
@@ -105,7 +105,7 @@ class Folded(_Forward):
         return jnp.where(spikes > 0, high, low)
 
     def head(self, layer, spikes):
-        return self.map(layer, jnp.sum(spikes, (2, 3)))
+        return self._map(layer, jnp.sum(spikes, (2, 3)))
 
     def fire(self, neurons, potential):
         c, below = self.c, None
@@ -128,7 +128,7 @@ class Folded(_Forward):
             fired = u >= 0 if below is None else jnp.where(below, u <= 0, u >= 0)
             return fired, jnp.where(fired, u if c.v_reset is None else reset, h)
 
-        return self.steps(potential, reset, step).astype(potential.dtype)
+        return self._steps(potential, reset, step).astype(potential.dtype)
 
 
 class Integer(_Forward):
@@ -150,11 +150,11 @@ class Integer(_Forward):
     def stem(self, layer, pixels):
         patches = windows(pixels, self.c.patch_size, self.c.patch_size, 0)
         planes = [jnp.bitwise_and(jnp.right_shift(patches, jnp.uint8(bit)), jnp.uint8(1)) for bit in range(8)]
-        sums = [self.accumulate(layer, plane.astype(jnp.int8)) for plane in planes]
-        return self.scaled(layer, sum(jnp.left_shift(acc, bit) for bit, acc in enumerate(sums)))
+        sums = [self._accumulate(layer, plane.astype(jnp.int8)) for plane in planes]
+        return self._scaled(layer, sum(jnp.left_shift(acc, bit) for bit, acc in enumerate(sums)))
 
-    def map(self, layer, x):
-        z = self.scaled(layer, self.accumulate(layer, x))
+    def _map(self, layer, x):
+        z = self._scaled(layer, self._accumulate(layer, x))
         if layer.norm != "tokens":
             return z
         entry = lambda key: self.arrays[f"{layer.name}.{key}"]  # noqa: E731
@@ -169,19 +169,19 @@ class Integer(_Forward):
         return z + per_token(jnp.asarray(entry("offset"), jnp.int32), x)
 
     def identity(self, layer, spikes):
-        low, high = (self.per_step(layer, key, spikes.ndim) for key in ("low", "high"))
+        low, high = (self._per_step(layer, key, spikes.ndim) for key in ("low", "high"))
         return jnp.where(spikes > 0, high, low)
 
     def head(self, layer, spikes):
-        return self.scaled(layer, jnp.sum(self.accumulate(layer, spikes), (2, 3)))
+        return self._scaled(layer, jnp.sum(self._accumulate(layer, spikes), (2, 3)))
 
-    def accumulate(self, layer, spikes):
-        return self.products(layer, spikes, jnp.asarray(self.arrays[f"{layer.name}.kernel"]), _sum_of_rows)
+    def _accumulate(self, layer, spikes):
+        return self._products(layer, spikes, jnp.asarray(self.arrays[f"{layer.name}.kernel"]), _sum_of_rows)
 
-    def scaled(self, layer, acc):
-        return shift(acc, self.per_step(layer, "shift", acc.ndim)) + self.per_step(layer, "bias", acc.ndim)
+    def _scaled(self, layer, acc):
+        return shift(acc, self._per_step(layer, "shift", acc.ndim)) + self._per_step(layer, "bias", acc.ndim)
 
-    def per_step(self, layer, key, ndim):
+    def _per_step(self, layer, key, ndim):
         return per_step(jnp.asarray(self.arrays[f"{layer.name}.{key}"], jnp.int32), ndim)
 
     def fire(self, neurons, potential):
@@ -203,7 +203,7 @@ class Integer(_Forward):
             after = jnp.right_shift(charged - level, c.leak) if c.soft_reset else reset
             return fired, jnp.where(fired, after, jnp.right_shift(charged, c.leak))
 
-        return self.steps(potential, reset, step).astype(jnp.int8)
+        return self._steps(potential, reset, step).astype(jnp.int8)
 
 
 def shift(x: Int[Array, "..."], by) -> Int[Array, "..."]:
@@ -214,7 +214,7 @@ def shift(x: Int[Array, "..."], by) -> Int[Array, "..."]:
     return jnp.right_shift(jnp.left_shift(x, left) + half, right)
 
 
-def per_step(values: Float[Array, "S C"], ndim: int):
+def _per_step(values: Float[Array, "S C"], ndim: int):
     """Constants shaped for [B, T, ..., C], with ndim axes."""
     return values.reshape(1, values.shape[0], *(1,) * (ndim - 3), values.shape[1])
 

@@ -36,7 +36,7 @@ def trained(monkeypatch):
         (workdir / "evaluation.json").write_text(json.dumps(document))
         return Result(936, True, 0.9)
 
-    monkeypatch.setattr(activity, "train", train)
+    monkeypatch.setattr(activity, "fit", train)
     monkeypatch.setattr(activity, "engine_speeds", lambda workdirs, data_dir: [1000.0 * len(w.name) for w in workdirs])
     return asked
 
@@ -78,20 +78,20 @@ def test_a_straight_line_is_found():
 @pytest.mark.slow
 def test_speeds_are_of_each_runs_compiled_network(tmp_path):
     workdir = make_workdir(tmp_path, random_model())
-    make_data(workdir / "data", split="train")
+    make_data(workdir / "data", split="fit")
     speeds = activity.engine_speeds([workdir, workdir], str(workdir / "data"))
     assert len(speeds) == 2 and min(speeds) > 0
 
 
 def test_an_interrupted_curve_and_a_mistake_say_so(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(activity, "train", lambda config, workdir: Result(5, False, None))
+    monkeypatch.setattr(activity, "fit", lambda config, workdir: Result(5, False, None))
     assert run(monkeypatch, tmp_path) == 130
     assert "the same command goes on" in capsys.readouterr().err
 
     def refuse(config, workdir):
         raise InputError("no such data")
 
-    monkeypatch.setattr(activity, "train", refuse)
+    monkeypatch.setattr(activity, "fit", refuse)
     assert run(monkeypatch, tmp_path) == 2
     assert "error: no such data" in capsys.readouterr().err
     for wrong in (["--seeds", 0], ["--rates", 0]):

@@ -296,7 +296,8 @@ def closure(names):
 import jax, flax.nnx, optax, numpy
 before = set(sys.modules)
 from benchmarks import __main__, compare, counts, memory, ours, report, tpu, worker
-from spiking_mlp_jax import SpikingMLP, pallas_neuron
+from spiking_mlp_jax import SpikingMLP
+from spiking_mlp_jax.nn.kernels import neuron
 allowed = closure(["jax", "jaxlib", "flax", "optax", "numpy"])
 packages = importlib.metadata.packages_distributions()
 for name in sorted({m.split(".")[0] for m in set(sys.modules) - before}):

@@ -4,6 +4,7 @@ import ast
 import doctest
 import importlib
 import importlib.util
+import inspect
 import re
 import shlex
 from pathlib import Path
@@ -114,8 +115,18 @@ def test_everything_public_has_a_docstring():
         tree = ast.parse(path.read_text())
         if tree.body and not ast.get_docstring(tree):
             missing.append(relative(path))
-        missing += [f"{relative(path)}: {name}" for name in undocumented(tree, "")]
+        missing += [f"{relative(path)}: {name}" for name in undocumented(tree, "") if not inherited(path, name)]
     assert not missing
+
+
+def inherited(path, name):
+    """Whether a method overrides a documented one."""
+    if "." not in name:
+        return False
+    found = importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
+    for part in name.split("."):
+        found = getattr(found, part)
+    return bool(inspect.getdoc(found))
 
 
 def undocumented(tree, prefix):

@@ -11,7 +11,7 @@ from spiking_mlp_jax.utils import memory
 CODE = """
 import resource
 import numpy as np
-from spiking_mlp_jax import memory
+from spiking_mlp_jax.utils import memory
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     np.ones(2**25).sum()
