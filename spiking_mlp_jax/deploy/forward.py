@@ -92,7 +92,7 @@ class Folded(_Forward):
 
     def _map(self, layer, x):
         entries = self.arrays[layer.name]
-        z = self._products(layer, x, entries["kernel"], jnp.matmul) + per_step(entries["bias"], x.ndim)
+        z = self._products(layer, x, entries["kernel"], jnp.matmul) + _per_step(entries["bias"], x.ndim)
         if layer.norm != "tokens":
             return z
         if "scale" in entries:
@@ -101,7 +101,7 @@ class Folded(_Forward):
         return jnp.where(per_token(entries["constant"][None], x), 0, z) + per_token(entries["offset"], x)
 
     def identity(self, layer, spikes):
-        low, high = (per_step(self.arrays[layer.name][key], spikes.ndim) for key in ("low", "high"))
+        low, high = (_per_step(self.arrays[layer.name][key], spikes.ndim) for key in ("low", "high"))
         return jnp.where(spikes > 0, high, low)
 
     def head(self, layer, spikes):
@@ -182,7 +182,7 @@ class Integer(_Forward):
         return shift(acc, self._per_step(layer, "shift", acc.ndim)) + self._per_step(layer, "bias", acc.ndim)
 
     def _per_step(self, layer, key, ndim):
-        return per_step(jnp.asarray(self.arrays[f"{layer.name}.{key}"], jnp.int32), ndim)
+        return _per_step(jnp.asarray(self.arrays[f"{layer.name}.{key}"], jnp.int32), ndim)
 
     def fire(self, neurons, potential):
         c, form, below = self.c, self.c.formats[neurons.place], None

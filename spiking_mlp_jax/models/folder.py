@@ -19,7 +19,6 @@ from typing import Any, TypeVar
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from safetensors import SafetensorError, safe_open
 
 from spiking_mlp_jax.errors import InputError, nearest
 from spiking_mlp_jax.models import hub
@@ -269,6 +268,8 @@ def variables(model) -> dict[str, nnx.Variable]:
 
 
 def _read_tensors(file: Path, wanted: dict[str, nnx.Variable]) -> dict[str, np.ndarray]:
+    from safetensors import SafetensorError, safe_open  # a network that reads no files does without it
+
     try:
         with safe_open(file, framework="np") as stored:
             names = set(stored.keys())
