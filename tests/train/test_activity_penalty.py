@@ -77,9 +77,9 @@ def test_the_value_is_that_of_the_measured_rates(measure):
     _, metrics = parts.step(parts.state, parts.batch)
     without = unpenalised()
     if measure == "rates":
-        expected = np.mean(list(rates.values()))
+        expected = np.mean([float(rate) for rate in rates.values()])
     else:
-        synops = sum(rates[name] * load for name, load in loads(parts.model).items()) * parts.model.time_steps
+        synops = sum(float(rates[name]) * load for name, load in loads(parts.model).items()) * parts.model.time_steps
         expected = synops / dense_operations(parts.model)
     assert 0.01 < expected < 0.99
     assert float(metrics["activity"]) == pytest.approx(expected, rel=1e-5)
