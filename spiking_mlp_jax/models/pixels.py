@@ -39,7 +39,7 @@ class Pixels:
     def from_data(cls, data: Mapping[str, Any]) -> Pixels:
         """What the "data" of a weights folder or a compiled network says."""
         statistics = tuple(data["mean"]), tuple(data["std"])
-        return cls(*statistics, data["resize_mode"], data["eval_resize"], tuple(data["class_names"]))
+        return cls(*statistics, data["resize_mode"], data["eval_resize"], tuple(data.get("class_names", ())))
 
 
 def check_resize(resize_mode: str, eval_resize: int, image_size: int | None = None) -> None:

@@ -127,7 +127,7 @@ def test_an_array_is_classified_or_refused(model, array):
         ((best,),) = classify(model, [array], top=1)
         assert best.name in CLASSES and 0 <= best.score <= 1
     else:
-        with pytest.raises(InputError, match="An image has"):
+        with pytest.raises(InputError, match="An image must have"):
             classify(model, [array])
 
 

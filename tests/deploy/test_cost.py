@@ -152,6 +152,7 @@ def test_counts_are_those_of_loops_over_every_synapse(encoding, norm_features):
         assert scaled["stage0.block0.project"] == 2 * 16 * 3 and len(scaled) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["spe", "plain"])
 def test_sparsity_and_footprint(encoding):
     model = sparse_model(encoding=encoding, neuron="plif" if encoding == "plain" else "lif")

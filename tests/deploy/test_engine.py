@@ -243,6 +243,7 @@ def test_an_older_cpu_gives_the_same(tmp_path):
     assert np.array_equal(pickle.loads(done.stdout), reference.run(net, images))
 
 
+@pytest.mark.slow
 def test_the_machine_code_does_not_multiply():
     report = check(Engine(random_integer_net(0), 1))
     assert report.ok, str(report)

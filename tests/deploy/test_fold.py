@@ -101,6 +101,7 @@ def test_a_norm_too_small_to_divide_by(x64):
     assert_folds(model)
 
 
+@pytest.mark.slow
 def test_float32_agrees_nearly():
     model = random_model(seed=4)
     images = jax.random.normal(jax.random.key(0), (8, 16, 16, 1))

@@ -270,7 +270,7 @@ def test_wrong_input(workdir, tmp_path, monkeypatch, capsys):
     data = bytearray(network.read_bytes())
     data[-1] ^= 1
     (tmp_path / "damaged.smlp").write_bytes(data)
-    assert "hash does not fit" in refusal(capsys, tmp_path / "damaged.smlp")
+    assert "hash does not match" in refusal(capsys, tmp_path / "damaged.smlp")
     assert "there is no file" in refusal(capsys, tmp_path / "missing.smlp")
     assert "there is no folder" in refusal(capsys, tmp_path / "missing")
     assert "is the network itself" in refusal(capsys, network, "-o", network)

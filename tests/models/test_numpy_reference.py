@@ -14,6 +14,7 @@ from flax import nnx
 import tests.oracles.numpy_reference as reference
 from spiking_mlp_jax import ModelConfig, SpikingMLP
 from spiking_mlp_jax.interop import official
+from tests.support.tiers import rest_slow
 
 GOLDEN = Path(__file__).parents[1] / "oracles" / "golden"
 NETWORKS = ["spe_small", "conv_small", "spe_layernorm", "spe_tdbn", "spe_tebn"]
@@ -117,7 +118,7 @@ def train_in_jax(model, batches):
     return losses
 
 
-@pytest.mark.parametrize("encoding", ["spe", "plain"])
+@pytest.mark.parametrize("encoding", rest_slow(["spe", "plain"]))
 def test_training_agrees(encoding, x64):
     """Ten steps of SGD with momentum give the same losses, parameters and running statistics."""
     sizes = dict(image_size=16, in_channels=3, num_classes=5, patch_size=4, dim=6, depths=(1, 2))

@@ -154,6 +154,7 @@ def test_norm_and_neuron_with_the_kernel():
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4), kernel, plain)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("neuron", rest_slow(["lif", "plif"]))
 def test_whole_network_with_the_kernel(neuron):
     results = []

@@ -306,6 +306,7 @@ def test_slurm_jobs_stop_requeue_and_outlive_the_command(tmp_path, monkeypatch, 
     assert "| t1 | 1 |" in shown
 
 
+@pytest.mark.slow
 def test_slurm_s_own_failures_are_recorded(tmp_path, slurm):
     start = jobs.Slurm(tmp_path / "submitit", ["time=10", "--cpus-per-task=2", "exclusive"]).start
     message = {"workdir": str(tmp_path), "config": {}, "cores": None, "test_time_steps": [1]}

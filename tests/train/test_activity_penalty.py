@@ -19,6 +19,7 @@ from spiking_mlp_jax.train.optimizer import make_optimizer
 from spiking_mlp_jax.train.sharding import make_mesh, shard_batch
 from spiking_mlp_jax.train.state import abstract_state, init_state
 from spiking_mlp_jax.train.step import make_train_step
+from tests.support.tiers import rest_slow
 from tests.support.tiny import tiny_config
 
 MEAN, STD = (0.5,), (0.25,)
@@ -66,7 +67,7 @@ def unpenalised():
     return parts.step(parts.state, parts.batch)[1]
 
 
-@pytest.mark.parametrize("measure", ["rates", "synops"])
+@pytest.mark.parametrize("measure", rest_slow(["synops", "rates"]))
 def test_the_value_is_that_of_the_measured_rates(measure):
     parts = experiment(0.7, measure)
     state = jax.tree.map(jnp.copy, parts.state)  # a network in training mode changes its statistics
@@ -87,7 +88,7 @@ def test_the_value_is_that_of_the_measured_rates(measure):
     assert "activity" not in without
 
 
-@pytest.mark.parametrize(("measure", "encoding"), [("rates", "spe"), ("synops", "plain")])
+@pytest.mark.parametrize(("measure", "encoding"), rest_slow([("synops", "plain"), ("rates", "spe")]))
 def test_the_gradient_is_that_of_the_written_out_loss(measure, encoding, x64):
     parts = experiment(2.0, measure, encoding=encoding)
     images = normalize(jnp.asarray(parts.batch["image"]), MEAN, STD)
@@ -114,6 +115,7 @@ def test_the_gradient_is_that_of_the_written_out_loss(measure, encoding, x64):
     chex.assert_trees_all_close(moved, gradient, rtol=1e-7, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_remat_changes_nothing(x64):
     results = []
     for remat in ("none", "block"):
@@ -151,6 +153,7 @@ def test_nothing_is_observed_without_a_weight(monkeypatch):
     assert seen[0] is None and seen[1] is not None
 
 
+@pytest.mark.slow
 def test_shares_sum_to_one():
     for measure in ("rates", "synops"):
         activity = make_activity(experiment(1.0, measure).config)
@@ -160,6 +163,7 @@ def test_shares_sum_to_one():
     assert activity.shares == {name: load / total for name, load in loads(tiny_config()).items()}
 
 
+@pytest.mark.slow
 def test_bfloat16_rates_are_summed_in_float32():
     parts = experiment(1.0, dtype="bfloat16")
     state, metrics = parts.step(parts.state, parts.batch)

@@ -24,6 +24,7 @@ from spiking_mlp_jax.train.config import (
     to_dict,
     validate,
 )
+from tests.support.tiers import rest_slow
 
 ROOT = Path(__file__).parents[2]
 FASHION = str(ROOT / "configs" / "fashion_mnist.py")
@@ -286,12 +287,14 @@ def test_train_py_answers_in_one_line(tmp_path, arguments, said):
 
 @pytest.mark.parametrize(
     ("patch", "status", "said"),
-    [
-        ("config.load_config = stop", 130, "stopped: "),
-        ("loop.fit = stop", 130, "stopped: "),
-        ("loop.fit = lambda *_: loop.Result(3, True, 0.5); plots.plot_workdir = stop", 130, "stopped: "),
-        ("loop.fit = lambda *_: loop.Result(3, True, None)", 2, "error: there are no weights and no plots"),
-    ],
+    rest_slow(
+        [
+            ("config.load_config = stop", 130, "stopped: "),
+            ("loop.fit = stop", 130, "stopped: "),
+            ("loop.fit = lambda *_: loop.Result(3, True, 0.5); plots.plot_workdir = stop", 130, "stopped: "),
+            ("loop.fit = lambda *_: loop.Result(3, True, None)", 2, "error: there are no weights and no plots"),
+        ]
+    ),
 )
 def test_train_py_ends_in_one_line(tmp_path, patch, status, said):
     script = f"""

@@ -95,6 +95,7 @@ def test_reports_of_the_shipped_configs(name, lines):
         assert any(line.startswith(f"{start:<22}{value}") for line in report), (start, report)
 
 
+@pytest.mark.slow
 def test_report_allocates_nothing():
     config = load_config(f"{CONFIGS}/fashion_mnist.py:demo")
     config.update({"dim": 6, "depths": (1, 1), "image_size": 16, "batch_size": 16})

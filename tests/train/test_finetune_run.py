@@ -175,6 +175,8 @@ def test_train_py_draws_nothing_after_an_evaluation(tmp_path):
     script = f"""
 import runpy, sys
 from spiking_mlp_jax.train import loop
+
+pytestmark = pytest.mark.slow
 loop.fit = lambda *_: loop.Result(3, True, None)
 config = "{root}/configs/fashion_mnist.py"
 sys.argv = ["train.py", "--config", config, "--workdir={tmp_path}", "--config.eval_only=True"]

@@ -30,6 +30,7 @@ from spiking_mlp_jax.train.sharding import (
 )
 from spiking_mlp_jax.train.state import abstract_state
 from spiking_mlp_jax.train.step import make_gradients, make_train_step
+from tests.support.tiers import rest_slow
 from tests.support.tiny import tiny_config
 
 BATCH = 16
@@ -89,6 +90,7 @@ def _shape(text):
     return tuple(int(n) for n in text.split(",") if n)
 
 
+@pytest.mark.slow
 def test_one_and_eight_devices_agree(x64):
     """Parameters shared out and in micro-batches; `test_sharding` compares without either."""
     batches = [images(BATCH, seed) for seed in range(2)]
@@ -115,6 +117,7 @@ def check_memory(state):
     assert shared == 3 * 3  # three kernels and two moments of each
 
 
+@pytest.mark.slow
 def test_per_device_norms_are_micro_batches_of_the_others(x64):
     """Eight devices with statistics of their own compute what one device does in eight micro-batches."""
     batch = images(BATCH)
@@ -192,6 +195,7 @@ def test_accumulation_is_the_large_batch_without_batch_statistics(x64, devices, 
     assert float(jnp.abs(one[3]["scale"][...]).min()) > 1e-6
 
 
+@pytest.mark.slow
 def test_accumulation_with_batch_norm(x64):
     """Exactly the mean over micro-batches, and exactly the large batch where their statistics are the same."""
     model = tiny_config(depths=(1, 1))
@@ -228,12 +232,14 @@ def test_accumulation_with_batch_norm(x64):
 
 @pytest.mark.parametrize(
     ("statistics", "fsdp", "accumulate", "fields"),
-    [
-        ("device", 1, 2, {"dtype": "bfloat16"}),
-        ("global", 1, 1, {}),
-        ("global", 4, 2, {"encoding": "plain", "remat": "block"}),
-        ("device", 4, 1, {}),
-    ],
+    rest_slow(
+        [
+            ("global", 1, 1, {}),
+            ("device", 1, 2, {"dtype": "bfloat16"}),
+            ("global", 4, 2, {"encoding": "plain", "remat": "block"}),
+            ("device", 4, 1, {}),
+        ]
+    ),
 )
 def test_what_crosses_devices(statistics, fsdp, accumulate, fields):
     """Read off the compiled step: how many arrays are reduced, gathered and scattered, and that these are all."""

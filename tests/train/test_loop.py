@@ -116,6 +116,7 @@ assert loop.fit(config, sys.argv[2]).finished
     assert lines["auto"] == lines["default"] and any("loss" in name for row in lines["auto"] for name in row)
 
 
+@pytest.mark.slow
 def test_each_step_is_compiled_once(shared, tmp_path):
     compiled = []
 

@@ -118,6 +118,7 @@ def experiment(mesh):
     return types.SimpleNamespace(model=model, optimizer=optimizer, abstract=abstract, step=step)
 
 
+@pytest.mark.slow
 def test_one_and_eight_devices_mix_alike_and_exchange_no_images(x64):
     results, fresh = [], None
     for count in (1, 8):

@@ -65,6 +65,7 @@ def test_only_kernels_change_and_by_half_a_unit_in_the_mean(case):
         assert np.sqrt(np.square(a - b).mean()) <= np.abs(a).max() / 127
 
 
+@pytest.mark.slow
 def test_gradient_passes_through():
     model = random_model(seed=1)
     _, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)

@@ -88,6 +88,7 @@ def test_killed_at_random_moments(data, tmp_path, kills):
     assert not (tmp_path / "runs" / "broken" / "damaged").exists()
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_exits_with_its_status(data, tmp_path):
     (tmp_path / "endless.py").write_text(
         f"import sys\nsys.path.insert(0, {str(ROOT / 'tests' / 'support')!r})\nfrom pathlib import Path\n"

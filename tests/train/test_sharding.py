@@ -12,6 +12,7 @@ from spiking_mlp_jax.train.optimizer import make_optimizer
 from spiking_mlp_jax.train.sharding import batch_sharding, make_mesh, replicated, shard_batch
 from spiking_mlp_jax.train.state import abstract_state, init_state
 from spiking_mlp_jax.train.step import make_train_step
+from tests.support.tiers import rest_slow
 from tests.support.tiny import tiny_batches, tiny_config
 
 BATCH = 16
@@ -53,7 +54,7 @@ def test_one_and_eight_devices_agree(x64):
     chex.assert_trees_all_close(results[0], results[1], rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("encoding", ["spe", "plain"])
+@pytest.mark.parametrize("encoding", rest_slow(["spe", "plain"]))
 def test_only_reductions_cross_devices(encoding):
     mesh = make_mesh()
     assert mesh.size == 8

@@ -10,6 +10,7 @@ from spiking_mlp_jax.cli.main import main
 from spiking_mlp_jax.models import weights
 from spiking_mlp_jax.utils.paths import user_path
 from tests.support.random_model import make_workdir, random_model
+from tests.support.tiers import rest_slow
 
 CONFIG = """
 from spiking_mlp_jax.train.config import default_config
@@ -52,7 +53,7 @@ def evaluated(capsys, *arguments):
     return os.path.realpath(found["weights"]), found["accuracy"]
 
 
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("place", rest_slow(PLACES))
 def test_evaluate_and_predict(home, capsys, place):
     where = PLACES[place].format(home=home)
     expected = evaluated(capsys, home / "run", "--data-dir", home / "run" / "data")
