@@ -1,0 +1,1 @@
+"""Activity, receptive fields, evaluation, figures and reports of trained networks."""

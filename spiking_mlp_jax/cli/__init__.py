@@ -1,0 +1,1 @@
+"""The command `spiking-mlp`: it parses, calls the library and prints."""

@@ -60,6 +60,8 @@ class Trained:
         Raises:
             InputError: there is no such dataset, or its number of classes differs.
         """
+        if dataset is None and "data" not in self.meta:
+            raise InputError("the network does not know what it was trained on: give dataset")
         if dataset is None and data_dir is None and self.folder is not None:
             data_dir = weights.data_dir(self.folder)
         known: str = dataset or self.data["dataset"]
@@ -75,7 +77,7 @@ def open_trained(network: str | os.PathLike[str] | SpikingMLP, dataset: str | No
 
     Args:
         network: a workdir, a weights folder, the name of a network in the package, or a `SpikingMLP` with `pixels`.
-        dataset: of a `SpikingMLP`, which does not hold its dataset's name.
+        dataset: its name; None: as the network's metadata says.
 
     Raises:
         InputError: there is no such network, its files are corrupt, or it has no preprocessing.
@@ -84,9 +86,9 @@ def open_trained(network: str | os.PathLike[str] | SpikingMLP, dataset: str | No
         pixels = network.pixels
         if pixels is None:
             raise InputError("the model has no pixels (preprocessing): set model.pixels")
-        names = list(pixels.class_names) or list(map(str, range(network.config.num_classes)))
-        data = dataclasses.asdict(pixels) | {"class_names": names, "dataset": dataset or "folder"}
-        return Trained(network, data | {"mean": list(pixels.mean), "std": list(pixels.std)})
+        saved = (network.meta or {}).get("data", {}).get("dataset")
+        data = pixels.to_data(network.config.num_classes, dataset or saved or "folder")
+        return Trained(network, data, meta=network.meta or {})
     folder = weights.find(network)
     model, meta = weights.load(folder)
     if "data" not in meta:

@@ -1,0 +1,1 @@
+"""From a trained network to integers without multiplications: fold, quantize, run, audit, export."""

@@ -33,7 +33,7 @@ def compile(
         bits: per weight, 2 to 8.
         images: the number of calibration images; always the same ones.
         dataset: where they come from, see `data.sources.open_source`; None for the dataset the network was trained on,
-            which a `SpikingMLP` does not know.
+            which a `SpikingMLP` that was not loaded does not know.
         data_dir: folder of the dataset; None where the package or the training run knows it.
 
     Returns:
@@ -46,11 +46,9 @@ def compile(
         >>> compile("fashion_mnist", bits=4, images=8).description.bits
         4
     """
-    if isinstance(network, SpikingMLP) and dataset is None:
-        raise InputError("a SpikingMLP does not know what it was trained on: give dataset")
     trained = network if isinstance(network, Trained) else open_trained(network, dataset)
-    folded = fold(trained.model)
     source = trained.source("train", dataset, data_dir)
+    folded = fold(trained.model)
     order = np.random.default_rng(0).permutation(len(source))[:images]
     pixels = trained.inputs(next_decodable(source, int(i))["image"] for i in order)
     return quantize(folded, pixels, bits, data=trained.data)
@@ -72,7 +70,7 @@ def save(network: IntegerNet | SpikingMLP, path: str | os.PathLike[str]) -> None
     if isinstance(network, IntegerNet):
         artifact.save(network, user_path(path))
     elif isinstance(network, SpikingMLP):
-        meta = {} if network.pixels is None else {"data": open_trained(network).data}
+        meta = {} if network.pixels is None else {**(network.meta or {}), "data": open_trained(network).data}
         weights.save(user_path(path), network, meta)
     else:
         raise InputError(f"network is a {type(network).__name__}: give a compiled network or a SpikingMLP")

@@ -51,12 +51,14 @@ class FoldedNet:
         config: the network it came from.
         mean: of the pixels in [0, 1], per channel, which the inputs were normalised with.
         std: likewise.
+        pixels: the network's preprocessing, or None.
     """
 
     arrays: dict[str, dict[str, Array]]
     config: ModelConfig = dataclasses.field(metadata={"static": True})
     mean: tuple[float, ...] = dataclasses.field(metadata={"static": True})
     std: tuple[float, ...] = dataclasses.field(metadata={"static": True})
+    pixels: Pixels | None = dataclasses.field(default=None, metadata={"static": True})
 
     def __call__(self, images: Float[Array, "B H W C"], observe: Observe | None = None) -> Float[Array, "T B K"]:
         """Logits of normalised images, those of the network in evaluation mode.
@@ -141,6 +143,7 @@ def fold(model: SpikingMLP, mean: tuple[float, ...] | None = None, std: tuple[fl
         c,
         mean,
         std,
+        model.pixels and dataclasses.replace(model.pixels, mean=mean, std=std),
     )
 
 

@@ -145,7 +145,8 @@ def pixels_of(network: SpikingMLP | Engine | IntegerNet) -> Pixels:
         if network.description.data:
             return Pixels.from_data(network.description.data)
         raise InputError(
-            'the compiled network does not know how images become inputs: compile weights whose config.json has "data"'
+            "the compiled network does not know how images become inputs: compile weights that have it, "
+            "or pass data to quantize"
         )
     if network.pixels is None:
         raise InputError(

@@ -47,7 +47,7 @@ def quantize(
     scale_error: float = 2.0**-8,
     data: dict[str, Any] | None = None,
 ) -> IntegerNet:
-    """Quantises a folded network after training.
+    """Post-training quantization of a folded network.
 
     Args:
         folded: from `fold`; its mean and std must be those that its inputs are normalised with.
@@ -55,7 +55,7 @@ def quantize(
         bits: of each weight, 2 to 8.
         scale_error: largest relative error of a token's scale (`norm_features="token"`), which sets its number of
             powers of two.
-        data: preprocessing and class names, as in a weights folder's config.json.
+        data: preprocessing and class names, as in a weights folder's config.json; by default those of the network.
 
     Returns:
         the network, proven not to overflow for any image.
@@ -98,7 +98,9 @@ def quantize(
         arrays[name]["bias"] = arrays[name]["bias"] + np.einsum("sio,si->so", lost, statistics[name].mean)
     common = {name: getattr(c, name) for name in Description.__dataclass_fields__ if hasattr(c, name)}
     soft_reset = c.v_reset is None
-    description = Description(**common, leak=leak, soft_reset=soft_reset, bits=bits, formats={}, data=data or {})
+    if data is None:
+        data = folded.pixels.to_data(c.num_classes) if folded.pixels else {}
+    description = Description(**common, leak=leak, soft_reset=soft_reset, bits=bits, formats={}, data=data)
     return _fit(description, arrays, rounded, c, scale_error)
 
 

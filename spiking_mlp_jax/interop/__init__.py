@@ -1,0 +1,1 @@
+"""Other formats: official weights, Hugging Face Hub, ONNX, StableHLO, NIR."""

@@ -1,0 +1,1 @@
+"""The network: configuration, topology, layers, weights, names."""

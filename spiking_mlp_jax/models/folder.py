@@ -99,7 +99,10 @@ def find(where: str | os.PathLike[str], *, revision: str | None = None, download
     if on_hub and (cached := hub.snapshot(str(where), revision, download)):
         return cached
     if os.path.isdir(folder):
-        raise InputError(f"{folder} holds no {TENSORS}, nor does {folder / 'weights'}: wait for the first evaluation")
+        raise InputError(
+            f"{folder} holds no {TENSORS}, nor does {folder / 'weights'}: it is not a weights folder, or "
+            "a workdir before its first evaluation"
+        )
     if os.path.exists(folder):
         raise InputError(f"{folder} is a file: give the folder that holds {TENSORS}")
     names = pretrained_names()

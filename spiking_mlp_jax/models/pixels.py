@@ -41,6 +41,12 @@ class Pixels:
         statistics = tuple(data["mean"]), tuple(data["std"])
         return cls(*statistics, data["resize_mode"], data["eval_resize"], tuple(data.get("class_names", ())))
 
+    def to_data(self, num_classes: int, dataset: str = "folder") -> dict[str, Any]:
+        """The "data" of a weights folder or a compiled network; classes without names are numbered."""
+        names = list(self.class_names) or list(map(str, range(num_classes)))
+        lists = {"mean": list(self.mean), "std": list(self.std), "class_names": names, "dataset": dataset}
+        return dataclasses.asdict(self) | lists
+
 
 def check_resize(resize_mode: str, eval_resize: int, image_size: int | None = None) -> None:
     """Raise `InputError` unless `data.transforms.fit_image` accepts these settings."""

@@ -1,0 +1,1 @@
+"""Neurons, surrogate gradients, norms and layers."""

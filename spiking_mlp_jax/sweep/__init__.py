@@ -1,0 +1,1 @@
+"""Sweeps: many training runs, their measurements, tables and figures."""

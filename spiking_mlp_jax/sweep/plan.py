@@ -109,14 +109,14 @@ def load_sweep(file: str, overrides: Sequence[str] = (), seeds: Sequence[int] | 
     """
     file = str(user_path(file))
     if not os.path.isfile(file):
-        file = shipped_config(file) or file
+        file = shipped_config(file) or shipped_config(f"sweeps/{file}") or file
     if not os.path.isfile(file):
         folder = os.path.dirname(file) or "."
         there = sorted(x for x in os.listdir(folder) if x.endswith(".py")) if os.path.isdir(folder) else []
         near = difflib.get_close_matches(os.path.basename(file), there, 1, 0.4)
         raise InputError(
             f'there is no sweep file "{file}"; '
-            + (f'did you mean "{os.path.join(folder, near[0])}"?' if near else "configs/sweeps has examples")
+            + (f'did you mean "{os.path.join(folder, near[0])}"?' if near else "e.g. sweeps/time_steps")
         )
     found = call_function(file, "get_sweep", "sweep file")
     if isinstance(found, config_dict.ConfigDict):

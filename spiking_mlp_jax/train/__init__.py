@@ -1,0 +1,1 @@
+"""Training: configuration, loop, step, evaluation, checkpoints."""

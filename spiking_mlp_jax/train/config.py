@@ -400,7 +400,8 @@ def call_function(file: str, name: str, what: str, *arguments: Any) -> Any:
     try:
         function = runpy.run_path(file).get(name)
         if function is None:
-            raise InputError(f'the {what} "{file}" defines no function {name}')
+            hint = "; it is a sweep: run it with spiking-mlp sweep" if f"{os.sep}sweeps{os.sep}" in str(file) else ""
+            raise InputError(f'the {what} "{file}" defines no function {name}{hint}')
         return function(*arguments)
     except InputError:
         raise

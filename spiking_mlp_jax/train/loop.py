@@ -84,6 +84,8 @@ def fit(config: Config, workdir: str | os.PathLike[str]) -> Result:
         NonFiniteError: the loss or gradient of a step was not finite, and on_nonfinite is "stop".
         StorageError: the disk of the workdir is full, or the workdir cannot be written to.
     """
+    if isinstance(config, str):
+        raise InputError(f'config must be a ConfigDict, got "{config}": pass load_config("{config}")')
     if getattr(config, "host_memory", None) in ("auto", "keep"):
         # Must precede the first use of devices. It concerns CPUs alone.
         jax.config.update("jax_cpu_enable_async_dispatch", False)

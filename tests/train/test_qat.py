@@ -1,4 +1,4 @@
-"""Training with rounded weights: the same grid as `infer.quantize`, straight-through gradients, through the loop."""
+"""Training with rounded weights: the same grid as `deploy.quantize`, straight-through gradients, through the loop."""
 
 import jax
 import jax.numpy as jnp

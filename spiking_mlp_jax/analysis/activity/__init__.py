@@ -1,0 +1,1 @@
+"""Firing rates, spike trains, membrane potentials and their similarity over time steps."""

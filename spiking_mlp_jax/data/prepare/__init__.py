@@ -1,0 +1,1 @@
+"""Image archives and folders as ArrayRecord files."""

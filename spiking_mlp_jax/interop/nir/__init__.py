@@ -1,0 +1,1 @@
+"""The Neuromorphic Intermediate Representation."""

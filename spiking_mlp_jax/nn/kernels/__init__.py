@@ -1,0 +1,1 @@
+"""Pallas kernels and how they are sharded."""
