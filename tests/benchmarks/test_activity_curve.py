@@ -78,7 +78,7 @@ def test_a_straight_line_is_found():
 @pytest.mark.slow
 def test_speeds_are_of_each_runs_compiled_network(tmp_path):
     workdir = make_workdir(tmp_path, random_model())
-    make_data(workdir / "data", split="fit")
+    make_data(workdir / "data", split="train")
     speeds = activity.engine_speeds([workdir, workdir], str(workdir / "data"))
     assert len(speeds) == 2 and min(speeds) > 0
 
