@@ -26,6 +26,8 @@ from spiking_mlp_jax.train.state import Average, abstract_state, with_average
 from tests.support.random_model import meta_for, random_model
 from tests.support.shades import forget_compiled, write_shades
 
+pytestmark = pytest.mark.slow
+
 LAST = 6  # steps: 2 epochs of 3
 
 
@@ -175,8 +177,6 @@ def test_train_py_draws_nothing_after_an_evaluation(tmp_path):
     script = f"""
 import runpy, sys
 from spiking_mlp_jax.train import loop
-
-pytestmark = pytest.mark.slow
 loop.fit = lambda *_: loop.Result(3, True, None)
 config = "{root}/configs/fashion_mnist.py"
 sys.argv = ["train.py", "--config", config, "--workdir={tmp_path}", "--config.eval_only=True"]
