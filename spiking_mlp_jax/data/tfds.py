@@ -30,7 +30,7 @@ def find_version(name: str, data_dir: Path | None) -> Path:
         ~/tensorflow_datasets.
 
     Raises:
-      InputError: there is none; the message names the folder.
+      InputError: it is missing; the message names the folder.
     """
     path, _, version = name.partition(":")
     root = data_dir or user_path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets"))

@@ -176,7 +176,7 @@ def windows(x: np.ndarray, size: int, stride: int, padding: int) -> np.ndarray:
 
 
 def fits(x: Any, word: int) -> np.ndarray:
-    """x itself, if a signed word of so many bits holds it.
+    """x itself, if a signed word of this many bits holds it.
 
     Raises:
         OverflowError: it does not.

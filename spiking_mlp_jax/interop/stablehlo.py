@@ -40,7 +40,7 @@ class Loaded:
 
     Attributes:
         document: what its config.json says.
-        exported: what `jax.export` read, for whoever wants to look at the program (`exported.mlir_module()`).
+        exported: what `jax.export` read, to inspect the program (`exported.mlir_module()`).
         run: its call, compiled for each number of images.
     """
 
@@ -191,7 +191,7 @@ def check_platforms(platforms: Sequence[str]) -> tuple[str, ...]:
     """The platforms without repetitions, in the order of `PLATFORMS`.
 
     Raises:
-        InputError: there is none, or an unknown one.
+        InputError: it is missing or unknown.
     """
     if isinstance(platforms, str):
         raise InputError(f'platforms must be a list of names, but it is "{platforms}": put it into a list')

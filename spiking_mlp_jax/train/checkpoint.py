@@ -129,7 +129,7 @@ class Checkpoints:
         self._saving = None
 
     def restore(self, abstract: TrainState, step: int | None = None) -> Restored | None:
-        """A checkpoint, None if there is none.
+        """A checkpoint, or None.
 
         Args:
             abstract: shapes, dtypes and shardings of the state, as jax.ShapeDtypeStruct.

@@ -277,7 +277,7 @@ def evaluate_only(config: Config, workdir: epath.Path, source: Source) -> tuple[
 
 
 def newest_state(config: Config, workdir: epath.Path, mesh: Mesh) -> TrainState | None:
-    """The state in the newest checkpoint of a run, gathered on every device; None if there is none.
+    """The state in the newest checkpoint of a run, gathered on every device, or None.
 
     Raises:
         InputError: the checkpoints are damaged, or of another configuration.

@@ -272,7 +272,7 @@ class Report:
             checkpoint holds it and a resumed run writes the same lines.
 
     Attributes:
-        data_wait: fetches the batches and is told of dispatched steps.
+        data_wait: fetches the batches and sees every dispatched step.
     """
 
     def __init__(

@@ -112,7 +112,7 @@ def shard_batch(batch: Any, mesh: Mesh) -> Any:
 
 
 def is_sharded(shape: Sequence[int], fsdp: int) -> bool:
-    """Whether so many devices shard a parameter of this shape."""
+    """Whether this many devices shard a parameter of this shape."""
     # The rule only asks how long the axis is.
     return fsdp > 1 and shared_axis(shape, AbstractMesh((1, fsdp), (AXIS, FSDP))) is not None
 

@@ -29,9 +29,9 @@ class Run:
         model, meta: from `weights.load`; meta has "data".
         source: the test images, or None.
         without: why `source` is None; else "".
-        settings: WORKDIR/config.json, {} where there is none.
-        versions: WORKDIR/versions.json, {} where there is none.
-        metrics: the lines of WORKDIR/metrics.jsonl, [] where there is none.
+        settings: WORKDIR/config.json, {} if it is missing.
+        versions: WORKDIR/versions.json, {} if it is missing.
+        metrics: the lines of WORKDIR/metrics.jsonl, [] if it is missing.
         evaluation: WORKDIR/evaluation.json if it is about these weights, else {}.
     """
 

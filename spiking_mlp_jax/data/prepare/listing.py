@@ -118,7 +118,7 @@ def save_listing(listing: Listing, path: Path) -> None:
 
 
 def load_listing(split: str, source: Path, path: Path) -> Listing | None:
-    """The listing that `save_listing` cached; None if there is none or the archive has changed."""
+    """The listing that `save_listing` cached; None if it is missing or the archive has changed."""
     try:
         with np.load(path, allow_pickle=False) as cached:
             if not np.array_equal(cached["state"], _state(source)):

@@ -152,7 +152,7 @@ class Form(abc.ABC):
 
     @abc.abstractmethod
     def _advice(self, needed: int) -> str:
-        """What to do about a graph of so many megabytes."""
+        """What to do about a graph of this many megabytes."""
 
     def _add(self, name, source, entries, build):
         self.nodes[name] = build
