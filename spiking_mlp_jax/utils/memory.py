@@ -27,7 +27,7 @@ def return_freed_memory() -> bool:
 def keep_freed_memory() -> bool:
     """Keeps freed memory for the next request, instead of asking the system for new pages each time.
 
-    A step's temporaries are hundreds of megabytes, freed at its end; on a CPU allocating them again, page by page, takes a
+    A step's temporaries are hundreds of megabytes, freed at its end; on a CPU allocating them again by pages, takes a
     quarter of a small network's training step. Only memory that the main thread asks for is kept, so JAX has to run
     programs there (`jax_cpu_enable_async_dispatch` False, set before its first use). Call it after compiling, which
     is slower with it.
