@@ -1,19 +1,18 @@
-"""Accuracy against activity: the same training with ever heavier penalties on firing (`activity_weight`).
+"""Accuracy against activity: the same training with increasing penalties on firing (`activity_weight`).
 
     python -m benchmarks.activity runs/activity                                   # the demo network, both measures
     python -m benchmarks.activity runs/activity --rates 0.1 1 --synops            # other weights of the penalty
 
-Each run is an ordinary workdir, FOLDER/<measure>_<weight>_<seed> (weight 0: dense_<seed>): an interrupted command goes
-on where it was, a finished run is only read. Accuracy and firing rates are those of the last weights on all test
-images, so nothing is chosen on the test set. Prints a Markdown table; activity.json and activity.png go into FOLDER.
+Each run is a workdir, FOLDER/<measure>_<weight>_<seed> (weight 0: dense_<seed>): the same command resumes, and finished
+runs are only read. Accuracy and firing rates are those of the last weights on all test images, so nothing is chosen on
+the test set. Prints a markdown table; writes activity.json and activity.png into FOLDER.
 
-Synaptic operations of an image are spikes times the synapses that each reaches (`spiking_mlp_jax.models.topology`), at
-all time steps. At the end each network is compiled to integers of 8 bits, and their engines take turns on test images.
+Synaptic operations of an image are its spikes times their fan-out (`spiking_mlp_jax.models.topology`), over all time
+steps. At the end each network is compiled to int8, and the engines alternate on test images.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import statistics
@@ -26,7 +25,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from benchmarks.report import refusal
+from benchmarks.precision import add_options, train
+from benchmarks.report import fail, line, make_parser, refusal
 from spiking_mlp_jax.analysis.activity.stream import in_network_order
 from spiking_mlp_jax.analysis.plots import BLUE, GREY, ORANGE, write
 from spiking_mlp_jax.data.sources import open_source
@@ -37,13 +37,12 @@ from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.models.config import ModelConfig
 from spiking_mlp_jax.models.pixels import Pixels
 from spiking_mlp_jax.models.topology import dense_operations, fan_out, neuron_counts
-from spiking_mlp_jax.train.config import load_config, model_config
+from spiking_mlp_jax.train.config import model_config
 from spiking_mlp_jax.train.logging import to_json
-from spiking_mlp_jax.train.loop import fit
 from spiking_mlp_jax.utils.files import write_whole
 
 ENGINE = "engine_images_per_s"
-TIMED_IMAGES, TURNS = 512, 15
+TIMED_IMAGES, ROUNDS = 512, 15
 COLORS = {"rates": BLUE, "synops": ORANGE}
 COLUMNS = (
     "penalty | weight | seed | accuracy, % | mean rate, % | synaptic operations, million | of dense, % | "
@@ -77,23 +76,23 @@ def measured(config: Any, workdir: Path) -> dict[str, Any]:
 
 
 def engine_speeds(workdirs: list[Path], data_dir: str | None) -> list[float]:
-    """Images a second of each run's compiled network, medians over turns of all."""
+    """Images/s of each run's compiled network: medians over alternating rounds."""
     engines = [Engine(compile(workdir, data_dir=data_dir)) for workdir in workdirs]
     c = engines[0].description
     source = open_source(c.data["dataset"], "test", data_dir)
     images = fitted((source[i]["image"] for i in range(min(TIMED_IMAGES, len(source)))), c, Pixels.from_data(c.data))
     seconds: list[list[float]] = [[] for _ in engines]
-    for turn in range(TURNS + 1):
+    for number in range(ROUNDS + 1):
         for engine, taken in zip(engines, seconds, strict=True):
             begun = time.perf_counter()
             engine.predict(images)
-            if turn:  # the first one compiles
+            if number:  # the first round compiles
                 taken.append(time.perf_counter() - begun)
     return [len(images) / statistics.median(taken) for taken in seconds]
 
 
 def check_overwritten(path: Path) -> None:
-    """Refuses to write over a file that this command has not written.
+    """Refuse to overwrite a file that this command did not write.
 
     Raises:
         InputError: it is another file.
@@ -106,7 +105,7 @@ def check_overwritten(path: Path) -> None:
 
 
 def table(rows: Iterable[dict[str, Any]]) -> list[str]:
-    """Lines of Markdown."""
+    """Lines of markdown."""
     lines = [f"| {COLUMNS} |", "|---" + "|---:" * COLUMNS.count("|") + "|"]
     for row in rows:
         cells = [
@@ -119,12 +118,12 @@ def table(rows: Iterable[dict[str, Any]]) -> list[str]:
             f"{100 * row['share_of_dense']:.2f}",
             f"{row[ENGINE]:,.0f}",
         ]
-        lines.append(f"| {' | '.join(cells)} |")
+        lines.append(line(cells))
     return lines
 
 
-def line(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """The engine's time as a straight line over synaptic operations, in words; nothing of fewer than three rows."""
+def linear_fit(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """A line of text: the engine's time as a linear function of synaptic operations; none below three rows."""
     if len(rows) < 3:
         return []
     counts, times = [row["synaptic_operations"] for row in rows], [1 / row[ENGINE] for row in rows]
@@ -133,8 +132,7 @@ def line(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def curve(rows: list[dict[str, Any]], title: str) -> Figure:
-    """Accuracy over synaptic operations and over the engine's speed: a line for each measure, both with the run
-    without a penalty."""
+    """Accuracy over synaptic operations and engine speed, a line for each measure."""
     figure = Figure(figsize=(10.4, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     _draw(left, rows, lambda row: row["synaptic_operations"] / 1e6)
@@ -150,13 +148,13 @@ def curve(rows: list[dict[str, Any]], title: str) -> Figure:
 
 def _draw(axes, rows, across):
     for measure, color in COLORS.items():
-        line = [row for row in rows if not row["activity_weight"] or row["activity_measure"] == measure]
-        line.sort(key=across)
-        if all(not row["activity_weight"] for row in line):
+        runs = [row for row in rows if not row["activity_weight"] or row["activity_measure"] == measure]
+        runs.sort(key=across)
+        if all(not row["activity_weight"] for row in runs):
             continue
-        at = [across(row) for row in line], [100 * row["accuracy"] for row in line]
+        at = [across(row) for row in runs], [100 * row["accuracy"] for row in runs]
         axes.plot(*at, "o-" if measure == "rates" else "s-", color=color, label=f'activity_measure="{measure}"')
-        for x, y, row in zip(*at, line, strict=True):
+        for x, y, row in zip(*at, runs, strict=True):
             if row["activity_weight"]:
                 # Lines that meet keep their labels apart.
                 place, side = ((-5, 4), "right") if measure == "rates" else ((5, -11), "left")
@@ -172,23 +170,15 @@ def _draw(axes, rows, across):
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.activity", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("folder", type=Path, help="where the runs are kept")
-    parser.add_argument("--config", default="configs/fashion_mnist.py:demo")
-    parser.add_argument("--data-dir", help="as in train.py's --config.data_dir")
+    parser = make_parser(__doc__, "activity")
+    add_options(parser, seeds=1)
     parser.add_argument("--rates", type=float, nargs="*", default=[0.1, 0.3, 1.0, 3.0], metavar="WEIGHT")
     parser.add_argument("--synops", type=float, nargs="*", default=[0.3, 1.0, 3.0, 10.0], metavar="WEIGHT")
-    parser.add_argument("--seeds", type=int, default=1, help="runs of each setting")
-    parser.add_argument("--max-steps", type=int, default=0, help="stop each run after so many steps; 0: train all")
-    parser.add_argument("--json", type=Path, help="write the rows here as well, such as docs/runs/activity.json")
-    parser.add_argument("--plot", type=Path, help="and the plot here")
+    parser.add_argument("--json", type=Path, help="also write the rows here, e.g. docs/runs/activity.json")
+    parser.add_argument("--plot", type=Path, help="also write the plot here")
     args = parser.parse_args()
-    if args.seeds < 1:
-        parser.error(f"--seeds must be at least 1, but it is {args.seeds}")
     if min([*args.rates, *args.synops], default=1) <= 0:
-        parser.error("weights must be above 0: the run without a penalty is always there")
+        parser.error("weights must be above 0; the run without a penalty is always included")
     files = [args.folder / "activity.json", *([args.json] if args.json else [])]
     plots = [args.folder / "activity.png", *([args.plot] if args.plot else [])]
     settings = [("rates", 0.0), *(("rates", w) for w in args.rates), *(("synops", w) for w in args.synops)]
@@ -196,7 +186,7 @@ def main() -> int:
     rows, workdirs, model = [], [], None
     try:
         for path in (*files, *plots):
-            # The runs' own folder is made with the first of them.
+            # The first run creates the runs' folder.
             refused = refusal(path) if path.parent != args.folder or path.parent.exists() else None
             if refused:
                 raise InputError(refused)
@@ -204,24 +194,18 @@ def main() -> int:
             check_overwritten(path)
         for seed in range(args.seeds):
             for measure, weight in settings:
-                config: Any = load_config(args.config)
-                config.update(seed=seed, activity_measure=measure, activity_weight=weight, max_steps=args.max_steps)
-                if args.data_dir:
-                    config.data_dir = args.data_dir
-                model = model_config(config)
                 workdir = args.folder / (f"{measure}_{weight:g}_{seed}" if weight else f"dense_{seed}")
                 print(f"{workdir}:", file=sys.stderr, flush=True)
                 with contextlib.redirect_stdout(sys.stderr):
-                    finished = fit(config, workdir).finished
-                if not finished:
-                    print("stopped: the same command goes on from here", file=sys.stderr)
+                    config = train(args, workdir, seed=seed, activity_measure=measure, activity_weight=weight)
+                if config is None:
                     return 130
+                model = model_config(config)
                 rows.append(measured(config, workdir))
                 workdirs.append(workdir)
     except InputError as error:
-        print("error:", error, file=sys.stderr)
-        return 2
-    assert model is not None, "there is always the run without a penalty"
+        return fail(error)
+    assert model is not None, "the run without a penalty is always included"
     print("timing the engine", file=sys.stderr)
     for row, speed in zip(rows, engine_speeds(workdirs, args.data_dir), strict=True):
         row[ENGINE] = speed
@@ -237,7 +221,7 @@ def main() -> int:
     figure = curve(rows, f"{args.config}, seed{'s' * (args.seeds > 1)} {', '.join(map(str, range(args.seeds)))}")
     for path in plots:
         write(figure, path)
-    print("\n".join([*table(rows), *line(rows)]))
+    print("\n".join([*table(rows), *linear_fit(rows)]))
     return 0
 
 

@@ -1,4 +1,4 @@
-"""What is measured: the networks, their batches, and the ways of running them."""
+"""The networks that are measured, their batch sizes, and the sides of a comparison."""
 
 from __future__ import annotations
 
@@ -10,14 +10,7 @@ from spiking_mlp_jax.models.config import ModelConfig
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A network and the number of images in a batch.
-
-    Attributes:
-        title: for the table.
-        config: the network.
-        batch: images.
-        in_pairs: whether each side runs with the peer alone, because all at once do not fit into memory.
-    """
+    """A network and its batch size; with `in_pairs` each side runs with the peer alone, as memory is short for all."""
 
     title: str
     config: ModelConfig
@@ -27,14 +20,14 @@ class Case:
 
 @dataclasses.dataclass(frozen=True)
 class Side:
-    """One of those that are compared.
+    """A side of a comparison.
 
     Attributes:
         title: its name in the table.
-        module: file of this folder that runs it, "ours" or "theirs".
+        module: file of this folder that runs it: "ours", "theirs" or "deployed".
         overrides: ModelConfig fields that differ from the case's.
-        keep_memory: whether it runs as the trainer does on CPUs (host_memory "auto" is "keep" there).
-        environment: variables that are set for it.
+        keep_memory: run as the trainer does on CPUs, where host_memory="auto" is "keep".
+        environment: additional environment variables.
     """
 
     title: str
@@ -82,7 +75,7 @@ GPU_CASES = {
     )
     for name, steps, batch in (("spe_t", 4, 32), ("spe_s", 4, 32), ("spe_b", 6, 16))
 }
-# For `python -m benchmarks.engine`: the network that comes with the package, and the paper's.
+# For `python -m benchmarks.engine`: the shipped network and the paper's.
 DEPLOYED_CASES = {
     "deployed_fashion_mnist": Case(
         "Shipped Fashion-MNIST net: dim 48, depths 1,2, 32 px, patch 4, T=4",
@@ -91,7 +84,7 @@ DEPLOYED_CASES = {
     ),
     "deployed_spe_t": Case("MLP-SPE-T, 224 px, T=4", _spe("spe_t"), 4),
 }
-# Shows whether everything runs; its figures mean nothing.
+# Only checks that everything runs.
 QUICK_CASES = {
     "quick": Case(
         "quick check: dim 6, depths 1,2, 16 px, patch 2, B=8, T=4",
@@ -99,7 +92,7 @@ QUICK_CASES = {
         8,
     )
 }
-# On a GPU SpikingJelly takes the kernel it thinks best; these two ask for one.
+# On a GPU SpikingJelly chooses a kernel; these two force one.
 PEER = Side("SpikingJelly", "theirs")
 PEER_KERNELS = [
     Side(f"SpikingJelly, {title} neurons", "theirs", environment={"SJ_LIF_CUDA_IMPLEMENTATION": name})

@@ -1,8 +1,9 @@
-"""Starts the processes of a comparison, compares their outputs and lets them take turns."""
+"""The processes of a comparison: their outputs compared, their runs alternated."""
 
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 import subprocess
 import sys
@@ -18,17 +19,17 @@ from benchmarks.worker import OUTPUTS, WEIGHTS
 
 TOLERANCE = 1e-8
 ROUNDING = 1e-11  # what is zero in exact arithmetic stays below this
-PAUSE = 0.2  # seconds between turns, until the other side's threads have gone to sleep
+PAUSE = 0.2  # seconds between runs, until the other side's threads sleep
 ROOT = Path(__file__).parents[1]
 
 
 class BenchmarkError(RuntimeError):
-    """A side failed, or the sides do not agree; the message is one sentence."""
+    """A side failed, or the sides disagree."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What all processes of a case share: a folder for arrays, cores (0: all), timed runs, images, environment."""
+    """Shared by all processes of a case: folder for arrays, cores (0: all), timed runs, batch size, environment."""
 
     folder: Path
     threads: int
@@ -38,7 +39,7 @@ class Settings:
 
 
 class Progress:
-    """A line on the error output whenever something begins or is done, with the time since the case began."""
+    """Progress on stderr, with the time since the case began."""
 
     def __init__(self, title: str):
         self.title, self.start = title, time.perf_counter()
@@ -49,7 +50,7 @@ class Progress:
 
 
 class Worker:
-    """A process that runs one side; see `worker.py` for what is said."""
+    """A process that runs one side; `worker.py` describes the protocol."""
 
     def __init__(self, case: str, do: str, side: Side, settings: Settings):
         self.title = f"{side.title} ({case}, {do})"
@@ -75,10 +76,10 @@ class Worker:
         )
 
     def answer(self) -> dict[str, Any]:
-        """The next line it says.
+        """The next answer.
 
         Raises:
-            BenchmarkError: the process has ended instead.
+            BenchmarkError: the process ended instead.
         """
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
@@ -87,28 +88,33 @@ class Worker:
         status = self.process.wait()
         self.errors.seek(0)
         said = [text for text in self.errors.read().splitlines() if text.strip()]
-        why = said[-1] if said else "it said nothing; killed for want of memory?"
+        why = said[-1] if said else "no message (killed because memory ran out?)"
         raise BenchmarkError(f"{self.title} ended with status {status}: {why}")
 
     def ask(self, what: str) -> dict[str, Any]:
-        """Says a line and reads the answer; errors as `answer`."""
+        """Send a line and return the answer; errors as `answer`."""
         assert self.process.stdin is not None
         try:
             self.process.stdin.write(f"{what}\n")
             self.process.stdin.flush()
         except BrokenPipeError:
-            pass  # it has ended; `answer` says why
+            pass  # the process ended; `answer` reports why
         return self.answer()
 
     def close(self) -> None:
-        """Ends the process, whatever it is doing."""
+        """Kill the process."""
         self.process.kill()
         self.process.communicate()
         self.errors.close()
 
 
+def missing_peer() -> str | None:
+    """The package that the peer needs and that is not installed, if any."""
+    return next((name for name in ("torch", "spikingjelly") if importlib.util.find_spec(name) is None), None)
+
+
 def jax_has_gpu() -> bool:
-    """Whether JAX finds a GPU; asked in another process, so that this one does not hold it."""
+    """Whether JAX finds a GPU; another process asks, so that this one does not hold it."""
     return _true("import jax, sys; sys.exit(jax.default_backend() != 'gpu')")
 
 
@@ -117,22 +123,22 @@ def torch_has_gpu() -> bool:
     return _true("import sys, torch; sys.exit(not torch.cuda.is_available())")
 
 
-def _true(question):
-    return subprocess.run([sys.executable, "-c", question], capture_output=True).returncode == 0
+def _true(code):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
 
 
 def write_weights(case: str, settings: Settings, progress: Progress) -> None:
-    """Random weights for all sides, under their official names."""
+    """Write random weights for all sides, under the official names."""
     progress("random weights")
     _finish(case, "weights", Side("ours", "ours"), settings)
     assert (settings.folder / WEIGHTS).is_file()
 
 
 def compare_outputs(case: str, sides: list[Side], settings: Settings, progress: Progress) -> float:
-    """Logits, loss and gradients of our sides in float64, each against the peer's.
+    """Compare logits, loss and gradients of our sides with the peer's, in float64.
 
-    Sides that differ in nothing but the handling of memory or the backend of their neurons are compared once: kernels
-    have no float64, and XLA runs the neurons there.
+    Sides that differ only in memory handling or neuron backend are compared once: kernels have no float64, so XLA runs
+    the neurons here.
 
     Returns:
         the largest difference, relative to each array's largest entry.
@@ -161,7 +167,7 @@ def compare_outputs(case: str, sides: list[Side], settings: Settings, progress: 
 def largest_difference(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> float:
     """The largest difference of equally named arrays, relative to each array's largest entry.
 
-    Arrays that are zero but for rounding, as the gradient of a bias before a norm, only have to be that on both sides.
+    Arrays that are zero up to rounding, e.g. the gradient of a bias before a norm, need only be so on both sides.
 
     Raises:
         BenchmarkError: other names, or a difference above TOLERANCE; the array is named.
@@ -180,14 +186,14 @@ def largest_difference(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray
     return worst
 
 
-def take_turns(
+def alternate(
     case: str, task: str, sides: list[Side], settings: Settings, progress: Progress, runs: int = 1
 ) -> list[dict[str, Any]]:
-    """Runs all sides by turns, all alive at once and each waiting while another runs.
+    """Run all sides alternately; all are alive at once, and each waits while another runs.
 
     Returns:
-        for each side: its title, "seconds" of every turn, the median of its `runs`, "each" of these, and the facts it
-        told.
+        for each side: its title, "seconds" of every round (the median of its `runs`), "each" run's seconds, and the
+        facts it reported.
 
     Raises:
         BenchmarkError: a side failed.
@@ -199,14 +205,14 @@ def take_turns(
             progress(f"{task}: starting {side.title}")
             workers.append(Worker(case, task, side, settings))
             results.append({"side": side.title, "seconds": [], "each": [], **workers[-1].answer()})
-        for turn in range(settings.runs):
+        for number in range(settings.runs):
             for worker, result in zip(workers, results, strict=True):
                 time.sleep(PAUSE)
                 answer = worker.ask(f"run {runs}")
                 result["seconds"].append(answer["seconds"])
                 result["each"].append(answer["each"])
-            said = ", ".join(f"{result['side']} {result['seconds'][-1]:.3f} s" for result in results)
-            progress(f"{task}: turn {turn + 1} of {settings.runs}: {said}")
+            times = ", ".join(f"{result['side']} {result['seconds'][-1]:.3f} s" for result in results)
+            progress(f"{task}: round {number + 1} of {settings.runs}: {times}")
         for worker, result in zip(workers, results, strict=True):
             result.update(worker.ask("stop"))
             result.pop("ready", None)

@@ -1,22 +1,21 @@
-"""What a program costs as the compiler counts it: the same on every machine, and compared with a record.
+"""Compiler counts of FLOPs, bytes and temporaries: the same on every machine, compared with a record.
 
-    python -m benchmarks.counts            # prints the counts beside the recorded ones; status 1 where one has grown
-    python -m benchmarks.counts --quick    # without the three that take longest to compile
+    python -m benchmarks.counts            # prints counts and recorded counts; status 1 if one has grown
+    python -m benchmarks.counts --quick    # skips the three slowest compilations
     python -m benchmarks.counts --record   # records them, in benchmarks/counts.json
 
-"flops" and "bytes" are of the program as JAX writes it; "compiled_flops", "compiled_bytes" and "temporaries" of what
-XLA's CPU compiler makes of it, for AVX2. A record holds for one version of JAX.
+"flops" and "bytes" are of the lowered program; "compiled_flops", "compiled_bytes" and "temporaries" of the program that
+XLA compiles for CPUs with AVX2. A record is valid for one version of JAX.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
 from pathlib import Path
 
-# Before JAX starts: what is compiled must not depend on this machine's instruction set or devices.
+# Before JAX starts: the result must not depend on this machine's instruction set or devices.
 os.environ["XLA_FLAGS"] = "--xla_cpu_max_isa=AVX2"
 os.environ["JAX_PLATFORMS"] = "cpu"
 
@@ -27,9 +26,10 @@ import jax.numpy as jnp
 
 from benchmarks import ours
 from benchmarks.cases import CASES
+from benchmarks.report import fail, make_parser, write_json
 
 RECORD = Path(__file__).with_name("counts.json")
-# By how much a count may grow before it is a regression.
+# Growth that is still not a regression.
 TOLERANCE = 0.02
 PROGRAMS = {
     "fashion_mnist train": ("fashion_mnist", "train", {}),
@@ -44,7 +44,7 @@ SLOW = ("spe_t train", "spe_t train remat", "spe_t train bfloat16")
 
 
 def count(case: str, task: str, overrides: dict) -> dict[str, float]:
-    """The counts of one program; nothing is run."""
+    """The counts of one program, compiled only."""
     config = dataclasses.replace(CASES[case].config, **overrides)
     batch = CASES[case].batch
     images = jax.ShapeDtypeStruct((batch, config.image_size, config.image_size, config.in_channels), jnp.float32)
@@ -64,19 +64,16 @@ def count(case: str, task: str, overrides: dict) -> dict[str, float]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.counts", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__, "counts")
     parser.add_argument("--record", action="store_true", help="record the counts instead of comparing them")
-    parser.add_argument("--quick", action="store_true", help=f"leave out {' and '.join(SLOW)}")
+    parser.add_argument("--quick", action="store_true", help=f"skip {' and '.join(SLOW)}")
     args = parser.parse_args()
     if args.quick and args.record:
-        parser.error("--record records all programs: leave out --quick")
+        parser.error("--record needs all programs: remove --quick")
     chosen = {name: program for name, program in PROGRAMS.items() if not (args.quick and name in SLOW)}
     recorded = json.loads(RECORD.read_text()) if RECORD.exists() else {"jax": jax.__version__, "programs": {}}
     if not args.record and recorded["jax"] != jax.__version__:
-        print(f"error: recorded with JAX {recorded['jax']}, this is {jax.__version__}: see --record", file=sys.stderr)
-        return 2
+        return fail(f"recorded with JAX {recorded['jax']}, this is JAX {jax.__version__}: record again with --record")
     counts, grown = {}, 0
     for name, program in chosen.items():
         counts[name] = count(*program)
@@ -87,13 +84,11 @@ def main() -> int:
             grown += worse
             print(f"{name:<28}{kind:<16}{value / 1e9:10.3f} G  {change}{'  GROWN' if worse else ''}", flush=True)
     if args.record:
-        temporary = RECORD.with_name(f"{RECORD.name}.{os.getpid()}.tmp")
-        temporary.write_text(json.dumps({"jax": jax.__version__, "programs": counts}, indent=1) + "\n")
-        temporary.replace(RECORD)
+        write_json(RECORD, {"jax": jax.__version__, "programs": counts})
         return 0
     missing = sorted(recorded["programs"].keys() ^ PROGRAMS.keys())
     if missing:
-        print(f"error: {', '.join(missing)} is not in both the record and the programs", file=sys.stderr)
+        fail(f"{', '.join(missing)}: not in both the record and the programs")
     return 1 if grown or missing else 0
 
 

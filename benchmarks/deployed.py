@@ -1,4 +1,4 @@
-"""The engine's side of a comparison: numpy and numba, with the functions of `ours.py` that it needs."""
+"""The engine's side of a comparison, without JAX."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NETWORK = "net.smlp"
 
 
 def inference(config, read: Path, images: np.ndarray, labels: np.ndarray):
-    """A function that scores a batch of raw pixels; its facts hold how long the engine took to get ready."""
+    """A function that scores a batch of raw pixels; the facts have the seconds of engine set-up and first call."""
     start = time.perf_counter()
     engine = Engine(read, threads=cores())
     engine.predict(images)

@@ -3,17 +3,15 @@
     python -m benchmarks.engine                       # the shipped network and MLP-SPE-T
     python -m benchmarks.engine --only spe_t --runs 9
 
-All sides have the same network, the same images and as many threads, run in processes of their own and take turns;
-ratios are medians over the turns. The integer network is the quantised one, whose agreement with floating point is
-printed. The shipped network classifies its test images. No trained MLP-SPE-T exists here: its weights are random, its
-statistics those of synthetic images, and its layers fire at the rates of the trained Fashion-MNIST network
-(benchmarks/rates.py).
+All sides have the same network, images and number of threads, run in their own processes and alternate; ratios are
+medians over rounds. The integer network's agreement with floating point is printed. The shipped network classifies its
+test images. No trained MLP-SPE-T exists here: its weights are random, its statistics those of synthetic images, and its
+layers fire at the rates of the trained Fashion-MNIST network (benchmarks/rates.py).
 """
 
 from __future__ import annotations
 
-import argparse
-import importlib.util
+import dataclasses
 import os
 import statistics
 import sys
@@ -26,10 +24,12 @@ import numpy as np
 from benchmarks import compare, report
 from benchmarks.cases import DEPLOYED_CASES, PEER, Side
 from benchmarks.deployed import NETWORK
+from benchmarks.report import fail
 from benchmarks.worker import IMAGES, WEIGHTS
+from spiking_mlp_jax.cli.options import positive, whole
 
 BATCHES = {"fashion_mnist": (32, 128, 512), "spe_t": (1, 4)}
-# Runs at batch 1 a turn, for the quantiles of the latency.
+# Runs per round at batch 1, for latency quantiles.
 LATENCY_RUNS = {"fashion_mnist": 200, "spe_t": 4}
 FLOAT, ENGINE = Side("float, jitted", "ours"), Side("engine", "deployed")
 CALIBRATION = 256
@@ -38,12 +38,12 @@ COLUMNS = ("batch", "side", "ms per image", "images/s", "engine is faster by", "
 
 def main() -> int:
     args = _parse()
-    missing = [name for name in ("torch", "spikingjelly") if importlib.util.find_spec(name) is None]
+    missing = compare.missing_peer()
     if missing and not args.no_peer:
-        return _fail(f"{missing[0]} is not installed: benchmarks/README.md says how, or --no-peer leaves it out")
+        return fail(f"{missing} is not installed: see benchmarks/README.md, or skip the peer with --no-peer")
     refused = report.refusal(Path(args.json))
     if refused:
-        return _fail(refused)
+        return fail(refused)
     environment = {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
@@ -59,22 +59,22 @@ def main() -> int:
             settings = compare.Settings(Path(folder), args.threads, args.runs, 0, environment)
             try:
                 facts = prepare(name, settings.folder, progress)
-                print(f"\n**{DEPLOYED_CASES[case].title}**\n\n{_sentence(facts)}\n", flush=True)
-                print(report.line(COLUMNS) + "\n" + report.line(["---"] * len(COLUMNS)))
+                print(f"\n**{DEPLOYED_CASES[case].title}**\n\n{_summary(facts)}\n", flush=True)
+                print(report.head(COLUMNS))
                 for batch in args.batches or BATCHES[name]:
                     rows = measure(case, sides, batch, LATENCY_RUNS[name] if batch == 1 else 1, settings, progress)
                     for row in rows:
                         print(report.line(_cells(row, batch)), flush=True)
                     results.add(case, f"inference, B={batch}", batch, [{**facts, **row} for row in rows])
             except compare.BenchmarkError as error:
-                return _fail(str(error), 1)
+                return fail(str(error), 1)
             except KeyboardInterrupt:
-                return _fail(f"stopped; what was measured until now is in {args.json}", 130)
+                return fail(f"stopped; results so far are in {args.json}", 130)
     return 0
 
 
 def prepare(name: str, folder: Path, progress: compare.Progress) -> dict[str, Any]:
-    """Writes one network for all sides, its images, and the artifact; says how the two agree."""
+    """Write one network for all sides, its images and the .smlp file; returns how the two networks agree."""
     import jax
     from flax import nnx
 
@@ -105,7 +105,7 @@ def prepare(name: str, folder: Path, progress: compare.Progress) -> dict[str, An
             return np.stack([fit_image(source[i]["image"], config.image_size, 1, "pad", 0) for i in range(count)])
 
         images, calibration = some("test", 512), some("train", CALIBRATION)
-    progress("folding and quantising")
+    progress("folding and quantizing")
     folded = fold(model, tuple(mean), tuple(std))
     net = quantize(folded, calibration)
     artifact.save(net, folder / NETWORK)
@@ -128,24 +128,24 @@ def prepare(name: str, folder: Path, progress: compare.Progress) -> dict[str, An
 
 
 def measure(case, sides, batch, runs, settings, progress) -> list[dict[str, Any]]:
-    """Turns of all sides at one batch size, `runs` a turn."""
-    settings = compare.dataclasses.replace(settings, batch=batch)
-    rows = compare.take_turns(case, "inference", sides, settings, progress, runs)
+    """Alternate all sides at one batch size, with `runs` per round."""
+    settings = dataclasses.replace(settings, batch=batch)
+    rows = compare.alternate(case, "inference", sides, settings, progress, runs)
     engine = rows[-1]
     for row in rows:
         row["images_per_s"] = batch / statistics.median(row["seconds"])
-        turns = zip(row["seconds"], engine["seconds"], strict=True)
-        row["engine_faster"] = statistics.median(theirs / ours for theirs, ours in turns)
-        each = sorted(second for turn in row.pop("each") for second in turn)
+        rounds = zip(row["seconds"], engine["seconds"], strict=True)
+        row["engine_faster"] = statistics.median(theirs / ours for theirs, ours in rounds)
+        each = sorted(second for seconds in row.pop("each") for second in seconds)
         if runs > 1:
             row["p50_ms"], row["p99_ms"] = (1000 * each[min(int(q * len(each)), len(each) - 1)] for q in (0.5, 0.99))
     return rows
 
 
-def _sentence(facts):
+def _summary(facts):
     return (
-        f"Artifact {facts['artifact_bytes'] / 1e6:.2f} MB, float32 parameters {facts['float_bytes'] / 1e6:.2f} MB. The "
-        f"engine's scores are the reference's bits; mean logits correlate with floating point by "
+        f".smlp file {facts['artifact_bytes'] / 1e6:.2f} MB, float32 parameters {facts['float_bytes'] / 1e6:.2f} MB. "
+        f"The engine's scores equal the reference's; mean logits correlate with floating point by "
         f"{facts['correlation']:.3f}, and {100 * facts['agreement']:.1f} % of the images get the same class."
     )
 
@@ -167,30 +167,16 @@ def _cells(row, batch):
 
 
 def _parse():
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.engine", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = report.make_parser(__doc__, "engine")
     parser.add_argument("--only", nargs="+", choices=list(BATCHES), help="networks; default: both")
-    parser.add_argument("--runs", type=int, default=9, help="turns (default 9)")
-    parser.add_argument("--batches", nargs="+", type=int, metavar="B", help="batch sizes instead of the networks' own")
-    parser.add_argument("--threads", type=int, default=0, help="cores for each side; 0: all")
+    parser.add_argument("--runs", type=positive, default=9, help="rounds (default 9)")
+    parser.add_argument("--batches", nargs="+", type=positive, metavar="B", help="batch sizes (default: the network's)")
+    parser.add_argument("--threads", type=whole(0), default=0, help="cores for each side; 0: all")
     parser.add_argument("--json", default="engine.json", help="where all figures go (default engine.json)")
     parser.add_argument("--no-peer", action="store_true", help="leave SpikingJelly out")
     args = parser.parse_args()
-    for least, values, name in (
-        (1, [args.runs], "runs"),
-        (0, [args.threads], "threads"),
-        (1, args.batches or [], "batches"),
-    ):
-        if values and min(values) < least:
-            parser.error(f"--{name} must be at least {least}, but it is {min(values)}")
     args.only = args.only and list(dict.fromkeys(args.only))
     return args
-
-
-def _fail(message: str, status: int = 2) -> int:
-    print(f"error: {message}", file=sys.stderr)
-    return status
 
 
 if __name__ == "__main__":

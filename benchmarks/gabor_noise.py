@@ -1,6 +1,6 @@
-"""How much of white noise a Gabor function explains, by the size of the field: `python -m benchmarks.gabor_noise`.
+"""R^2 of Gabor fits to white noise, by field size: `python -m benchmarks.gabor_noise`.
 
-Fields in which there is nothing to find say from which R^2, and for which size of field, a fit says anything.
+This is the baseline above which a fit means anything.
 """
 
 import numpy as np
@@ -11,7 +11,7 @@ FIELDS = 50
 
 
 def main() -> None:
-    """Prints one line for each size."""
+    """Print one line for each size."""
     print("| field, pixels | median R^2 | 90 % of the fits are below | share at 0.5 or above |\n|---|---|---|---|")
     for side in (5, 6, 8, 12, 16, 32):
         rng = np.random.default_rng(side)

@@ -2,9 +2,9 @@
 
     python -m benchmarks.neurobench_check [--weights fashion_mnist] [--images 100] [--json FILE]
 
-The peer is SpikingJelly's twin in float64, the same weights and images. NeuroBench sees torch's Linear and Conv2d, to
-which every layer of this network comes down in the twin, and hooks what they read. The counts agree but for what is
-listed in `EXPECTED`; anything else ends with status 1.
+The peer is the SpikingJelly twin in float64, with the same weights and images. NeuroBench hooks the inputs of torch's
+Linear and Conv2d, which all layers of the twin are. Counts agree except where `EXPECTED` says so; any other difference
+ends with status 1.
 """
 
 # pyright: reportMissingImports=false
@@ -39,7 +39,7 @@ EXPECTED = {
 
 
 def layer_names(config) -> list[str]:
-    """This package's name of each Linear and Conv2d of the twin, in the order of its modules."""
+    """This package's name for each Linear and Conv2d of the twin, in module order."""
     names = []
     for i in range(config.stages):
         name = f"stage{i}.encode"
@@ -56,7 +56,7 @@ def neurobench_counts(model: SpikingMLP, images: np.ndarray, batch: int = 10) ->
 
     Args:
         model: the network.
-        images: normalised, floating [N, H, W, C].
+        images: normalized, floating [N, H, W, C].
         batch: images at a time; NeuroBench decides between MACs and ACs for each batch.
 
     Returns:
@@ -65,7 +65,7 @@ def neurobench_counts(model: SpikingMLP, images: np.ndarray, batch: int = 10) ->
     twin = Twin(model.config).double().eval()
     twin.load_official(official.state_dict(model))
     wrapped = TorchModel(twin)
-    # It knows snnTorch's neurons, ReLU and Sigmoid; SpikingJelly's have to be named.
+    # NeuroBench knows snnTorch's neurons, ReLU and Sigmoid; SpikingJelly's are registered.
     wrapped.add_activation_module(neuron.LIFNode)
     wrapped.register_hooks()
     names = layer_names(model.config)
@@ -100,7 +100,7 @@ def neurobench_counts(model: SpikingMLP, images: np.ndarray, batch: int = 10) ->
 
 
 def differences(ours: Cost, theirs: dict[str, Any]) -> tuple[list[str], list[str]]:
-    """Sentences on what differs: unexpected, and expected."""
+    """Messages about differences: unexpected, and expected."""
     bad, known = [], []
     steps = ours.time_steps
     for name, layer in ours.layers.items():
@@ -109,7 +109,7 @@ def differences(ours: Cost, theirs: dict[str, Any]) -> tuple[list[str], list[str
         times = steps if name == "stage0.encode" else 1
         for key, value in theirs["layers"][name].items():
             mine = getattr(layer, key)
-            # Integers both, then divided by the number of images.
+            # Both are integers divided by the number of images.
             if not np.isclose(times * mine, value, rtol=1e-9, atol=1e-6):
                 bad.append(f"{name} {key}: {mine:,.4f} here, {value:,.4f} by NeuroBench")
             elif times > 1 and value:
@@ -141,7 +141,7 @@ def differences(ours: Cost, theirs: dict[str, Any]) -> tuple[list[str], list[str
 def main(arguments=None) -> int:
     parser = argparse.ArgumentParser(description="Operations by deploy.cost against NeuroBench.")
     parser.add_argument("--weights", default="fashion_mnist", help="weights folder or shipped network")
-    parser.add_argument("--images", type=int, default=100, help="how many test images (default: 100)")
+    parser.add_argument("--images", type=int, default=100, help="test images (default: 100)")
     parser.add_argument("--json", metavar="FILE", help="also write all counts")
     chosen = parser.parse_args(arguments)
 
@@ -165,10 +165,10 @@ def main(arguments=None) -> int:
     for key, value in theirs["SynapticOperations"].items():
         print(f"{key:16}{getattr(ours.total, key):16,.2f}{value:16,.2f}")
     print(f"{'silent':16}{ours.total.activation_sparsity:16.6f}{theirs['ActivationSparsity']:16.6f}")
-    for sentence in known:
-        print("expected:", sentence)
-    for sentence in bad:
-        print("DIFFERENT:", sentence)
+    for message in known:
+        print("expected:", message)
+    for message in bad:
+        print("DIFFERENT:", message)
     if not bad:
         print(f"all else agrees, for each of {len(theirs['layers'])} layers, over {len(images)} images")
     if chosen.json:

@@ -1,18 +1,16 @@
-"""Spikes and classes of an exported NIR graph, simulated here and elsewhere, against the folded network's.
+"""Spikes and classes of an exported NIR graph, here and in other simulators, against the folded network's.
 
     python -m benchmarks.nir_agreement fashion_mnist
-    python -m benchmarks.nir_agreement cifar10 --data-dir FOLDER              # a folder of images with a split "test"
+    python -m benchmarks.nir_agreement cifar10 --data-dir FOLDER              # an image folder with a split "test"
     python -m benchmarks.nir_agreement fashion_mnist --tool snntorch --tool spikingjelly
 
-Without a tool: this package's reader with >= and with NIR's strict >. The other tools get the dense form, and need
-PyTorch, nirtorch and the tool itself. "other" is the share of all neurons at all steps whose spike differs from the
-folded network's; "of spikes" sets their number against the folded network's spikes, and the next column counts those
-that differ between a row and the first.
+Without --tool: this package's reader, with >= and with NIR's strict >. Other tools get the dense form and need PyTorch,
+nirtorch and the tool itself. "other" counts neurons and steps whose spike differs from the folded network's, "of
+spikes" relates them to the folded network's spikes; the next column counts differences from the first row.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import io
 import sys
@@ -23,6 +21,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.report import fail, head, line, make_parser
+from spiking_mlp_jax.cli.options import WHERE, add_data_dir, positive
 from spiking_mlp_jax.data.sources import open_source
 from spiking_mlp_jax.data.transforms import fitted
 from spiking_mlp_jax.deploy.fold import FoldedNet, fold
@@ -39,14 +39,13 @@ Simulator = Callable[[np.ndarray], tuple[np.ndarray, dict[str, np.ndarray]]]
 
 
 class _Recorder(Folded):
-    """Keeps every layer's spikes [B, T, C * tokens] under its node's name."""
+    """Record every layer's spikes [B, T, C * tokens] under its node's name."""
 
     def __init__(self, net: FoldedNet):
         super().__init__(net.arrays, net.config)
         self.seen: dict[str, Any] = {}
 
     def fire(self, neurons, potential):
-        """Spikes of a layer, as in the folded network."""
         spikes = super().fire(neurons, potential)
         first = jnp.moveaxis(spikes, -1, 2)
         self.seen[neurons.short.replace(".", "_")] = first.reshape(*first.shape[:2], -1)
@@ -54,7 +53,7 @@ class _Recorder(Folded):
 
 
 def folded_spikes(net: FoldedNet, images) -> dict[str, Any]:
-    """Each layer's spikes [B, T, neurons] of normalised images [B, H, W, C], in the order of the graph's arrays."""
+    """Each layer's spikes [B, T, neurons] of normalized images [B, H, W, C], in the order of the graph's arrays."""
     run = _Recorder(net)
     run.logits(images)
     return run.seen
@@ -66,7 +65,7 @@ def channels_first(images: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def ours(graph, strict: bool) -> Simulator:
-    """This package's reader of graphs."""
+    """This package's reader."""
     net = from_nir(graph, strict=strict)
 
     def simulate(x):
@@ -77,11 +76,10 @@ def ours(graph, strict: bool) -> Simulator:
 
 
 def in_torch(graph, tool: str, time_steps: int, dt: float) -> Simulator:
-    """snnTorch or SpikingJelly, which both build PyTorch modules with nirtorch; their neurons are read by hooks."""
+    """snnTorch or SpikingJelly, which build PyTorch modules with nirtorch; hooks read the spikes."""
     import torch  # pyright: ignore[reportMissingImports]
 
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said):
+    with contextlib.redirect_stdout(io.StringIO()):
         if tool == "snntorch":
             from snntorch.import_nir import import_from_nir  # pyright: ignore[reportMissingImports]
 
@@ -116,9 +114,9 @@ def in_torch(graph, tool: str, time_steps: int, dt: float) -> Simulator:
 
 
 def compare(net: FoldedNet, simulators: dict[str, Simulator], batches, shapes) -> dict[str, dict[str, int]]:
-    """Counts of each simulator, over batches of normalised images and their labels."""
+    """Counts of each simulator, over batches of normalized images and their labels."""
     reference = jax.jit(lambda x: (folded_spikes(net, x), net(x)))
-    counted: tuple[str, ...] = ("neurons", "spikes", "other", "first", "images", "classes", "right")
+    counted: tuple[str, ...] = ("neurons", "spikes", "other", "first", "images", "classes", "correct")
     counts: dict[str, dict[str, int]] = {name: dict.fromkeys(counted, 0) for name in simulators}
     for images, labels in batches:
         expected, logits = jax.tree.map(np.asarray, reference(jnp.asarray(images)))
@@ -127,7 +125,7 @@ def compare(net: FoldedNet, simulators: dict[str, Simulator], batches, shapes) -
         for name, simulate in simulators.items():
             scores, spikes = simulate(channels_first(images, shapes[name]))
             if spikes.keys() != expected.keys():
-                raise InputError(f"{name} has other layers of neurons than the folded network")
+                raise InputError(f"the layers of neurons of {name} are not those of the folded network")
             found = counts[name]
             for layer, values in expected.items():
                 found["neurons"] += values.size
@@ -137,12 +135,12 @@ def compare(net: FoldedNet, simulators: dict[str, Simulator], batches, shapes) -
                 found["first"] += int((first.setdefault(layer, fired) != fired).sum())
             found["images"] += len(images)
             found["classes"] += int((scores.argmax(1) != classes).sum())
-            found["right"] += int((scores.argmax(1) == labels).sum())
+            found["correct"] += int((scores.argmax(1) == labels).sum())
     return counts
 
 
 def image_batches(where: str, data_dir: str | None, limit: int, size: int):
-    """Batches of normalised test images [B, H, W, C] and their labels, of a network's own data."""
+    """Batches of normalized test images [B, H, W, C] and labels of the network's dataset."""
     model, meta = weights.load(weights.find(where))
     data = meta["data"]
     source = open_source(data["dataset"], "test", data_dir)
@@ -153,12 +151,11 @@ def image_batches(where: str, data_dir: str | None, limit: int, size: int):
 
 
 def main() -> int:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("network", help="weights folder, workdir or the name of a network that comes with the package")
-    parser.add_argument("--data-dir", metavar="DIR")
-    parser.add_argument("--limit", type=int, default=1000, metavar="N", help="test images (default: 1000)")
-    parser.add_argument("--batch-size", type=int, default=50, metavar="N")
+    parser = make_parser(__doc__, "nir_agreement")
+    parser.add_argument("network", help=WHERE)
+    add_data_dir(parser)
+    parser.add_argument("--limit", type=positive, default=1000, metavar="N", help="test images (default: 1000)")
+    parser.add_argument("--batch-size", type=positive, default=50, metavar="N")
     parser.add_argument("--tool", action="append", choices=TOOLS, default=[])
     args = parser.parse_args()
     try:
@@ -175,16 +172,12 @@ def main() -> int:
         batches = image_batches(args.network, args.data_dir, args.limit, args.batch_size)
         counts = compare(net, simulators, batches, dict.fromkeys(simulators, shape))
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"| {args.network} | other | of spikes | other than the first row | classes that differ | accuracy |")
-    print("|---|---|---|---|---|---|")
+        return fail(error)
+    print(head([args.network, "other", "of spikes", "other than the first row", "classes that differ", "accuracy"]))
     for name, n in counts.items():
-        share = 100 * n["other"] / n["spikes"]
-        print(
-            f"| {name} | {n['other']:,} of {n['neurons']:,} | {share:.4f} % | {n['first']:,} | "
-            f"{n['classes']} of {n['images']:,} | {100 * n['right'] / n['images']:.2f} % |"
-        )
+        cells = [name, f"{n['other']:,} of {n['neurons']:,}", f"{100 * n['other'] / n['spikes']:.4f} %"]
+        cells += [f"{n['first']:,}", f"{n['classes']} of {n['images']:,}", f"{100 * n['correct'] / n['images']:.2f} %"]
+        print(line(cells))
     return 0
 
 

@@ -3,14 +3,12 @@
     python -m benchmarks.onnx_latency
     python -m benchmarks.onnx_latency cifar10 --data-dir DIR --batches 1 --threads 1
 
-All sides classify the same test images from raw pixels, in one process and in turns; each has as many threads, and
-those of ONNX Runtime sleep while others work. A figure is the median over the turns, a ratio the median over the turns'
-ratios.
+All sides classify the same test images from raw pixels, alternating in one process with the same number of threads;
+ONNX Runtime's sleep while others work. Figures are medians over rounds, ratios medians of the rounds' ratios.
 """
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
 import time
@@ -20,10 +18,11 @@ from typing import Any
 import numpy as np
 
 from benchmarks import report
+from spiking_mlp_jax.cli.options import add_data_dir, positive
 from spiking_mlp_jax.errors import InputError
 
 ENGINE = "engine, int8"
-COLUMNS = ("batch", "threads", "side", "ms per image", "engine is faster by", "right", "same class as the engine")
+COLUMNS = ("batch", "threads", "side", "ms per image", "engine is faster by", "accuracy", "same class as the engine")
 
 
 def main() -> int:
@@ -31,20 +30,18 @@ def main() -> int:
     try:
         for name in args.networks:
             sides, images, labels, size = prepare(name, args.data_dir, args.images)
-            print(f"\n**{name}**, {len(images)} test images; {size}\n\n{report.line(COLUMNS)}")
-            print(report.line(["---"] * len(COLUMNS)))
+            print(f"\n**{name}**, {len(images)} test images; {size}\n\n{report.head(COLUMNS)}")
             for threads in args.threads:
                 for batch in args.batches:
                     for row in measure(sides, images, labels, batch, threads, args.runs):
                         print(report.line(row), flush=True)
     except (InputError, ModuleNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return report.fail(error)
     return 0
 
 
 def prepare(name: str, data_dir: str | None, count: int) -> tuple[dict[str, Any], np.ndarray, np.ndarray, str]:
-    """The sides' files, made from one network; its test images and their classes; the files' sizes in words."""
+    """The sides' networks, test images, their classes, and a text with the files' sizes."""
     from spiking_mlp_jax.analysis.samples import take
     from spiking_mlp_jax.deploy import artifact
     from spiking_mlp_jax.deploy.compile import compile
@@ -65,7 +62,7 @@ def prepare(name: str, data_dir: str | None, count: int) -> tuple[dict[str, Any]
 
 
 def measure(sides, images, labels, batch, threads, runs) -> list[list[str]]:
-    """Rows of a table: turns of all sides over the images, `batch` at a time."""
+    """Rows of a table: all sides alternate over the images, `batch` at a time."""
     ready = {side: _runner(what, threads) for side, what in sides.items()}
     batches = [images[i : i + batch] for i in range(0, len(images) // batch * batch, batch)]
     classes = {side: np.concatenate([run(images) for images in batches]) for side, run in ready.items()}
@@ -79,19 +76,19 @@ def measure(sides, images, labels, batch, threads, runs) -> list[list[str]]:
     rows = []
     for side, took in seconds.items():
         faster = statistics.median(x / engine for x, engine in zip(took, seconds[ENGINE], strict=True))
-        right = np.mean(classes[side] == labels[: len(classes[side])])
+        correct = np.mean(classes[side] == labels[: len(classes[side])])
         same = np.mean(classes[side] == classes[ENGINE])
         rows.append(
             [
                 *(str(batch), str(threads), side, f"{1000 * statistics.median(took):.3f}"),
-                *("-" if side == ENGINE else f"{faster:.2f}", f"{100 * right:.1f} %", f"{100 * same:.1f} %"),
+                *("-" if side == ENGINE else f"{faster:.2f}", f"{100 * correct:.1f} %", f"{100 * same:.1f} %"),
             ]
         )
     return rows
 
 
 def _runner(what: Any, threads: int) -> Callable[[np.ndarray], np.ndarray]:
-    """A function of raw pixels that gives classes."""
+    """A function from raw pixels to classes."""
     if isinstance(what, bytes):
         import onnxruntime
 
@@ -107,25 +104,16 @@ def _runner(what: Any, threads: int) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def _parse():
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.onnx_latency",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = report.make_parser(__doc__, "onnx_latency")
     parser.add_argument("networks", nargs="*", default=["fashion_mnist", "fashion_mnist_sparse"], metavar="NETWORK")
-    parser.add_argument(
-        "--data-dir", metavar="DIR", help="folder of the network's data, if they are not in the package"
-    )
-    parser.add_argument("--images", type=int, default=512, metavar="N", help="test images (default 512)")
-    parser.add_argument("--batches", nargs="+", type=int, default=[1, 64], metavar="B", help="default 1 and 64")
-    parser.add_argument("--threads", nargs="+", type=int, default=[1, 2], metavar="N", help="default 1 and 2")
-    parser.add_argument("--runs", type=int, default=9, metavar="N", help="turns (default 9)")
+    add_data_dir(parser)
+    parser.add_argument("--images", type=positive, default=512, metavar="N", help="test images (default 512)")
+    parser.add_argument("--batches", nargs="+", type=positive, default=[1, 64], metavar="B", help="default 1 and 64")
+    parser.add_argument("--threads", nargs="+", type=positive, default=[1, 2], metavar="N", help="default 1 and 2")
+    parser.add_argument("--runs", type=positive, default=9, metavar="N", help="rounds (default 9)")
     args = parser.parse_args()
-    for name, values in (("runs", [args.runs]), ("batches", args.batches), ("threads", args.threads)):
-        if min(values) < 1:
-            parser.error(f"--{name} must be at least 1, but it is {min(values)}")
     if args.images < max(args.batches):
-        parser.error(f"--images must be at least the largest batch, {max(args.batches)}, but it is {args.images}")
+        parser.error(f"--images must be at least the largest batch, {max(args.batches)}, got {args.images}")
     return args
 
 

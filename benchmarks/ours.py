@@ -17,7 +17,7 @@ from spiking_mlp_jax.interop import official
 from spiking_mlp_jax.utils.memory import return_freed_memory
 
 Arrays = dict[str, np.ndarray]
-# A function, so that nobody holds the weights twice while memory is measured.
+# A function, so that the weights are not held twice while memory is measured.
 Read = Callable[[], Arrays]
 
 NOT_TRAINED = ("running_mean", "running_var", "num_batches_tracked")
@@ -29,17 +29,17 @@ def initial_state(config: ModelConfig, seed: int) -> Arrays:
 
 
 def outputs(config: ModelConfig, read: Read, images: np.ndarray, labels: np.ndarray) -> Arrays:
-    """What both sides must agree on, in float64.
+    """The values that both sides must agree on, in float64.
 
     Args:
         config: the network.
-        read: gives its weights under their official names.
+        read: returns its weights under the official names.
         images: float64 [B, H, W, C].
         labels: int [B].
 
     Returns:
         "training" logits [T, B, K], "loss", "gradient.<official name>" of every parameter, and the "evaluation"
-        logits, with the running averages as that training step left them.
+        logits with the running averages after that training step.
     """
     with jax.enable_x64(True):
         graphdef, params, stats = _split(config, read, np.float64)
@@ -56,8 +56,13 @@ def outputs(config: ModelConfig, read: Read, images: np.ndarray, labels: np.ndar
         logits, value, gradients, after, evaluation = compute(params, stats, jnp.asarray(images), jnp.asarray(labels))
         # Gradients have the layout of the weights, and so the same names.
         named = official.state_dict(nnx.merge(graphdef, gradients, after))
-        kept = {f"gradient.{name}": value for name, value in named.items() if not name.endswith(NOT_TRAINED)}
-        return {"training": np.asarray(logits), "loss": np.asarray(value), "evaluation": np.asarray(evaluation), **kept}
+        gradients = {f"gradient.{name}": value for name, value in named.items() if not name.endswith(NOT_TRAINED)}
+        return {
+            "training": np.asarray(logits),
+            "loss": np.asarray(value),
+            "evaluation": np.asarray(evaluation),
+            **gradients,
+        }
 
 
 def make_step(config: ModelConfig, read: Read | None = None):
@@ -65,11 +70,11 @@ def make_step(config: ModelConfig, read: Read | None = None):
 
     Args:
         config: the network.
-        read: gives its weights; None: random ones.
+        read: returns its weights; None: random ones.
 
     Returns:
-        a jitted function (params, stats, opt_state, images, labels) -> (params, stats, opt_state, loss) that takes
-        the memory of the first three, and these three.
+        a jitted function (params, stats, opt_state, images, labels) -> (params, stats, opt_state, loss) that donates
+        the first three, and these three.
     """
     graphdef, params, stats = _split(config, read, np.float32)
     optimizer = optax.sgd(0.1, momentum=0.9)
@@ -101,7 +106,7 @@ def make_logits(config: ModelConfig, read: Read | None = None):
 
 
 def training(config: ModelConfig, read: Read, images: np.ndarray, labels: np.ndarray):
-    """A function that takes one training step and waits for it, and what compiling it took."""
+    """A function that runs one training step to completion, and facts about its compilation."""
     step, carried = make_step(config, read)
     batch = jnp.asarray(images, jnp.float32), jnp.asarray(labels)
     compiled, facts = _compile(step, *carried, *batch)
@@ -114,7 +119,7 @@ def training(config: ModelConfig, read: Read, images: np.ndarray, labels: np.nda
 
 
 def inference(config: ModelConfig, read: Read, images: np.ndarray, labels: np.ndarray):
-    """A function that computes the logits of a batch in evaluation mode, and what compiling it took."""
+    """A function that computes logits in evaluation mode, and facts about its compilation."""
     logits, variables = make_logits(config, read)
     pixels = jnp.asarray(images, jnp.float32)
     compiled, facts = _compile(logits, *variables, pixels)

@@ -1,15 +1,14 @@
-"""What computing in bfloat16 costs in accuracy: the same training in float32 and bfloat16, over a few seeds.
+"""Accuracy of training in bfloat16 against float32, over a few seeds.
 
     python -m benchmarks.precision runs/precision                                       # the demo network, 3 seeds
     python -m benchmarks.precision runs/precision --config configs/fashion_mnist.py --seeds 1 --data-dir DIR
 
-Each run is an ordinary workdir, FOLDER/<dtype>_<seed>: an interrupted command goes on where it was, a finished run is
-only read. The accuracy is that of the last weights on all test images, so nothing is chosen on the test set.
+Each run is a workdir, FOLDER/<dtype>_<seed>: the same command resumes, and finished runs are only read. Accuracy is
+that of the last weights on all test images, so nothing is chosen on the test set.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import sys
@@ -19,11 +18,38 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.report import fail, make_parser
+from spiking_mlp_jax.cli.options import add_data_dir, positive, whole
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.train.config import load_config
 from spiking_mlp_jax.train.loop import fit
 
 DTYPES = ("float32", "bfloat16")
+
+
+def add_options(parser, seeds: int) -> None:
+    """Add the options of a benchmark that trains."""
+    parser.add_argument("folder", type=Path, help="folder of the runs")
+    parser.add_argument("--config", default="configs/fashion_mnist.py:demo")
+    add_data_dir(parser, default="the config's")
+    parser.add_argument("--seeds", type=positive, default=seeds, help=f"runs of each setting (default {seeds})")
+    parser.add_argument("--max-steps", type=whole(0), default=0, help="stop each run after this many steps; 0: never")
+
+
+def train(args, workdir: Path, **fields: Any) -> Any:
+    """Train `args.config` with some fields changed, or resume it; returns the config, None if the run was stopped.
+
+    Raises:
+        InputError: an impossible config, or as `fit`.
+    """
+    config: Any = load_config(args.config)
+    config.update(max_steps=args.max_steps, **fields)
+    if args.data_dir:
+        config.data_dir = args.data_dir
+    if fit(config, workdir).finished:
+        return config
+    print("stopped: rerun the same command to resume", file=sys.stderr)
+    return None
 
 
 def final_accuracy(workdir: Path) -> float:
@@ -33,33 +59,19 @@ def final_accuracy(workdir: Path) -> float:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.precision", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("folder", type=Path, help="where the runs are kept")
-    parser.add_argument("--config", default="configs/fashion_mnist.py:demo")
-    parser.add_argument("--data-dir", help="as in train.py's --config.data_dir")
-    parser.add_argument("--seeds", type=int, default=3, help="runs of each dtype")
-    parser.add_argument("--max-steps", type=int, default=0, help="stop each run after so many steps; 0: train all")
+    parser = make_parser(__doc__, "precision")
+    add_options(parser, seeds=3)
     args = parser.parse_args()
-    if args.seeds < 1:
-        parser.error(f"--seeds must be at least 1, but it is {args.seeds}")
     accuracy: dict[str, list[float]] = {dtype: [] for dtype in DTYPES}
     try:
         for seed in range(args.seeds):
             for dtype in DTYPES:
-                config: Any = load_config(args.config)
-                config.update(seed=seed, dtype=dtype, max_steps=args.max_steps)
-                if args.data_dir:
-                    config.data_dir = args.data_dir
                 workdir = args.folder / f"{dtype}_{seed}"
-                if not fit(config, workdir).finished:
-                    print("stopped: the same command goes on from here", file=sys.stderr)
+                if train(args, workdir, seed=seed, dtype=dtype) is None:
                     return 130
                 accuracy[dtype].append(final_accuracy(workdir))
     except InputError as error:
-        print("error:", error, file=sys.stderr)
-        return 2
+        return fail(error)
     table = Table(title=f"{args.config}: test accuracy after the last step, %")
     for column in ("seed", *DTYPES, "difference"):
         table.add_column(column, justify="right")

@@ -1,7 +1,7 @@
-"""Random networks that fire as trained ones do: no speed of an event-driven engine means anything without that.
+"""Random networks with a trained network's firing rates, on which the speed of an event-driven engine depends.
 
-Running statistics are those of a batch of images; then the bias of every norm before a neuron is moved until its layer
-fires at the wanted rate. Weights stay random.
+Running statistics come from a batch of images; then the bias of every norm before a neuron is adjusted until its layer
+fires at the target rate. Weights stay random.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ def synthetic_images(count: int, size: int, channels: int, seed: int = 0) -> np.
 
 
 def set_rates(model: SpikingMLP, images: np.ndarray) -> dict[str, float]:
-    """Gives a network the statistics of some images and the rates of `TRAINED_RATES`.
+    """Set a network's running statistics from images and its firing rates to `TRAINED_RATES`.
 
     Args:
-        model: with fresh statistics; it is changed, and is in evaluation mode afterwards.
-        images: normalised, float32 [B, H, W, C].
+        model: with initial statistics; changed in place, and in evaluation mode afterwards.
+        images: normalized, float32 [B, H, W, C].
 
     Returns:
-        the mean rate of every layer of spikes then.
+        the resulting mean rate of every spiking layer.
     """
     graphdef, variables = nnx.split(model)
 
@@ -59,7 +59,7 @@ def set_rates(model: SpikingMLP, images: np.ndarray) -> dict[str, float]:
 
     nnx.update(model, batch_statistics(variables, images))
     for norm in _norms(model):
-        # One step of the running averages, undone.
+        # Undo the weighting of one step of the running averages.
         norm.mean[...] = norm.mean[...] / MOMENTUM
         norm.var[...] = (norm.var[...] - (1 - MOMENTUM)) / MOMENTUM
     model.eval()
@@ -73,14 +73,14 @@ def set_rates(model: SpikingMLP, images: np.ndarray) -> dict[str, float]:
         return nnx.merge(graphdef, variables, copy=True)(images, observe=mean)[1]
 
     normal, found = statistics.NormalDist(), {}
-    for turn in range(ROUNDS + 1):
+    for number in range(ROUNDS + 1):
         found = {name: float(rate) for name, rate in rates(nnx.split(model)[1], images).items()}
-        if turn == ROUNDS:
+        if number == ROUNDS:
             break
         for layer, rate in found.items():
             kind = next((kind for kind in TRAINED_RATES if layer.endswith(kind)), None)
             if kind is None:
-                continue  # the nodes of an encoding, which are a part of it
+                continue  # inner nodes of an encoding
             wanted = normal.inv_cdf(TRAINED_RATES[kind])
             move = DAMPING * (wanted - normal.inv_cdf(min(max(rate, 1e-3), 0.999)))
             _move(model, layer, move)
@@ -92,7 +92,7 @@ def _norms(model):
 
 
 def _move(model, layer, by):
-    """Adds to the biases of the norms whose sum the layer's neurons see."""
+    """Add to the biases of the norms whose sum the layer's neurons receive."""
     stage, part, *rest = layer.removesuffix(".spikes").split(".")
     stage = model.stages[int(stage.removeprefix("stage"))]
     if part == "encode":

@@ -1,16 +1,20 @@
-"""What was measured, as a markdown table and as a JSON file."""
+"""Shared by the benchmarks: parsers, markdown tables, JSON files of results."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
 import statistics
+import sys
 import tempfile
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.cases import PEER, Case
+from spiking_mlp_jax.utils.files import write_whole
 
 COLUMNS = (
     "task",
@@ -25,17 +29,44 @@ COLUMNS = (
 )
 
 
-def refusal(path: Path) -> str | None:
-    """Why a file cannot be written there, one sentence, or None; asked before anything is measured.
+def make_parser(doc: str | None, name: str = "") -> argparse.ArgumentParser:
+    """The parser of `python -m benchmarks.NAME`, with the module's docstring as help."""
+    prog = f"python -m benchmarks{'.' * bool(name)}{name}"
+    return argparse.ArgumentParser(prog=prog, description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
 
-    Files are written under another name and renamed, which would put one in the place of a device or a pipe as well.
+
+def fail(message: object, status: int = 2) -> int:
+    """Print an error and return the exit status."""
+    print(f"error: {message}", file=sys.stderr)
+    return status
+
+
+def write_json(path: str | os.PathLike[str], document: object) -> None:
+    """Write JSON atomically."""
+    write_whole(path, json.dumps(document, indent=1) + "\n")
+
+
+def line(cells: Iterable[str]) -> str:
+    """A row of a markdown table."""
+    return "| " + " | ".join(cells) + " |"
+
+
+def head(columns: Sequence[str]) -> str:
+    """The first two lines of a markdown table."""
+    return line(columns) + "\n" + line(["---"] * len(columns))
+
+
+def refusal(path: Path) -> str | None:
+    """Why a file cannot be written there, or None; checked before anything is measured.
+
+    Files are renamed into place, which would also replace a device or a pipe.
     """
     folder = path.parent
     try:
         if path.is_dir():
             return f'"{path}" is a folder: name a file'
         if path.exists() and not path.is_file():
-            return f'"{path}" is no regular file: name another'
+            return f'"{path}" is not a regular file: name another'
         if not folder.is_dir():
             return f'there is no folder "{folder}" for {path.name}: make it first'
         tempfile.TemporaryFile(dir=folder).close()
@@ -45,7 +76,7 @@ def refusal(path: Path) -> str | None:
 
 
 class Results:
-    """All results until now; the file is complete after each one."""
+    """All results so far; the file is rewritten after each."""
 
     def __init__(self, arguments: dict[str, Any], path: str):
         self.path = Path(path)
@@ -54,7 +85,7 @@ class Results:
         self.rows: list[dict[str, Any]] = []
 
     def add(self, case: str, task: str, batch: int, results: list[dict[str, Any]]) -> None:
-        """Takes the results of one task's sides and writes the file."""
+        """Add the results of one task's sides and write the file."""
         self.rows += [{"case": case, "task": task, **result, **summary(result, results, batch)} for result in results]
         document = {
             "machine": self.machine,
@@ -62,13 +93,11 @@ class Results:
             "largest_relative_difference": self.compared,
             "rows": self.rows,
         }
-        temporary = self.path.with_name(f"{self.path.name}.{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(document, indent=1) + "\n")
-        temporary.replace(self.path)
+        write_json(self.path, document)
 
     def table(self, cases: dict[str, Case]) -> str:
-        """Everything measured as markdown, a table for each case."""
-        # A GPU's name where there is one: a CPU tells JAX no more than "cpu".
+        """All results as markdown, a table for each case."""
+        # JAX knows a GPU's name, but calls every CPU "cpu".
         devices = {row["device"]: None for row in self.rows if "device" in row and row.get("platform") != "cpu"}
         machine = ", ".join([*devices, self.machine["cpu"]])
         lines = [f"{machine}, {self.machine['cores']} cores, allocator {self.arguments['allocator']}", ""]
@@ -76,7 +105,7 @@ class Results:
             title = cases[case].title
             if self.arguments.get("batch"):
                 title += f", but B={self.arguments['batch']}"
-            lines += [f"**{title}**" + self._agreement(case), "", line(COLUMNS), line(["---"] * len(COLUMNS))]
+            lines += [f"**{title}**" + self._agreement(case), "", head(COLUMNS)]
             for row in self.rows:
                 if row["case"] == case:
                     lines.append(line(_cells(row)))
@@ -90,14 +119,14 @@ class Results:
 
 
 def summary(result: dict[str, Any], results: list[dict[str, Any]], batch: int) -> dict[str, Any]:
-    """Median seconds and images a second; times as fast as the peer, median over turns; share of its peak memory."""
+    """Median seconds, images/s, speed relative to the peer (median over rounds), share of its peak memory."""
     median = statistics.median(result["seconds"])
     values: dict[str, Any] = {"median_s": median, "images_per_s": batch / median}
     peers = [other for other in results if other["side"] == PEER.title]
     if peers and result is not peers[0]:
-        turns = zip(peers[0]["seconds"], result["seconds"], strict=True)
-        values["faster"] = statistics.median(theirs / ours for theirs, ours in turns)
-        # A GPU's memory and a process's are not the same thing.
+        rounds = zip(peers[0]["seconds"], result["seconds"], strict=True)
+        values["faster"] = statistics.median(theirs / ours for theirs, ours in rounds)
+        # Device memory and resident memory are not comparable.
         if ("device_peak_bytes" in result) == ("device_peak_bytes" in peers[0]):
             values["memory_share"] = _peak(result) / _peak(peers[0])
     return values
@@ -122,11 +151,6 @@ def _cells(row):
         shown("temporary_bytes", "{:.2f}", 1e-9),
         shown("compile_s", "{:.1f}"),
     ]
-
-
-def line(cells) -> str:
-    """A row of a markdown table."""
-    return "| " + " | ".join(cells) + " |"
 
 
 def _cpu():

@@ -1,17 +1,16 @@
-"""Ways to bring a trained network to another image size: what it recognises and how it fires before and after training.
+"""Methods to adapt a trained network to another image size: accuracy and firing rates, before and after training.
 
     python -m benchmarks.resample --size 48
     python -m benchmarks.resample --size 48 --steps 60
 
-The shipped Fashion-MNIST network, trained at 32 px, sees the same test images enlarged or reduced to `--size`. Columns:
-test accuracy with the resampled running averages; mean over the layers of how far their firing rates are from those
-at 32 px, in points; and test accuracy once the running averages have seen some training batches, with no parameter
-changed or, with `--steps`, after so many steps of training. Figures are in docs/finetuning.md.
+The shipped Fashion-MNIST network, trained at 32 px, gets the same test images resized to `--size`. Columns: test
+accuracy with the resampled running averages; mean difference of the layers' firing rates from those at 32 px, in
+points; test accuracy after some training batches have updated the running averages only or, with `--steps`, after that
+many training steps. Results are in docs/finetuning.md.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import functools
 from collections.abc import Callable
@@ -24,6 +23,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
+from benchmarks.report import make_parser
 from spiking_mlp_jax import ModelConfig, SpikingMLP
 from spiking_mlp_jax.data.sources import Source, open_source
 from spiking_mlp_jax.models import weights
@@ -35,11 +35,11 @@ from spiking_mlp_jax.train.state import TrainState
 from spiking_mlp_jax.train.step import make_eval_step, make_train_step
 
 BATCH = 100
-RECALIBRATION = 40  # batches: what is left of the old running averages is 0.9 ** 40 = 1.5 %
+RECALIBRATION = 40  # batches; the old running averages then count 0.9 ** 40 = 1.5 %
 
 
 def images_of(source: Source, count: int, size: int) -> list[dict[str, np.ndarray]]:
-    """The first images of a source in batches, with the border of 32 px that the network knows, and resized."""
+    """The first images of a source, padded to 32 px as in training, resized, in batches."""
     records = [source[i] for i in range(count)]
     pixels = np.stack([np.pad(record["image"], ((2, 2), (2, 2), (0, 0))) for record in records]).astype(np.float32)
     pixels = np.asarray(jax.image.resize(jnp.asarray(pixels), (count, size, size, 1), "linear"))
@@ -52,20 +52,18 @@ def images_of(source: Source, count: int, size: int) -> list[dict[str, np.ndarra
 
 
 def mixed(scale: float, wanted: Callable[..., bool], state: Any) -> Any:
-    """Variables of the mixing that `wanted` picks, by their path, times a constant."""
+    """A state whose variables are scaled where `wanted(path)`."""
     flat = nnx.to_flat_state(state)
-    return nnx.from_flat_state([
-        (path, variable.replace(variable[...] * scale) if wanted(path) else variable) for path, variable in flat
-    ])  # fmt: skip
+    return nnx.from_flat_state([(p, v.replace(v[...] * scale) if wanted(p) else v) for p, v in flat])
 
 
 def is_mixing(path, *names) -> bool:
-    """Whether a variable is one of the row or column mixing and has one of these names."""
+    """Whether a path is that of a row or column mixing's variable with one of these names."""
     return ("height" in path or "width" in path) and path[-1] in names
 
 
-def ways(network: SpikingMLP, model: ModelConfig) -> dict[str, Callable[[], tuple[Any, Any]]]:
-    """Functions to params and stats, by their names in the table."""
+def methods(network: SpikingMLP, model: ModelConfig) -> dict[str, Callable[[], tuple[Any, Any]]]:
+    """Functions that return params and stats, by name."""
     ratio = model.image_size / network.config.image_size
 
     def fresh():
@@ -83,11 +81,11 @@ def ways(network: SpikingMLP, model: ModelConfig) -> dict[str, Callable[[], tupl
         params = mixed(factor, lambda path: is_mixing(path, "kernel"), params)
         return params, mixed(factor, lambda path: is_mixing(path, "mean"), stats) if mean else stats
 
-    def keeping_the_grid():
-        # Whatever the grid does not shape is kept, the rest is drawn.
-        kept = [dict(nnx.to_flat_state(state)) for state in nnx.split(network, nnx.Param, nnx.BatchStat)[1:]]
+    def reinitialized():
+        # Only variables whose shape depends on the grid.
+        trained = [dict(nnx.to_flat_state(state)) for state in nnx.split(network, nnx.Param, nnx.BatchStat)[1:]]
         parts: list[Any] = []
-        for drawn, old in zip(fresh(), kept, strict=True):
+        for drawn, old in zip(fresh(), trained, strict=True):
             pairs = [(p, old[p] if old[p].shape == v.shape else v) for p, v in nnx.to_flat_state(drawn)]
             parts.append(nnx.from_flat_state(pairs))
         return parts[0], parts[1]
@@ -96,15 +94,15 @@ def ways(network: SpikingMLP, model: ModelConfig) -> dict[str, Callable[[], tupl
         "linear, rows keep their sums": lambda: adapt(network, model, 0),
         "cubic, rows keep their sums": lambda: by("cubic"),
         "nearest, rows keep their sums": lambda: by("nearest"),
-        "linear, sums grow with the side (a picture)": lambda: scaled(ratio, False),
+        "linear, sums grow with the side (like an image)": lambda: scaled(ratio, False),
         "linear, sums grow with the side's root": lambda: scaled(ratio**0.5, True),
-        "mixing and token norms drawn anew": keeping_the_grid,
-        "everything drawn anew": fresh,
+        "mixing and token norms reinitialized": reinitialized,
+        "everything reinitialized": fresh,
     }
 
 
 class Bench:
-    """Everything that the ways share."""
+    """Data, steps and evaluation shared by all methods."""
 
     def __init__(self, network: SpikingMLP, model: ModelConfig, mesh: Mesh, test, train):
         self.mesh, self.test, self.train = mesh, test, train
@@ -126,7 +124,7 @@ class Bench:
         return evaluate(self.eval_step, params, stats, self.test, self.mesh)
 
     def steps(self, params, stats, count: int, rate: bool):
-        """Params and stats after some training steps; without a rate the stats alone change."""
+        """Params and stats after some training steps; with `rate` False only stats change."""
         optimizer, step = (self.moving, self.train_step) if rate else (self.still, self.still_step)
         state = TrainState(jnp.zeros((), jnp.int32), params, stats, optimizer.init(params))
         state = jax.device_put(state, replicated(self.mesh), may_alias=False)
@@ -137,11 +135,11 @@ class Bench:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__, "resample")
     parser.add_argument("--size", type=int, default=48, help="side of the images in pixels, a multiple of 8")
     parser.add_argument("--images", type=int, default=2000, help="test images, a multiple of 100")
-    parser.add_argument("--steps", type=int, default=0, help="steps of training, of 100 images")
-    parser.add_argument("--only", nargs="*", default=[""], help="beginnings of the ways to compare")
+    parser.add_argument("--steps", type=int, default=0, help="training steps of 100 images")
+    parser.add_argument("--only", nargs="*", default=[""], help="prefixes of the methods to compare")
     chosen = parser.parse_args()
     network, _ = weights.load(weights.find("fashion_mnist"))
     mesh = make_mesh(jax.devices()[:1])
@@ -156,12 +154,12 @@ def main() -> None:
     bench = Bench(
         network, model, mesh, images_of(test, chosen.images, chosen.size), images_of(train, count, chosen.size)
     )
-    last = f"{chosen.steps} steps" if chosen.steps else "averages renewed"
+    last = f"{chosen.steps} steps" if chosen.steps else "averages updated"
     print(f"{f'at {chosen.size} px':48}{'at once':>10}{'rates off':>11}{last:>18}", flush=True)
-    for name, way in ways(network, model).items():
+    for name, method in methods(network, model).items():
         if not name.startswith(tuple(chosen.only)):
             continue
-        params, stats = way()
+        params, stats = method()
         first = bench.evaluate(params, stats)
         off = 100 * np.mean([abs(rate - home.firing_rates[layer]) for layer, rate in first.firing_rates.items()])
         params, stats = bench.steps(params, stats, chosen.steps or RECALIBRATION, bool(chosen.steps))

@@ -1,12 +1,12 @@
-"""Bounds on a training step's speed, computed from what a device has to do in it and what its chip can do.
+"""Bounds on the speed of a training step, from its work per device and the chip's peak figures.
 
-A step takes at least as long as its arithmetic at the chip's peak, as the traffic to its memory at full bandwidth and
-as what crosses devices at the full bandwidth of their links; the bound is the longest of the three, as if they
-overlapped without loss. A real step is slower: products reach a part of the peak, neurons and norms run on vector
-units, and messages take time to start. These are bounds, not forecasts.
+A step takes at least as long as its arithmetic at peak, its memory traffic at full bandwidth, and its communication at
+full link bandwidth; the bound is the longest of the three, as if they overlapped perfectly. A real step is slower:
+products reach a fraction of the peak, neurons and norms run on vector units, and messages have latency. These are
+bounds, not forecasts.
 
-The bound on memory is of programs that pass what is between two matrix products through memory, in the compute dtype
-and with one pass for all of it, as XLA at best does here. A kernel that keeps layers on the chip could be faster.
+The memory bound assumes that everything between two matrix products passes through memory once, in the compute dtype,
+as XLA does at best. A kernel that holds layers on the chip could be faster.
 
 References: Williams, Waterman, Patterson, "Roofline: an insightful visual performance model", CACM 2009; Thakur et al.,
 "Optimization of collective communication operations in MPICH", 2005 (ring all-reduce).
@@ -31,7 +31,7 @@ from spiking_mlp_jax.train.state import TrainState
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """An accelerator, in its vendor's figures.
+    """An accelerator, with its vendor's figures.
 
     Attributes:
         flops: peak of matrix products, FLOP/s by the products' dtype; "float32" as JAX multiplies it by default, in
@@ -39,9 +39,9 @@ class Chip:
         memory: bytes.
         bandwidth: of that memory, bytes/s.
         link: to the other devices of a group, bytes/s in one direction, all links together.
-        group: devices that are connected so.
-        outside: likewise between groups, one device's share; None where it is not published.
-        source: where the figures are from.
+        group: number of devices connected by these links.
+        outside: bandwidth between groups, one device's share; None where it is not published.
+        source: of the figures.
     """
 
     flops: Mapping[str, float]
@@ -87,14 +87,13 @@ CHIPS = {
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What one device does in one step.
+    """The work of one device in one step.
 
     Attributes:
         flops: of matrix products and convolutions, two for each multiply-accumulate.
         memory_bytes: read from and written to the device's memory, at least.
         link_bytes: sent to other devices, at least.
-        messages: collective operations that wait for each other, at least: each adds its latency, which is not in
-            the bounds.
+        messages: sequential collective operations, at least; their latencies are not in the bounds.
     """
 
     flops: float
@@ -116,13 +115,13 @@ def training_flops(model: ModelConfig, macs_per_step: int, images: int) -> float
 
 
 def bytes_per_neuron(model: ModelConfig) -> int:
-    """Bytes that have to go to or from memory for each neuron and time step of a training step.
+    """Memory traffic of a training step in bytes per neuron and time step.
 
-    As if everything between two matrix products were one pass that reads its inputs once and writes its results once,
-    with s bytes an entry of the compute dtype. Forward: the product's result written and, as its statistics have to be
-    known first, read twice; spikes written and read by one product: 5 s. Backward: the result read twice, once for the
-    sums and once for the gradient; spikes kept as one byte read; the neuron's gradient written and read twice and that
-    of the product's result written and read: 7 s + 1. With remat the forward pass is there twice.
+    Assumes that everything between two matrix products is one pass that reads its inputs and writes its results once,
+    with s bytes per entry of the compute dtype. Forward: the product's result is written once and read twice
+    (statistics first); spikes are written, and read by one product: 5 s. Backward: the result is read twice (sums,
+    gradient), saved spikes of one byte are read, the neuron's gradient is written and read twice, that of the product's
+    result written and read: 7 s + 1. Remat repeats the forward pass.
     """
     s = jnp.dtype(model.dtype).itemsize
     return 5 * s * (2 if model.remat == "block" else 1) + 7 * s + 1
@@ -134,39 +133,38 @@ def neuron_steps(model: ModelConfig) -> int:
 
 
 def moved_in_memory(model: ModelConfig, images: int, parameter_bytes: float, state_bytes: float) -> float:
-    """Bytes to and from a device's memory in a step.
+    """Memory traffic of a device in a step, in bytes.
 
     Args:
         model: the network.
-        images: of this device.
-        parameter_bytes: of the whole parameters, which are read forward and backward while the gradient is written
-            and read.
-        state_bytes: of this device's part of parameters and optimiser state, which are read and written.
+        images: per device.
+        parameter_bytes: of all parameters: read forward and backward, their gradient written and read.
+        state_bytes: of this device's shard of parameters and optimizer state, which is read and written.
     """
     return neuron_steps(model) * images * bytes_per_neuron(model) + 4 * parameter_bytes + 2 * state_bytes
 
 
 def all_reduce_bytes(size: float, devices: int) -> float:
-    """What each device sends to sum `size` bytes over a ring of devices: 2 (n - 1) / n of them."""
+    """Bytes that each device sends in a ring all-reduce of `size` bytes: 2 (n - 1) / n of them."""
     return 2 * (devices - 1) / devices * size
 
 
 def gather_bytes(size: float, devices: int) -> float:
-    """Bytes each sends in an all-gather or reduce-scatter of `size` bytes over a ring: (n - 1) / n of them."""
+    """Bytes that each device sends in a ring all-gather or reduce-scatter: (n - 1) / n of `size`."""
     return (devices - 1) / devices * size
 
 
 def moved_between(config: Config, state: TrainState, devices: int) -> tuple[float, int]:
-    """What a device sends in a step, and in how many messages that wait for each other.
+    """Bytes that a device sends in a step, and the number of sequential messages.
 
     Args:
-        config: the experiment; fsdp, accumulate, norm_statistics and the network are used.
+        config: the experiment.
         state: shapes of the training state.
         devices: their number.
 
     Returns:
-        bytes; messages, at least: one for all that is reduced once a step, two more with "fsdp", and with global
-        statistics two forward (twice with remat) and one backward of each norm of each block and micro-batch.
+        bytes; messages, at least: one for all that is reduced once a step, two more with `fsdp`, and with global
+        statistics two forward (four with remat) and one backward per norm, block and micro-batch.
     """
     if devices == 1:
         return 0.0, 0
@@ -180,30 +178,26 @@ def moved_between(config: Config, state: TrainState, devices: int) -> tuple[floa
     if config.norm_statistics == "global":
         again = model.remat == "block"
         blocks = sum(size_of(x) for path, x in nnx.to_flat_state(state.stats) if "blocks" in path and _is_average(x))
-        # The averages are as many as means and variances, reduced forward, and as the two sums, reduced backward.
+        # Means and variances are reduced forward, two sums of the same size backward.
         sent += accumulate * all_reduce_bytes(2 * averages + again * blocks, devices)
         messages += accumulate * (3 * norms(model) + again * 2 * norms_of_block(model) * sum(model.depths))
     return sent, messages
 
 
 def norms(model: ModelConfig) -> int:
-    """Batch norms that run one after the other in the network, counting each block's."""
+    """Sequential batch norms of the network, including every block's."""
     encoding = 5 if model.encoding == "spe" else 1
     return 2 + encoding * (model.stages - 1) + norms_of_block(model) * sum(model.depths)
 
 
 def norms_of_block(model: ModelConfig) -> int:
-    """Batch norms of a block: rows, columns, fusion and two of the channels, and the identity's with "plain"."""
+    """Batch norms of a block: height, width, fusion, two in the channel block; with "plain" also the identity's."""
     return (1 if model.norm == "layer" else 5) + (model.encoding == "plain")
 
 
 @dataclasses.dataclass(frozen=True)
 class Bounds:
-    """Least seconds of a step's three parts, and what follows.
-
-    Attributes:
-        compute, memory, link: seconds.
-    """
+    """Lower bounds on a step's three parts, in seconds."""
 
     compute: float
     memory: float
@@ -211,48 +205,46 @@ class Bounds:
 
     @property
     def step(self) -> float:
-        """Seconds of a step, at least."""
+        """Lower bound on a step, in seconds."""
         return max(self.compute, self.memory, self.link)
 
     @property
     def limit(self) -> str:
-        """Which part it is that bounds a step."""
+        """The part that bounds a step."""
         return max(("compute", "memory", "link"), key=lambda name: getattr(self, name))
 
     def hours(self, steps: int) -> float:
-        """Hours of so many steps, at least."""
+        """Lower bound on this many steps, in hours."""
         return steps * self.step / 3600
 
 
 def bounds(work: Work, chip: Chip, dtype: str, devices: int) -> Bounds:
-    """The least time of a step on so many of these chips.
+    """Lower bounds on a step's time.
 
     Args:
         work: of one device.
-        chip: what kind of device.
+        chip: the kind of device.
         dtype: of the products, "bfloat16" or "float32".
-        devices: their number; where they are more than one group, all that is sent is taken to go between groups, as
-            in one ring its slowest link decides.
+        devices: their number; beyond one group all traffic counts as between groups, as the slowest link of a ring
+            decides.
 
     Raises:
-        InputError: more than a group, and no bandwidth between groups is known.
+        InputError: more than a group, and the bandwidth between groups is unknown.
     """
     link = chip.link if devices <= chip.group else chip.outside
     if link is None:
-        raise InputError(
-            f"a group of these chips has {chip.group} of them, not {devices}: take no more devices than that"
-        )
+        raise InputError(f"at most {chip.group} of these chips can be connected, got {devices}")
     return Bounds(work.flops / chip.flops[dtype], work.memory_bytes / chip.bandwidth, work.link_bytes / link)
 
 
 def device_work(config: Config, state: TrainState, macs_per_step: int, devices: int) -> Work:
-    """The work of one of so many devices in a step of an experiment.
+    """The work of one device in a step.
 
     Args:
         config: the experiment.
         state: shapes of its training state.
         macs_per_step: `dry_run.macs_per_step` of its network.
-        devices: how many share a batch.
+        devices: their number.
     """
     model, images = model_config(config), config.batch_size // devices
     own = sum(device_bytes(tree, config.fsdp) for tree in (state.params, state.opt_state))
@@ -261,10 +253,10 @@ def device_work(config: Config, state: TrainState, macs_per_step: int, devices: 
 
 
 def _is_average(x):
-    # The others count batches.
+    # Integers are batch counters.
     return jnp.issubdtype(x.dtype, jnp.floating)
 
 
 def training_steps(images: int, batch_size: int, epochs: int) -> int:
-    """Steps of a run; the last images of an epoch that fill no batch are left out."""
+    """Steps of a run; an epoch's incomplete last batch is dropped."""
     return images // batch_size * epochs

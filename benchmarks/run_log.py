@@ -1,13 +1,12 @@
-"""What a training run's log.txt and metrics.jsonl say of its course and its speed.
+"""Accuracy, speed and duration of training runs, from their log.txt and metrics.jsonl.
 
     python -m benchmarks.run_log docs/runs/cifar10_one_step docs/runs/cifar10
 
-A folder is a workdir or holds these two files of one. Pauses between an interruption and the next start do not count.
+A folder is a workdir or holds these two files of one. Pauses before a resumption do not count.
 """
 
 from __future__ import annotations
 
-import argparse
 import datetime
 import re
 import statistics
@@ -16,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.report import line
+from benchmarks.report import fail, head, line, make_parser
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.train.logging import read_metrics
 
@@ -36,7 +35,7 @@ STARTS = ("starting", "resuming")
 
 
 def minutes(lines: Iterable[str]) -> float:
-    """Time of training by the clock, from the lines of a log.txt."""
+    """Wall-clock training time, from the lines of a log.txt."""
     seconds, last = 0.0, None
     for text in lines:
         if found := STAMP.match(text):
@@ -48,7 +47,7 @@ def minutes(lines: Iterable[str]) -> float:
 
 
 def summary(records: Sequence[dict[str, Any]], lines: Iterable[str]) -> list[str]:
-    """The cells of a run's row below HEADER, without its name.
+    """The cells of a run's row, without its name.
 
     Args:
         records: of metrics.jsonl.
@@ -60,7 +59,7 @@ def summary(records: Sequence[dict[str, Any]], lines: Iterable[str]) -> list[str
     train = [x for x in records if x["split"] == "train" and x.get("images_per_second") and "data_wait_seconds" in x]
     tests = [x for x in records if x["split"] == "eval"]
     if len(train) < 2 or not tests:
-        raise InputError("it has no evaluation, or fewer than two lines with images/s")
+        raise InputError("no evaluation, or fewer than two lines with images/s")
     best = max(tests, key=lambda x: x["accuracy"])
     speeds = [x["images_per_second"] for x in train]
     shares = [x["data_wait_share"] for x in train if x["data_wait_share"] is not None]
@@ -77,9 +76,7 @@ def summary(records: Sequence[dict[str, Any]], lines: Iterable[str]) -> list[str
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.run_log", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__, "run_log")
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER")
     rows, curves = [], []
     for folder in parser.parse_args().folders:
@@ -87,16 +84,15 @@ def main() -> int:
             records = read_metrics(folder)
             rows.append([folder.name, *summary(records, (folder / "log.txt").read_text("utf-8").splitlines())])
         except (InputError, OSError) as error:
-            print(f"error: {folder}: {error}", file=sys.stderr)
-            return 2
+            return fail(f"{folder}: {error}")
         epochs: dict[int, list[float]] = {}
         for record in records:
             if record["split"] == "train":
-                # The line at an epoch's end is still that epoch's.
+                # The line at the end of an epoch belongs to it.
                 epochs.setdefault(int(-(-record["epoch"] // 1)), []).append(record["loss"])
         means = ", ".join(f"{epoch}: {statistics.fmean(losses):.2f}" for epoch, losses in epochs.items())
         curves.append(f"{folder.name}, mean training loss of each epoch's lines: {means}")
-    print("\n".join([line(HEADER), line(["---"] * len(HEADER)), *map(line, rows), "", *curves]))
+    print("\n".join([head(HEADER), *map(line, rows), "", *curves]))
     return 0
 
 

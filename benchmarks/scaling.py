@@ -1,34 +1,33 @@
-"""What training on many devices takes: memory, bytes moved, bounds on the speed, and hours for ImageNet's 100 epochs.
+"""Training on many devices: memory, communication, speed bounds, and hours for 100 epochs of ImageNet.
 
     python -m benchmarks.scaling                                   # all networks of configs/imagenet.py on 8 devices
     python -m benchmarks.scaling --devices 64 --batch-size 512 --no-compile
     python -m benchmarks.scaling --devices 8 --fsdp 8 --accumulate 2 --variants mlp_spe_b
 
 Nothing is run. "temporaries" are what this machine's compiler plans for one device's share of a step, gradients
-included: compiled with 4 and with 8 images in a micro-batch and extrapolated linearly, because compilation for many
-images takes minutes; --no-compile omits them. Everything else is computed: `benchmarks/roofline.py`
-has the formulas and the chips' figures. Bounds are not forecasts.
+included, extrapolated linearly from micro-batches of 4 and 8 images because compiling for many images takes minutes;
+--no-compile omits them. Everything else is computed; `benchmarks/roofline.py` has formulas and the chips' figures.
+Bounds are not forecasts.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import sys
 from pathlib import Path
 from typing import Any
 
-# Before JAX starts: shares of a step are compiled for one CPU, whatever there is.
+# Before JAX starts: a step is always compiled for one CPU.
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Memory is planned before machine code is made, and that takes long when it is to be fast.
+# Memory is planned before machine code is generated; optimizing that would take long.
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
 
 import jax
 
 from benchmarks import roofline
 from benchmarks.memory import planned
-from benchmarks.report import line, refusal
+from benchmarks.report import fail, head, line, make_parser, refusal, write_json
+from spiking_mlp_jax.cli.options import positive
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.models.config import VARIANTS
 from spiking_mlp_jax.train.config import Config, load_config, model_config, validate
@@ -40,18 +39,16 @@ from spiking_mlp_jax.train.step import make_train_step
 
 IMAGENET = Path(__file__).parents[1] / "configs" / "imagenet.py"
 TRAINING_IMAGES = 1_281_167
-# Images in a micro-batch for which steps are compiled.
+# Micro-batch sizes that are compiled.
 COMPILED = (4, 8)
-MEMORY = (
-    *("network", "parameters, M", "parameters, MB", "optimiser, MB", "gathered, MB", "images, MB"),
-    *("temporaries, GB", "sum, GB"),
-)
+MEMORY = ["network", "parameters, M", *(f"{x}, MB" for x in ("parameters", "optimizer", "gathered", "images"))]
+MEMORY += ["temporaries, GB", "sum, GB"]
 WORK = ("network", "TFLOP", "in memory, GB", "sent, MB", "messages")
-SPEED = (*("network", "chip", "compute, ms", "memory, ms", "links, ms", "steps/s", "images/s", "hours", "fits"),)
+SPEED = ("network", "chip", "compute, ms", "memory, ms", "links, ms", "steps/s", "images/s", "hours", "fits")
 
 
 def measure(config: Config, devices: int, compile_it: bool) -> dict[str, Any]:
-    """Every figure of one experiment on so many devices, in bytes, FLOPs and seconds."""
+    """All figures of one experiment, in bytes, FLOPs and seconds."""
     model, optimizer = model_config(config), make_optimizer(config, 1)
     graphdef, state = abstract_state(model, optimizer)
     images = config.batch_size // devices
@@ -87,10 +84,7 @@ def measure(config: Config, devices: int, compile_it: bool) -> dict[str, Any]:
 
 
 def temporaries(config: Config, graphdef, state, optimizer, images: int) -> float:
-    """Bytes that the compiler plans for a device's share of a step beside its arguments and results.
-
-    They grow with the images of a micro-batch, of which there is one in memory at a time.
-    """
+    """Temporaries that the compiler plans for a device's share of a step, in bytes; linear in the micro-batch size."""
     micro = images // config.accumulate
     if micro in COMPILED:
         return _planned(config, graphdef, state, optimizer, micro)
@@ -110,24 +104,18 @@ def _planned(config, graphdef, state, optimizer, micro):
 
 def tables(found: dict[str, dict[str, Any]]) -> str:
     """All figures as three markdown tables."""
-    lines = ["memory of each device", "", line(MEMORY), line(["---"] * len(MEMORY))]
+    lines = ["memory of each device", "", head(MEMORY)]
     for name, x in found.items():
         parts = (x["parameter_bytes"], x["optimizer_bytes"], x["gathered_bytes"], x["image_bytes"])
         compiled = x["temporary_bytes"] is not None
-        sizes = (x["temporary_bytes"], x["total_bytes"]) if compiled else ()
-        lines.append(
-            line(
-                [
-                    *(name, f"{x['parameter_count'] / 1e6:.2f}", *(f"{part / 1e6:.1f}" for part in parts)),
-                    *([f"{size / 1e9:.2f}" for size in sizes] or ["-", "-"]),
-                ]
-            )
-        )
-    lines += ["", "work of each device in a step, at least", "", line(WORK), line(["---"] * len(WORK))]
+        sizes = [f"{x[key] / 1e9:.2f}" if compiled else "-" for key in ("temporary_bytes", "total_bytes")]
+        cells = [name, f"{x['parameter_count'] / 1e6:.2f}", *(f"{part / 1e6:.1f}" for part in parts), *sizes]
+        lines.append(line(cells))
+    lines += ["", "work of each device in a step, at least", "", head(WORK)]
     for name, x in found.items():
         cells = (f"{x['flops'] / 1e12:.2f}", f"{x['memory_bytes'] / 1e9:.1f}", f"{x['link_bytes'] / 1e6:.1f}")
         lines.append(line([name, *cells, str(x["messages"])]))
-    lines += ["", "bounds on the speed", "", line(SPEED), line(["---"] * len(SPEED))]
+    lines += ["", "bounds on the speed", "", head(SPEED)]
     for name, x in found.items():
         for chip, y in x["chips"].items():
             times = [f"{1000 * y[part]:.2f}" for part in ("compute", "memory", "link")]
@@ -137,20 +125,16 @@ def tables(found: dict[str, dict[str, Any]]) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.scaling", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__, "scaling")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
-    parser.add_argument("--devices", type=int, default=8)
-    parser.add_argument("--batch-size", type=int, help="images a step, over all devices (default: the config's)")
+    parser.add_argument("--devices", type=positive, default=8)
+    parser.add_argument("--batch-size", type=positive, help="images per step, over all devices (default: the config's)")
     parser.add_argument("--fsdp", type=int, default=1)
     parser.add_argument("--accumulate", type=int, default=1)
     parser.add_argument("--statistics", choices=("global", "device"), help="default: the config's")
-    parser.add_argument("--no-compile", action="store_true", help="leave the temporaries out")
-    parser.add_argument("--json", help="where all figures go as well")
+    parser.add_argument("--no-compile", action="store_true", help="skip the temporaries")
+    parser.add_argument("--json", help="also write all figures here")
     args = parser.parse_args()
-    if args.devices < 1:
-        parser.error(f"--devices must be at least 1, but it is {args.devices}")
     if args.json and (why := refusal(Path(args.json))):
         parser.error(f"--json {why}")
     found = {}
@@ -165,19 +149,15 @@ def main() -> int:
             print(f"{variant} ...", file=sys.stderr, flush=True)
             found[variant] = measure(config, args.devices, not args.no_compile)
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return fail(error)
     print(
-        f"configs/imagenet.py, {config.batch_size} images a step on {args.devices} devices, fsdp {args.fsdp}, "
+        f"configs/imagenet.py, {config.batch_size} images per step on {args.devices} devices, fsdp {args.fsdp}, "
         f"accumulate {args.accumulate}, norm statistics {config.norm_statistics}, {config.dtype}, "
         f"{config.epochs} epochs of {TRAINING_IMAGES:,} images\n"
     )
     print(tables(found))
     if args.json:
-        path = Path(args.json)
-        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        temporary.write_text(json.dumps({"arguments": vars(args), "networks": found}, indent=1) + "\n")
-        temporary.replace(path)
+        write_json(args.json, {"arguments": vars(args), "networks": found})
     return 0
 
 

@@ -1,7 +1,7 @@
-"""The spiking MLP in PyTorch, built from SpikingJelly's layers: what this package is measured against.
+"""The spiking MLP in PyTorch, built from SpikingJelly's layers: the peer of this package's benchmarks.
 
-Names and order are those of the paper's official code, so that `spiking_mlp_jax.interop.official.state_dict` is its
-`state_dict`, and so is the data layout: [T, B, C, H, W], every layer in multi-step mode, the image repeated T times.
+Names, order and data layout are those of the paper's official code: `spiking_mlp_jax.interop.official.state_dict` is
+its `state_dict`, data are [T, B, C, H, W], every layer is in multi-step mode, and the image is repeated T times.
 """
 
 # pyright: reportMissingImports=false
@@ -17,7 +17,7 @@ from torch import nn
 
 
 class Permute(nn.Module):
-    """Reorders the axes, so that a 1 x 1 convolution mixes another axis than the channels."""
+    """Permute axes, so that a 1 x 1 convolution mixes an axis other than the channels."""
 
     def __init__(self, *order: int):
         super().__init__()
@@ -28,7 +28,7 @@ class Permute(nn.Module):
 
 
 class TokenNorm(nn.BatchNorm1d):
-    """BatchNorm over the tokens of [T, B, tokens, C], as the official channel block has it."""
+    """BatchNorm over the tokens of [T, B, tokens, C], as in the official channel block."""
 
     def forward(self, x):
         return super().forward(x.flatten(0, 1)).view(x.shape)
@@ -44,7 +44,7 @@ class ChannelNorm(nn.BatchNorm1d):
 def lif(config) -> neuron.LIFNode:
     """The configured LIF over all time steps."""
     if config.neuron != "lif" or config.surrogate not in ("sigmoid", "atan"):
-        raise ValueError(f'the twin has LIF neurons with "sigmoid" or "atan", not {config.neuron}, {config.surrogate}')
+        raise ValueError(f'the twin has LIF neurons with "sigmoid" or "atan", got {config.neuron}, {config.surrogate}')
     spike = {"sigmoid": surrogate.Sigmoid, "atan": surrogate.ATan}[config.surrogate](alpha=config.surrogate_alpha)
     return neuron.LIFNode(
         tau=config.tau,
@@ -66,7 +66,7 @@ def conv(channels_in: int, channels_out: int, size: int, stride: int, padding: i
 
 
 class SpikingPatchEncoding(nn.Module):
-    """Three nodes, each the sum of its own convolution and of what the nodes before send it as spikes."""
+    """Three nodes, each the sum of its own convolution and those of the spikes of earlier nodes."""
 
     def __init__(self, config, stage: int):
         super().__init__()
@@ -192,7 +192,7 @@ class Twin(nn.Module):
         self.mlp_head = nn.Sequential(nn.Identity(), nn.Linear(channels, config.num_classes))
 
     def forward(self, images):
-        """Logits [T, B, K] for normalised images [B, C, H, W]; the neurons start at rest."""
+        """Logits [T, B, K] for normalized images [B, C, H, W]; the neurons start at rest."""
         functional.reset_net(self)
         x = images.unsqueeze(0).repeat(self.time_steps, 1, 1, 1, 1)
         n = 0
@@ -207,5 +207,5 @@ class Twin(nn.Module):
         return self.mlp_head(self.batch_norm(x).mean((3, 4)))
 
     def load_official(self, state: Mapping[str, Any]) -> None:
-        """Takes the arrays of `official.state_dict`; a name or shape that does not fit is an error."""
+        """Load the arrays of `official.state_dict`, strictly."""
         self.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in state.items()})

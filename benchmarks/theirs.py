@@ -20,7 +20,7 @@ Read = Callable[[], Arrays]
 
 
 def outputs(config: ModelConfig, read: Read, images: np.ndarray, labels: np.ndarray) -> Arrays:
-    """What both sides must agree on, see `ours.outputs`."""
+    """See `ours.outputs`."""
     twin = Twin(config).double()
     twin.load_official(read())
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
@@ -40,7 +40,7 @@ def outputs(config: ModelConfig, read: Read, images: np.ndarray, labels: np.ndar
 
 
 def training(config: ModelConfig, read: Read, images: np.ndarray, labels: np.ndarray):
-    """A function that takes one training step and waits for it; nothing is compiled ahead."""
+    """A function that runs one training step to completion; nothing is compiled ahead."""
     twin, pixels, autocast = _prepared(config, read, images)
     targets = torch.from_numpy(labels).to(pixels.device)
     optimizer = torch.optim.SGD(twin.parameters(), 0.1, momentum=0.9)

@@ -1,18 +1,17 @@
-"""What XLA's TPU compiler makes of the training step and of inference; no TPU is needed, and nothing is run.
+"""The training step and inference as XLA's TPU compiler compiles them; needs no TPU and runs nothing.
 
-    pip install libtpu==0.0.52                      # the compiler that goes with the jaxlib of requirements.lock
+    pip install libtpu==0.0.52                      # matches the jaxlib of requirements.lock
     python -m benchmarks.tpu                        # MLP-SPE-T, 224 px, B=4, T=4: six programs, minutes each
     python -m benchmarks.tpu --depths 1 1 --dim 24 --image-size 64 --tasks train --dtypes float32 --remat none
 
-"fusions" and "copies" are those that stand alone, not what is inside a fusion; products are convolutions and dots, and
-custom calls are kernels. These, "FLOPs" and "bytes" take the body of a loop, and so the blocks of a stage, once.
-"cycles" is what the compiler thinks that all of it takes, with loops as often as they turn, and without transfers that
-run beside it; "in copies" is the share of copies. "temporaries" lie in the TPU's memory beside arguments and results.
+"fusions" and "copies" exclude those inside a fusion; products are convolutions and dots, custom calls are kernels.
+These, "FLOPs" and "bytes" count the body of a loop, and so the blocks of a stage, once. "cycles" is the compiler's
+estimate with all iterations of loops, without transfers that run concurrently; "in copies" is the share of copies.
+"temporaries" is the TPU memory beside arguments and results.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import importlib.metadata
 import importlib.util
@@ -22,7 +21,7 @@ import sys
 import time
 from collections import Counter
 
-# Before JAX starts: arrays live on the CPU, and libtpu neither asks for a machine's facts nor locks its chips.
+# Before JAX starts: arrays are on the CPU, and libtpu neither queries machine metadata nor locks chips.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
@@ -34,22 +33,23 @@ import jax.numpy as jnp
 from jax.experimental import topologies
 
 from benchmarks import ours
-from benchmarks.report import line
+from benchmarks.report import fail, head, line, make_parser
+from spiking_mlp_jax.cli.options import positive
 from spiking_mlp_jax.models.config import CHOICES, VARIANTS, ModelConfig
 
 COLUMNS = (
     *("task", "dtype", "remat", "fusions", "copies", "transposes", "products", "custom calls"),
     *("FLOPs, G", "bytes, G", "cycles, M", "in copies, %", "temporaries, GB", "compile, s"),
 )
-# Calls that stand for memory and not for work.
+# Custom calls that only allocate or alias memory.
 NO_WORK = ('custom_call_target="AllocateBuffer"', 'custom_call_target="ConcatBitcast"')
 
 
 def computations(text: str) -> tuple[dict[str, list[tuple[str, str]]], str]:
-    """A compiled program's computations: (opcode, whole line) of each instruction, by name; and the first one's name.
+    """A compiled program's computations by name, as (opcode, line) of each instruction; and the entry's name.
 
     Args:
-        text: as `jax.stages.Compiled.as_text` gives it.
+        text: from `jax.stages.Compiled.as_text`.
     """
     found: dict[str, list[tuple[str, str]]] = {}
     entry = name = ""
@@ -65,7 +65,7 @@ def computations(text: str) -> tuple[dict[str, list[tuple[str, str]]], str]:
 
 
 def counts(text: str) -> dict[str, int]:
-    """Instructions of a compiled program by kind, as the head of this file defines them."""
+    """Numbers of instructions by kind, as the module's docstring defines them."""
     program, _ = computations(text)
     fused = {_named("calls", row) for rows in program.values() for opcode, row in rows if opcode == "fusion"}
     all_of_it = Counter(opcode for rows in program.values() for opcode, _ in rows)
@@ -82,10 +82,10 @@ def counts(text: str) -> dict[str, int]:
 
 
 def cycles(text: str) -> tuple[int, int]:
-    """The TPU compiler's estimate of all cycles, loops as often as they turn, and of those in copies.
+    """The TPU compiler's estimated cycles, with all iterations of loops; total, and in copies.
 
     Raises:
-        NotImplementedError: how often a loop turns is not written in the program.
+        NotImplementedError: the program does not give a loop's number of iterations.
     """
     program, entry = computations(text)
 
@@ -93,8 +93,8 @@ def cycles(text: str) -> tuple[int, int]:
         total = copies = 0
         for opcode, row in program[name]:
             if opcode == "while":
-                turns, inside = _turns(program, row), of(_named("body", row))
-                total, copies = total + turns * inside[0], copies + turns * inside[1]
+                iterations, inside = _iterations(program, row), of(_named("body", row))
+                total, copies = total + iterations * inside[0], copies + iterations * inside[1]
             elif opcode == "call":
                 inside = of(_named("to_apply", row))
                 total, copies = total + inside[0], copies + inside[1]
@@ -106,14 +106,14 @@ def cycles(text: str) -> tuple[int, int]:
     return of(entry)
 
 
-def _turns(program, row):
+def _iterations(program, row):
     if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', row):
         return int(known[1])
     # Loops over blocks and steps count from 0 up to a constant.
     ends = [re.search(r"constant\((\d+)\)", row) for opcode, row in program[_named("condition", row)]]
     ends = [int(end[1]) for end in ends if end]
     if len(ends) != 1:
-        raise NotImplementedError(f"the program does not say how often this loop turns: {row.strip()[:80]}")
+        raise NotImplementedError(f"unknown number of iterations of this loop: {row.strip()[:80]}")
     return ends[0]
 
 
@@ -124,7 +124,7 @@ def _named(attribute, row):
 
 
 def compile_for(where: jax.sharding.Sharding, config: ModelConfig, task: str, batch: int):
-    """The compiled program of a "train" step or of "inference", and the seconds this took."""
+    """The compiled "train" or "inference" program, and the seconds of compilation."""
     function, arguments = ours.make_step(config) if task == "train" else ours.make_logits(config)
     images = jax.ShapeDtypeStruct((batch, config.image_size, config.image_size, config.in_channels), jnp.float32)
     labels = (jax.ShapeDtypeStruct((batch,), jnp.int32),) if task == "train" else ()
@@ -140,7 +140,7 @@ def row(where: jax.sharding.Sharding, config: ModelConfig, task: str, batch: int
     """The cells of COLUMNS for one program."""
     compiled, seconds = compile_for(where, config, task, batch)
     text, cost, memory = compiled.as_text(), compiled.cost_analysis(), compiled.memory_analysis()
-    assert text is not None and cost is not None and memory is not None, "the TPU compiler tells all of these"
+    assert text is not None and cost is not None and memory is not None, "the TPU compiler reports all of these"
     total, copies = cycles(text)
     return [
         *(task, config.dtype, str(config.remat) if task == "train" else "-"),
@@ -156,14 +156,12 @@ def _reason(error):
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.tpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--topology", default="v5e:1x1", help="chips to compile for, of which one is used")
+    parser = make_parser(__doc__, "tpu")
+    parser.add_argument("--topology", default="v5e:1x1", help="topology to compile for; one of its chips is used")
     parser.add_argument("--variant", choices=VARIANTS, default="mlp_spe_t")
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--time-steps", type=int, default=4)
-    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--batch", type=positive, default=4)
     parser.add_argument("--depths", type=int, nargs="+", help="blocks of each stage, instead of the variant's")
     parser.add_argument("--dim", type=int, help="channels of the first stage, instead of the variant's")
     parser.add_argument("--neuron-backend", choices=CHOICES["neuron_backend"], default="auto")
@@ -171,8 +169,6 @@ def main() -> int:
     parser.add_argument("--dtypes", nargs="+", choices=CHOICES["dtype"], default=list(CHOICES["dtype"]))
     parser.add_argument("--remat", nargs="+", choices=CHOICES["remat"], default=list(CHOICES["remat"]))
     args = parser.parse_args()
-    if args.batch < 1:
-        parser.error(f"--batch must be at least 1, but it is {args.batch}")
     changed = {name: value for name in ("depths", "dim") if (value := getattr(args, name)) is not None}
     names = ("image_size", "time_steps", "neuron_backend")
     try:
@@ -180,21 +176,18 @@ def main() -> int:
     except ValueError as error:
         parser.error(str(error))
     if importlib.util.find_spec("libtpu") is None:
-        print("error: libtpu, the TPU compiler, is not installed: pip install libtpu==0.0.52", file=sys.stderr)
-        return 2
+        return fail("libtpu, the TPU compiler, is not installed: pip install libtpu==0.0.52")
     try:
         device = topologies.get_topology_desc(platform="tpu", topology_name=args.topology).devices[0]
     except jax.errors.JaxRuntimeError as error:
-        print(f'error: libtpu cannot compile for --topology "{args.topology}": {_reason(error)}', file=sys.stderr)
-        return 2
+        return fail(f'libtpu cannot compile for --topology "{args.topology}": {_reason(error)}')
     print(
         f"{args.variant}, depths {','.join(map(str, config.depths))}, {config.image_size} px, B={args.batch}, "
         f"T={config.time_steps}, neurons {config.neuron_backend}, {device.device_kind}, jax {jax.__version__}, "
         f"libtpu {importlib.metadata.version('libtpu')}\n"
     )
     where = jax.sharding.SingleDeviceSharding(device)
-    print(line(COLUMNS))
-    print(line(["---"] * len(COLUMNS)), flush=True)
+    print(head(COLUMNS), flush=True)
     for task in args.tasks:
         for dtype in args.dtypes:
             for remat in args.remat if task == "train" else ["none"]:
@@ -202,9 +195,8 @@ def main() -> int:
                 try:
                     cells = row(where, one, task, args.batch)
                 except jax.errors.JaxRuntimeError as error:
-                    # Such as a batch that the TPU's memory does not hold.
-                    print(f"error: libtpu refuses {task}, {dtype}, remat {remat}: {_reason(error)}", file=sys.stderr)
-                    return 2
+                    # E.g. a batch that exceeds the TPU's memory.
+                    return fail(f"libtpu refuses {task}, {dtype}, remat {remat}: {_reason(error)}")
                 print(line(cells), flush=True)
     return 0
 

@@ -1,11 +1,11 @@
-"""One process of a comparison: a side of a case, with its own memory, its own threads and nothing else.
+"""One process of a comparison: one side of a case, with its own memory and threads.
 
     python -m benchmarks.worker SPECIFICATION
 
-The parent writes lines to its input and reads lines of JSON from its output. SPECIFICATION is JSON: `do` is "weights"
-(write random weights), "outputs" (write what the sides must agree on) or a task; `case`, `module`, `overrides`,
-`keep_memory`, `threads`, `batch` and `folder` say the rest. For a task, each line "run N" is answered with the seconds
-of each of N runs and their median, "stop" with the process's facts. Where the folder holds images, these are taken.
+The parent writes lines to stdin and reads lines of JSON from stdout. SPECIFICATION is JSON: `do` is "weights" (write
+random weights), "outputs" (write the values that the sides must agree on) or a task; `case`, `module`, `overrides`,
+`keep_memory`, `threads`, `batch` and `folder` are its settings. For a task, "run N" is answered with the seconds of
+each of N runs and their median, "stop" with facts about the process. Images in the folder replace random ones.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ import sys
 import time
 from pathlib import Path
 
-# Outputs are compared on few images: float64 takes twice the memory.
+# Few, because float64 takes twice the memory.
 COMPARED_IMAGES = 2
 WEIGHTS, OUTPUTS, IMAGES = "weights.npz", "outputs.npz", "images.npz"
 
 
 def cores() -> int:
-    """How many cores this process may use."""
+    """Number of cores available to this process."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def main(specification: str) -> None:
     given = json.loads(specification)
     if given["threads"] and hasattr(os, "sched_setaffinity"):
-        # Both sides' thread pools are as large as the cores they may use.
+        # Both sides size their thread pools by the available cores.
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: given["threads"]])
-    # Whatever the libraries print must not mix with the answers.
+    # Output of libraries must not mix with the answers.
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
 
@@ -53,7 +53,7 @@ def main(specification: str) -> None:
     config = dataclasses.replace(case.config, **given["overrides"])
     folder = Path(given["folder"])
     side = importlib.import_module(f"benchmarks.{given['module']}")
-    # As many as JAX takes, whatever OMP_NUM_THREADS says.
+    # As many as JAX uses, regardless of OMP_NUM_THREADS.
     threads = given["threads"] or cores()
     if given["module"] == "theirs":
         importlib.import_module("torch").set_num_threads(threads)
@@ -72,13 +72,13 @@ def main(specification: str) -> None:
     if (folder / IMAGES).is_file():
         images = _images(folder / IMAGES, batch)
     if given["do"] == "outputs":
-        # Float64 on both sides, or equal networks would differ where a potential is near the threshold.
+        # Computed in float64: rounding would flip spikes of potentials near the threshold.
         config = dataclasses.replace(config, dtype="float32")
         values = side.outputs(config, read, images[:COMPARED_IMAGES], labels[:COMPARED_IMAGES])
         np.savez(folder / OUTPUTS, allow_pickle=False, **values)
         return answer(done=True)
     if given["module"] == "deployed":
-        # It takes raw pixels.
+        # The engine takes raw pixels.
         images = _images(folder / IMAGES, batch, raw=True)
         read = folder / side.NETWORK
     run, facts = getattr(side, {"train": "training", "inference": "inference"}[given["do"]])(
@@ -101,9 +101,9 @@ def main(specification: str) -> None:
 
 
 def _peak_bytes():
-    """The largest resident memory of this process."""
+    """Peak resident memory of this process."""
     try:
-        # On Linux, what getrusage tells includes the parent's, from before this program was loaded.
+        # On Linux, getrusage includes the parent's peak from before exec.
         status = Path("/proc/self/status").read_text()
         return 1024 * int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:")))
     except (OSError, StopIteration):
@@ -112,7 +112,7 @@ def _peak_bytes():
 
 
 def _images(path, batch, raw=False):
-    """A batch of the images in a file, normalised or raw, from the start again where they do not suffice."""
+    """A batch of the images in a file, normalized or raw, repeated if there are too few."""
     import numpy as np
 
     with np.load(path, allow_pickle=False) as file:

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from benchmarks import activity
+from benchmarks import activity, precision
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.models.topology import dense_operations, neuron_counts
 from spiking_mlp_jax.train.config import load_config, model_config
@@ -36,7 +36,7 @@ def trained(monkeypatch):
         (workdir / "evaluation.json").write_text(json.dumps(document))
         return Result(936, True, 0.9)
 
-    monkeypatch.setattr(activity, "fit", train)
+    monkeypatch.setattr(precision, "fit", train)
     monkeypatch.setattr(activity, "engine_speeds", lambda workdirs, data_dir: [1000.0 * len(w.name) for w in workdirs])
     return asked
 
@@ -71,8 +71,8 @@ def test_the_curve_of_a_few_runs(trained, monkeypatch, tmp_path, capsys):
 
 def test_a_straight_line_is_found():
     rows = [{"synaptic_operations": n, activity.ENGINE: 1 / (2e-5 + 3e-11 * n)} for n in (1e5, 4e5, 9e5)]
-    assert activity.line(rows) == ["time of an image: 20.0 us and 30.0 ns for a thousand synaptic operations"]
-    assert activity.line(rows[:2]) == []
+    assert activity.linear_fit(rows) == ["time of an image: 20.0 us and 30.0 ns for a thousand synaptic operations"]
+    assert activity.linear_fit(rows[:2]) == []
 
 
 @pytest.mark.slow
@@ -84,14 +84,14 @@ def test_speeds_are_of_each_runs_compiled_network(tmp_path):
 
 
 def test_an_interrupted_curve_and_a_mistake_say_so(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(activity, "fit", lambda config, workdir: Result(5, False, None))
+    monkeypatch.setattr(precision, "fit", lambda config, workdir: Result(5, False, None))
     assert run(monkeypatch, tmp_path) == 130
-    assert "the same command goes on" in capsys.readouterr().err
+    assert "stopped: rerun the same command to resume" in capsys.readouterr().err
 
     def refuse(config, workdir):
         raise InputError("no such data")
 
-    monkeypatch.setattr(activity, "fit", refuse)
+    monkeypatch.setattr(precision, "fit", refuse)
     assert run(monkeypatch, tmp_path) == 2
     assert "error: no such data" in capsys.readouterr().err
     for wrong in (["--seeds", 0], ["--rates", 0]):
@@ -104,7 +104,11 @@ def test_outputs_that_cannot_be_written_are_refused_before_anything_is_trained(
     option, trained, monkeypatch, tmp_path, capsys
 ):
     os.mkfifo(tmp_path / "pipe")
-    for name, message in (("pipe", "is no regular file"), (".", "is a folder"), ("nowhere/out", "there is no folder")):
+    for name, message in (
+        ("pipe", "is not a regular file"),
+        (".", "is a folder"),
+        ("nowhere/out", "there is no folder"),
+    ):
         assert run(monkeypatch, tmp_path / "runs", option, tmp_path / name) == 2
         said = capsys.readouterr().err
         assert said.startswith("error: ") and message in said and said.count("\n") == 1

@@ -50,7 +50,7 @@ def test_quick_run_of_this_package_alone(monkeypatch, tmp_path, capsys):
         (["--no-peer", "--json", "."], '"." is a folder: name a file'),
     ],
 )
-def test_mistakes_are_answered_with_one_sentence(arguments, message, monkeypatch, tmp_path, capsys):
+def test_mistakes_are_answered_with_one_message(arguments, message, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     assert run(monkeypatch, *arguments) == 2
     said = capsys.readouterr().err
@@ -67,7 +67,7 @@ def test_a_pipe_and_a_folder_that_takes_no_file_are_refused(monkeypatch, tmp_pat
     monkeypatch.setattr(compare, "write_weights", None)
     for name in ("pipe", "link"):
         assert run(monkeypatch, "--quick", "--no-peer", "--json", str(tmp_path / name)) == 2
-        assert capsys.readouterr().err == f'error: "{tmp_path / name}" is no regular file: name another\n'
+        assert capsys.readouterr().err == f'error: "{tmp_path / name}" is not a regular file: name another\n'
     monkeypatch.setattr(report.tempfile, "TemporaryFile", full)
     assert run(monkeypatch, "--quick", "--no-peer", "--json", str(tmp_path / "out.json")) == 2
     assert capsys.readouterr().err == f'error: "{tmp_path / "out.json"}" cannot be written: Read-only file system\n'
@@ -77,7 +77,7 @@ def test_a_pipe_and_a_folder_that_takes_no_file_are_refused(monkeypatch, tmp_pat
 def test_what_is_named_twice_is_measured_once(monkeypatch, tmp_path):
     asked = []
     monkeypatch.setattr(compare, "write_weights", lambda *arguments: None)
-    monkeypatch.setattr(compare, "take_turns", lambda name, task, *rest: asked.append((name, task)) or [])
+    monkeypatch.setattr(compare, "alternate", lambda name, task, *rest: asked.append((name, task)) or [])
     options = ["--quick", "--no-peer", "--only", "quick", "quick", "--tasks", "train", "train"]
     assert run(monkeypatch, *options, "--json", str(tmp_path / "out.json")) == 0
     assert asked == [("quick", "train")]
@@ -85,7 +85,11 @@ def test_what_is_named_twice_is_measured_once(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["--runs", "0"], "--runs must be at least 1"), (["--threads", "100000"], "at most"), (["--taks", "x"], "--taks")],
+    [
+        (["--runs", "0"], 'argument --runs: must be a whole number of at least 1, got "0"'),
+        (["--threads", "100000"], "at most"),
+        (["--taks", "x"], "--taks"),
+    ],
 )
 def test_wrong_options(arguments, message, monkeypatch, capsys):
     with pytest.raises(SystemExit, match="2"):
@@ -94,7 +98,7 @@ def test_wrong_options(arguments, message, monkeypatch, capsys):
 
 
 def test_without_the_peer_it_says_what_to_install(monkeypatch, capsys):
-    monkeypatch.setattr(command.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(compare.importlib.util, "find_spec", lambda name: None)
     assert run(monkeypatch, "--quick") == 2
     assert "torch is not installed" in capsys.readouterr().err
 
@@ -111,7 +115,7 @@ def test_a_side_that_fails_is_named_and_ends_with_status_1(monkeypatch, tmp_path
 def test_a_dying_process_is_reported(tmp_path):
     settings = compare.Settings(tmp_path, 0, 1, 0, {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "no_such_platform"})
     with pytest.raises(compare.BenchmarkError, match=r"ours \(quick, inference\) ended with status 1: .*"):
-        compare.take_turns("quick", "inference", [CPU_SIDES["inference"][1]], settings, lambda what: None)
+        compare.alternate("quick", "inference", [CPU_SIDES["inference"][1]], settings, lambda what: None)
 
 
 def test_nothing_is_timed_when_outputs_differ():
@@ -125,7 +129,7 @@ def test_nothing_is_timed_when_outputs_differ():
         compare.largest_difference({"training": arrays["training"]}, arrays)
 
 
-def test_summary_pairs_the_turns():
+def test_summary_pairs_the_rounds():
     peer = {"side": PEER.title, "seconds": [2.0, 9.0, 4.0], "peak_bytes": 8e9}
     side = {"side": "ours", "seconds": [1.0, 3.0, 4.0], "peak_bytes": 2e9}
     # The ratio of the medians would be 4 / 3.
@@ -151,15 +155,15 @@ def test_every_distinct_side_is_compared_and_a_wrong_one_stops_the_timing(monkey
 
     monkeypatch.setattr(compare, "_finish", finish)
     monkeypatch.setattr(compare, "write_weights", lambda *arguments: None)
-    monkeypatch.setattr(compare, "take_turns", lambda *arguments: timed.append(arguments))
-    monkeypatch.setattr(command.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(compare, "alternate", lambda *arguments: timed.append(arguments))
+    monkeypatch.setattr(compare.importlib.util, "find_spec", lambda name: name)
     assert run(monkeypatch, "--quick", "--json", str(tmp_path / "out.json")) == 1
     assert "the sides differ by 1.0e+00 in loss" in capsys.readouterr().err
     assert asked == [{}, {"neuron_backend": "xla"}, {"neuron_backend": "xla", "remat": "block"}] and not timed
 
 
 def test_a_gpu_that_only_one_side_sees_is_refused(monkeypatch, capsys):
-    monkeypatch.setattr(command.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(compare.importlib.util, "find_spec", lambda name: name)
     monkeypatch.setattr(compare, "jax_has_gpu", lambda: True)
     monkeypatch.setattr(compare, "torch_has_gpu", lambda: False)
     assert run(monkeypatch, "--gpu") == 2
@@ -170,14 +174,14 @@ def test_a_gpu_that_only_one_side_sees_is_refused(monkeypatch, capsys):
 def test_large_networks_run_with_few_at_a_time(no_peer, groups, monkeypatch, tmp_path):
     alive = []
 
-    def take_turns(name, task, sides, settings, progress):
+    def alternate(name, task, sides, settings, progress):
         alive.append(len(sides))
         return [{"side": side.title, "seconds": [1.0], "each": [[1.0]], "peak_bytes": 1e9} for side in sides]
 
-    monkeypatch.setattr(compare, "take_turns", take_turns)
+    monkeypatch.setattr(compare, "alternate", alternate)
     monkeypatch.setattr(compare, "write_weights", lambda *arguments: None)
     monkeypatch.setattr(compare, "compare_outputs", lambda *arguments: 0.0)
-    monkeypatch.setattr(command.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(compare.importlib.util, "find_spec", lambda name: name)
     options = ["--only", "spe_t_T8", "--tasks", "train", "--json", str(tmp_path / "out.json")]
     assert run(monkeypatch, *options, *(["--no-peer"] if no_peer else [])) == 0
     assert alive == groups
@@ -219,7 +223,7 @@ def test_instructions_of_a_compiled_program_are_counted():
     # The loop's body counts once, wherever the compiler puts its two products and what it fuses.
     assert tpu.counts(text)["products"] == 2
     (loop,) = [row for opcode, row in program[entry] if opcode == "while"]
-    assert tpu._turns(program, loop) == 5 and tpu._named("body", loop) in program
+    assert tpu._iterations(program, loop) == 5 and tpu._named("body", loop) in program
     # Only a TPU's compiler estimates.
     assert tpu.cycles(text) == (0, 0)
 
@@ -256,7 +260,7 @@ def test_counts_and_cycles_of_a_tpu_program():
     expected = {"fusions": 2, "copies": 1, "transposes": 1, "products": 0, "custom calls": 1}
     assert tpu.counts(TPU_PROGRAM) == expected
     assert tpu.cycles(TPU_PROGRAM) == (14 * 130 + 7, 14 * 30)
-    with pytest.raises(NotImplementedError, match="how often this loop turns"):
+    with pytest.raises(NotImplementedError, match="unknown number of iterations of this loop"):
         tpu.cycles(TPU_PROGRAM.replace("constant(14)", "parameter(1)"))
 
 
@@ -267,7 +271,7 @@ def test_counts_and_cycles_of_a_tpu_program():
         (True, ["--topology", "v0:1x1"], 'libtpu cannot compile for --topology "v0:1x1": no such topology'),
     ],
 )
-def test_mistakes_of_the_tpu_command_are_answered_with_one_sentence(installed, arguments, message, monkeypatch, capsys):
+def test_mistakes_of_the_tpu_command_are_answered_with_one_message(installed, arguments, message, monkeypatch, capsys):
     def refuse(**arguments):
         raise jax.errors.JaxRuntimeError("no such topology\nand much more")
 

@@ -34,7 +34,7 @@ def test_bounds_by_hand():
     assert roofline.bounds(work, CHIP, "bfloat16", 16).link == 4.0
     assert roofline.training_steps(1_281_167, 512, 100) == 250_200
     alone = types.SimpleNamespace(**{**vars(CHIP), "outside": None})
-    with pytest.raises(InputError, match="8 of them, not 16"):
+    with pytest.raises(InputError, match="at most 8 of these chips can be connected, got 16"):
         roofline.bounds(work, alone, "bfloat16", 16)  # pyright: ignore[reportArgumentType]
 
 
