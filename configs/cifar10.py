@@ -17,7 +17,7 @@ mixup, cutmix, label smoothing), for two CPU cores and three hours. A step at T=
 at T=4, so it trains at T=1 first. Augmentation is milder than ImageNet's, as so small a network underfits.
 Hardware: 2 CPU cores.
 Result: test accuracy 73.65 % at T=1, then 75.86 % at T=4, on images re-compressed as JPEGs of about quality 75
-(docs/cifar10.md; logs: docs/runs/cifar10_one_step, docs/runs/cifar10).
+(docs/results.md; logs: docs/runs/cifar10_one_step, docs/runs/cifar10).
 
     spiking-mlp train --config cifar10:224 --workdir runs/cifar10_224
 

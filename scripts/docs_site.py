@@ -1,4 +1,4 @@
-"""Generates pages of the documentation site; a hook of `mkdocs.yml`.
+"""Generated pages of the documentation site; a hook of `mkdocs.yml`.
 
     notebooks/NAME.ipynb     a page of its cells and their committed outputs
     spiking_mlp_jax/**.py    a page of docstrings for each public module, filled in by mkdocstrings
@@ -57,7 +57,7 @@ FIRST = (
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Adds the generated pages to the navigation."""
+    """Add the generated pages to the navigation."""
     nav: list[Any] = config.nav or []
     notebooks = {title: page for page, title in ((_page(path), _title(path)) for path in notebook_files())}
     # Behind the how-to pages, and at the end.
@@ -76,7 +76,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Adds the generated pages themselves."""
+    """Add the generated pages."""
     for path in notebook_files():
         for name, content in notebook_page(path).items():
             files.append(File.generated(config, f"notebooks/{name}", content=content))

@@ -6,10 +6,10 @@
 
 They are then in /usr/share/datasets/fashion-mnist; `--idx DIR` and `--out FILE` name other places.
 
-The rule: the first 2,000 training images of each class, in the order of the original file, and the whole test
-set. The file is an .npz archive (deflate, level 9, fixed timestamps) of four uint8 arrays: train_images
+The rule: the first 2,000 training images of each class, in the order of the original file, and the complete
+test set. The file is an .npz archive (deflate, level 9, fixed timestamps) of four uint8 arrays: train_images
 [20000, 28, 28], train_labels [20000], test_images [10000, 28, 28], test_labels [10000]. The same zlib gives
-the same bytes; with another one, --check still compares the arrays.
+the same bytes; with another, --check compares the arrays.
 """
 
 import argparse
@@ -58,7 +58,7 @@ def encode(arrays: dict[str, np.ndarray]) -> bytes:
     with zipfile.ZipFile(archive, "w") as target:
         for name, array in arrays.items():
             member = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
-            member.create_system = 3  # would otherwise tell the operating system
+            member.create_system = 3  # by default the operating system
             content = io.BytesIO()
             np.lib.format.write_array(content, np.ascontiguousarray(array), version=(1, 0), allow_pickle=False)
             target.writestr(member, content.getvalue(), zipfile.ZIP_DEFLATED, compresslevel=9)

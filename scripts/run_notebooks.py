@@ -1,9 +1,9 @@
-"""Runs notebooks/ from top to bottom and writes their outputs back.
+"""Run the notebooks and save their outputs.
 
     python -m scripts.run_notebooks [NOTEBOOK...]
 
 Each runs in a fresh kernel and an empty folder, so that nothing of the machine gets into its outputs. Figures get few
-colours, which makes their files a third as large.
+colors, which makes their files a third as large.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def execute(path: Path, seconds: int = 600) -> nbformat.NotebookNode:
 
 
 def main(paths: list[Path]) -> None:
-    """Runs notebooks and writes them back."""
+    """Run notebooks and write them back."""
     for path in paths:
         begun = time.monotonic()
         notebook = execute(path)

@@ -1,4 +1,4 @@
-"""Prints how large the package is and how its parts hang together.
+"""Print the sizes, import circles and call structure of the package.
 
     python -m scripts.structure [ROOT]
 
@@ -82,7 +82,7 @@ def entered(run) -> set[str]:
 
 
 def main(root: Path) -> None:
-    """Prints the tables."""
+    """Print the tables."""
     count: dict[str, int] = defaultdict(int)
     lines: dict[str, int] = defaultdict(int)
     for file in modules(root).values():
