@@ -1,4 +1,4 @@
-"""The command `spiking-mlp demo`: a tour with the network and images in the package."""
+"""The command `demo`: a tour with the network and images in the package."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from spiking_mlp_jax.cli.options import add_command, positive
+from spiking_mlp_jax.cli.options import add_command, add_output, positive
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.utils.paths import user_path
 
@@ -19,7 +19,7 @@ NETWORK = "fashion_mnist"
 
 
 def add_commands(commands, run: Callable[[Sequence[str]], int]) -> None:
-    """Adds the parser to the subparsers of `spiking-mlp`, whose command lines `run` runs."""
+    """Add the parser to the subparsers of `spiking-mlp`; `run` runs a command line."""
     parser = add_command(
         commands,
         "demo",
@@ -29,9 +29,7 @@ def add_commands(commands, run: Callable[[Sequence[str]], int]) -> None:
         "Nothing is downloaded.",
         "spiking-mlp demo\n  spiking-mlp demo -o /tmp/tour",
     )
-    parser.add_argument(
-        "-o", "--output", default="spiking_mlp_demo", metavar="FOLDER", help="output folder (default: spiking_mlp_demo)"
-    )
+    add_output(parser, "output folder (default: spiking_mlp_demo)", "FOLDER", default="spiking_mlp_demo")
     parser.add_argument("--limit", type=positive, default=500, metavar="N", help="number of test images (default: 500)")
     parser.set_defaults(run=lambda chosen: _demo(chosen, run))
 
@@ -71,14 +69,7 @@ def _shortened(run, words) -> int:
 
 
 def write_images(folder: Path) -> list[Path]:
-    """Writes test images of Fashion-MNIST, each of another class, as PNG files named after their classes.
-
-    Args:
-        folder: must exist.
-
-    Raises:
-        InputError: they cannot be written.
-    """
+    """Write one Fashion-MNIST test image of each of four classes as PNG files named after the classes."""
     from PIL import Image
 
     from spiking_mlp_jax.data.sources import open_source

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from spiking_mlp_jax.cli.options import (
     add_command,
     add_data,
     add_json,
+    add_output,
     check_export,
     is_compiled,
     positive,
@@ -23,12 +24,9 @@ from spiking_mlp_jax.cli.options import (
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.utils.paths import output_file, user_path
 
-if TYPE_CHECKING:
-    from spiking_mlp_jax.deploy.network import IntegerNet
-
 
 def add_commands(commands) -> None:
-    """Adds the parsers to the subparsers of `spiking-mlp`."""
+    """Add the parsers to the subparsers of `spiking-mlp`."""
     parser = add_command(
         commands,
         "compile",
@@ -41,7 +39,7 @@ def add_commands(commands) -> None:
         run=_compile,
     )
     parser.add_argument("weights", metavar="WORKDIR_OR_WEIGHTS", help=WHERE)
-    parser.add_argument("-o", "--output", required=True, metavar="FILE", help="file to write, e.g. net.smlp")
+    add_output(parser, "file to write, e.g. net.smlp", required=True)
     parser.add_argument("--bits", type=int, default=8, metavar="N", help="bits per weight, 2 to 8 (default: 8)")
     parser.add_argument(
         "--images", type=positive, default=512, metavar="N", help="training images to calibrate on (default: 512)"
@@ -87,23 +85,12 @@ def add_commands(commands) -> None:
         "export-c",
         "write a compiled network as one C99 file",
         "Writes one C file that contains the weights, allocates nothing, uses no floating point and multiplies "
-        "nothing, for a microcontroller or a tool that makes hardware of C.",
+        "nothing, for a microcontroller or high-level synthesis.",
         "spiking-mlp export-c fashion.smlp -o fashion.c",
         run=_export_c,
     )
     parser.add_argument("network", metavar="NETWORK", help=NETWORK)
-    parser.add_argument("-o", "--output", metavar="FILE", help="file to write (default: NETWORK with the ending .c)")
-
-
-def describe(net: IntegerNet) -> str:
-    """A compiled network in one line."""
-    c = net.description
-    narrow = sum(f.word == 16 for f in c.formats.values())
-    weights = sum(x.size for name, x in net.arrays.items() if name.endswith(".kernel"))
-    return (
-        f"{weights:,} weights of {c.bits} bits, {c.time_steps} time steps, 16-bit potentials in {narrow} of "
-        f"{len(c.formats)} layers, 32-bit in the others"
-    )
+    add_output(parser, "file to write (default: NETWORK with the ending .c)")
 
 
 def _compile(chosen: argparse.Namespace) -> None:
@@ -116,10 +103,10 @@ def _compile(chosen: argparse.Namespace) -> None:
     folder = weights.find(chosen.weights)
     net = compile(folder, chosen.bits, images=chosen.images, dataset=chosen.dataset, data_dir=chosen.data_dir)
     artifact.save(net, output)
-    print(f"{output}: {describe(net)}")
+    print(f"{output}: {net}")
     before = weights.tensors_file(folder).stat().st_size
     print(f"{output.stat().st_size:,} bytes; the trained weights are {before:,}")
-    print("no sum can overflow, whatever the image; `spiking-mlp audit` lists every operation")
+    print("no sum can overflow for any image; `spiking-mlp audit` lists every operation")
 
 
 def _audit(chosen: argparse.Namespace) -> int:
@@ -142,7 +129,7 @@ def _audit(chosen: argparse.Namespace) -> int:
 
 
 def _open(chosen: argparse.Namespace) -> tuple[Any, Any]:
-    """A network in the form that --folded asks for, and its sizes."""
+    """A network, folded if --folded says so, and its configuration."""
     if is_compiled(chosen.network):
         if chosen.folded:
             raise InputError(f"--folded needs a trained network, got {chosen.network}, whose norms are folded already")

@@ -1,58 +1,64 @@
-"""The commands export-stablehlo, export-onnx and export-nir: networks as files for other tools."""
+"""The commands `export-stablehlo`, `export-onnx` and `export-nir`."""
 
 from __future__ import annotations
 
 import argparse
 
-from spiking_mlp_jax.cli.options import NETWORK, WHERE, add_command, check_export, is_compiled, refuse_compiled
+from spiking_mlp_jax.cli.options import (
+    NETWORK,
+    WHERE,
+    add_command,
+    add_output,
+    check_export,
+    is_compiled,
+    refuse_compiled,
+)
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.interop.nir.graph import DT, MAX_MEGABYTES
 from spiking_mlp_jax.utils.paths import user_path
 
 
 def add_commands(commands) -> None:
-    """Adds the parsers to the subparsers of `spiking-mlp`."""
+    """Add the parsers to the subparsers of `spiking-mlp`."""
     parser = add_command(
         commands,
         "export-stablehlo",
-        "write a trained network as one file that JAX alone can run",
-        "Writes a network with its weights as StableHLO in a zip file, for any number of images. It runs with JAX and "
-        "without this package, on every platform that it was exported for; README.txt in the file shows how. It maps "
-        "images to logits averaged over the time steps.",
+        "write a trained network as a StableHLO file, which runs with JAX alone",
+        "Writes a network with its weights as StableHLO in a zip file, for any batch size. JAX alone runs it, on every "
+        "platform it was exported for; README.txt in the file shows how. It maps images to logits averaged over the "
+        "time steps.",
         "spiking-mlp export-stablehlo fashion_mnist -o fashion.stablehlo.zip\n"
         "  spiking-mlp export-stablehlo runs/demo -o demo.stablehlo.zip --folded --pixels --platforms cpu,cuda",
+        run=_export_stablehlo,
     )
     parser.add_argument("weights", metavar="WORKDIR_OR_WEIGHTS", help=WHERE)
-    parser.add_argument(
-        "-o", "--output", required=True, metavar="FILE", help="file to write, such as net.stablehlo.zip"
-    )
+    add_output(parser, "file to write, e.g. net.stablehlo.zip", required=True)
     parser.add_argument("--folded", action="store_true", help="export the network with its norms folded away")
     parser.add_argument(
-        "--pixels", action="store_true", help="take uint8 pixels and normalise them (default: normalised float32)"
+        "--pixels", action="store_true", help="take uint8 pixels and normalize them (default: normalized float32)"
     )
     parser.add_argument(
         "--platforms", default="cpu,cuda,tpu", metavar="NAMES", help="platforms to run on (default: cpu,cuda,tpu)"
     )
-    parser.set_defaults(run=_export_stablehlo)
 
     parser = add_command(
         commands,
         "export-onnx",
         "write a network as an ONNX file",
-        "Writes a network for other runtimes, for any number of images. Trained weights become a floating-point model "
+        "Writes a network for other runtimes, for any batch size. Trained weights become a floating-point model "
         "without norms, a compiled network a model of integer operators that gives the engine's integers.",
         "spiking-mlp export-onnx fashion_mnist -o fashion.onnx --pixels\n"
         "  spiking-mlp export-onnx fashion.smlp -o fashion_int8.onnx",
         "Preprocessing and class names are stored in the file as JSON.",
+        run=_export_onnx,
     )
     parser.add_argument("network", metavar="NETWORK", help=f"{WHERE}; or {NETWORK}")
-    parser.add_argument("-o", "--output", metavar="FILE", help="file to write (default: NETWORK with the ending .onnx)")
+    add_output(parser, "file to write (default: NETWORK with the ending .onnx)")
     parser.add_argument(
         "--pixels",
         action="store_true",
-        help="with weights: take uint8 pixels and normalise them (compiled networks always do)",
+        help="with weights: take uint8 pixels and normalize them (compiled networks always do)",
     )
-    parser.set_defaults(run=_export_onnx)
 
     parser = add_command(
         commands,
@@ -63,11 +69,12 @@ def add_commands(commands) -> None:
         "spiking-mlp export-nir fashion_mnist -o fashion.nir\n"
         "  spiking-mlp export-nir fashion_mnist -o fashion.nir --dense",
         "A time step of the network is DT seconds in the graph, and a tau of 2 steps is 2 DT: simulate with the same "
-        "DT. The graph's input is the normalised image, at every step; the logits are the mean of its output. Needs "
+        "DT. The graph's input is the normalized image, at every step; the logits are the mean of its output. Needs "
         "the nir package: pip install 'spiking-mlp-jax[export]'.",
+        run=_export_nir,
     )
     parser.add_argument("network", metavar="NETWORK", help=WHERE)
-    parser.add_argument("-o", "--output", required=True, metavar="FILE", help="file to write, such as net.nir")
+    add_output(parser, "file to write, e.g. net.nir", required=True)
     parser.add_argument(
         "--dense",
         action="store_true",
@@ -81,14 +88,12 @@ def add_commands(commands) -> None:
         metavar="MB",
         help=f"refuse a graph whose parameters take more megabytes (default: {MAX_MEGABYTES:g})",
     )
-    parser.set_defaults(run=_export_nir)
 
 
 def _export_stablehlo(chosen: argparse.Namespace) -> None:
-    output = user_path(chosen.output)
-    check_export(output)
+    output = check_export(chosen.output)
     refuse_compiled(
-        chosen.weights, "but StableHLO needs trained weights; export-onnx and export-c take compiled networks"
+        chosen.weights, "but StableHLO needs trained weights; use export-onnx or export-c for compiled networks"
     )
     from spiking_mlp_jax.interop.stablehlo import check_platforms, export_stablehlo
     from spiking_mlp_jax.models import weights
@@ -111,9 +116,7 @@ def _shape(described) -> str:
 def _export_onnx(chosen: argparse.Namespace) -> None:
     where = user_path(chosen.network)
     output = user_path(chosen.output) if chosen.output else where.parent / f"{where.name.removesuffix('.smlp')}.onnx"
-    check_export(output)
-    if output.exists() and where.exists() and output.samefile(where):
-        raise InputError(f"{output} is the network itself, which the ONNX file would replace: give another -o")
+    check_export(output, where)
     from spiking_mlp_jax.interop.onnx import graph as onnx_graph
 
     onnx_graph.package()
@@ -131,10 +134,10 @@ def _export_onnx(chosen: argparse.Namespace) -> None:
         trained, meta = weights.load(weights.find(chosen.network))
         if chosen.pixels and "data" not in meta:
             raise InputError(
-                f"{chosen.network} has no mean and std of its pixels: leave --pixels out, and normalise images as in "
-                "training"
+                f"--pixels needs the mean and std of the training images, which {chosen.network} lacks: drop it and "
+                "normalize images as in training"
             )
-        c, kind = trained.config, "uint8 pixels" if chosen.pixels else "normalised float32 pixels"
+        c, kind = trained.config, "uint8 pixels" if chosen.pixels else "normalized float32 pixels"
         model = float_model(fold(trained), pixels=chosen.pixels, data=meta.get("data"))
     size = onnx_graph.save(model, output)
     opset = f"opset {onnx_graph.OPSET}, IR version {onnx_graph.IR_VERSION}"
@@ -143,9 +146,8 @@ def _export_onnx(chosen: argparse.Namespace) -> None:
 
 
 def _export_nir(chosen: argparse.Namespace) -> None:
-    output = user_path(chosen.output)
-    check_export(output)
-    refuse_compiled(chosen.network, "with integer neurons: export the weights it was made from")
+    output = check_export(chosen.output)
+    refuse_compiled(chosen.network, "whose integer neurons NIR lacks: export the weights it was compiled from")
     from spiking_mlp_jax.deploy.fold import fold
     from spiking_mlp_jax.interop.nir.export import to_nir, write_nir
     from spiking_mlp_jax.interop.nir.graph import require_nir
@@ -161,5 +163,5 @@ def _export_nir(chosen: argparse.Namespace) -> None:
     shape = " x ".join(str(int(n)) for n in next(iter(graph.inputs.values())).input_type["input"])
     c = model.config
     print(f"{output}: {counts} nodes, {len(graph.edges)} edges, {size:,} bytes")
-    print(f"input {shape}: the normalised image [{c.in_channels}, {c.image_size}, {c.image_size}], reshaped")
+    print(f"input {shape}: the normalized image [{c.in_channels}, {c.image_size}, {c.image_size}], reshaped")
     print(f"simulate {c.time_steps} steps of {chosen.dt:g} s; the logits are the mean of the output")

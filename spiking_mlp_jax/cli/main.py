@@ -1,7 +1,4 @@
-"""The command `spiking-mlp`.
-
-Commands import what takes long only when they run, so that --help answers at once.
-"""
+"""The command `spiking-mlp`. Commands import large libraries only when they run, so that --help answers at once."""
 
 from __future__ import annotations
 
@@ -26,14 +23,14 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command line.
+    """Run a command line.
 
     Args:
         arguments: the command line without the program's name; None takes the process's.
 
     Returns:
         The exit status: 0; 1 when `audit` finds multiplications; 2 for bad input, with one line on stderr; 130 after
-        Ctrl-C; 141 when the reader of the output is gone. Training and sweeps have further ones.
+        Ctrl-C; 141 when the output pipe is closed. Training and sweeps have more.
     """
     # Class and file names can hold what the terminal's encoding cannot.
     for stream in (sys.stdout, sys.stderr):
@@ -86,7 +83,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command line without catching errors, and returns its exit status."""
+    """Run a command line without catching errors; returns its exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments and arguments[0] == "train":
         return train.main(arguments[1:])

@@ -1,7 +1,4 @@
-"""What commands share: parsers, options, and the kinds of networks that they accept.
-
-Importing this loads neither JAX nor any other large library, so that `--help` answers at once.
-"""
+"""Options and checks shared by commands. Nothing large is imported, so that `--help` answers at once."""
 
 from __future__ import annotations
 
@@ -20,7 +17,7 @@ NETWORK = "a compiled network (.smlp)"
 
 
 def add_command(commands, name: str, summary: str, description: str, examples: str, note: str = "", run=None):
-    """Adds a command and returns its parser.
+    """Add a command and return its parser.
 
     Args:
         commands: the subparsers to add it to.
@@ -76,8 +73,23 @@ def number(least: float, most: float = math.inf) -> Callable[[str], float]:
     return parse
 
 
+def add_output(parser, help: str, metavar: str = "FILE", **options) -> None:
+    """Add -o/--output; `options` are those of `add_argument`."""
+    parser.add_argument("-o", "--output", metavar=metavar, help=help, **options)
+
+
+def add_dataset(parser, help: str):
+    """Add --dataset and return it."""
+    return parser.add_argument("--dataset", metavar="NAME", help=help)
+
+
+def add_data_dir(parser, default: str = "that of the training run"):
+    """Add --data-dir and return it; `default` is for the help."""
+    return parser.add_argument("--data-dir", metavar="DIR", help=f"folder of the dataset (default: {default})")
+
+
 def add_data(parser, batch_size: int | None = None, limit: str = "", images: str = "test images") -> None:
-    """Adds --dataset and --data-dir, and where asked for --batch-size and --limit.
+    """Add --dataset and --data-dir; optionally --batch-size and --limit.
 
     Args:
         parser: of a command that reads images.
@@ -85,13 +97,12 @@ def add_data(parser, batch_size: int | None = None, limit: str = "", images: str
         limit: help text of --limit; "" adds no such option.
         images: what is read, for the help.
     """
-    parser.add_argument(
-        "--dataset",
-        metavar="NAME",
-        help=f'where {images} come from: "fashion_mnist", "idx", "folder" or "tfds:NAME" (default: the dataset the '
+    add_dataset(
+        parser,
+        f'where {images} come from: "fashion_mnist", "idx", "folder" or "tfds:NAME" (default: the dataset the '
         "network was trained on)",
     )
-    parser.add_argument("--data-dir", metavar="DIR", help="folder of the dataset (default: that of the training run)")
+    add_data_dir(parser)
     if batch_size is not None:
         parser.add_argument(
             "--batch-size", type=positive, default=batch_size, metavar="N", help=f"images per batch ({batch_size})"
@@ -101,22 +112,22 @@ def add_data(parser, batch_size: int | None = None, limit: str = "", images: str
 
 
 def add_json(parser) -> None:
-    """Adds --json."""
+    """Add --json."""
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
 
 
 def is_compiled(where: str) -> bool:
-    """Whether the user means a compiled network, by its name or its first bytes."""
+    """Whether a path is a compiled network, by its name or its first bytes."""
     from spiking_mlp_jax.deploy import artifact
 
     return artifact.is_compiled(where)
 
 
 def refuse_compiled(where: str, why: str) -> None:
-    """Refuses a compiled network where weights are needed.
+    """Refuse a compiled network where trained weights are needed; `why` ends the message.
 
     Raises:
-        InputError: it is one, which `why` explains, or is named like one and does not exist.
+        InputError: it is a compiled network, or is named like one and does not exist.
     """
     if is_compiled(where):
         if not os.path.isfile(user_path(where)):
@@ -142,7 +153,7 @@ def check_export(output: str | os.PathLike[str], source: str | os.PathLike[str] 
 
 
 def use_jax_cache() -> None:
-    """Keeps compiled JAX programs in the user's cache folder for the next command."""
+    """Cache compiled JAX programs in the user's cache folder."""
     from spiking_mlp_jax.utils.compilation_cache import use_compilation_cache
 
     use_compilation_cache("auto")

@@ -23,13 +23,13 @@ from spiking_mlp_jax.utils.paths import user_path
 
 
 def add_commands(commands) -> None:
-    """Adds the parsers to the subparsers of `spiking-mlp`."""
+    """Add the parsers to the subparsers of `spiking-mlp`."""
     parser = add_command(
         commands,
         "predict",
         "classify image files",
         "Prints the best classes of each image with their scores. A score is the softmax of the logits averaged over "
-        "the time steps. Images of any size, grey or colour, are resized as the network's test images were.",
+        "the time steps. Images of any size, gray or color, are resized as the network's test images were.",
         "spiking-mlp predict fashion_mnist shoe.png\n  spiking-mlp predict runs/demo *.jpg --top 3 --json\n"
         "  spiking-mlp predict fashion.smlp shoe.png --margin 3",
         "A network knows only what it was trained on: an image of Fashion-MNIST shows one garment, light on black, "
@@ -112,7 +112,7 @@ def _predict(chosen: argparse.Namespace) -> None:
         steps = guesses[0][0].steps
         meaning = f"softmax of the logits averaged over {steps} time step{'s' * (steps > 1)}"
     else:
-        meaning = "softmax of the logits averaged over the time steps that each image took"
+        meaning = "softmax of the logits averaged over each image's time steps"
     found = []
     for name, best in zip(chosen.images, guesses, strict=True):
         classes = [{"class": guess.name, "label": guess.label, "score": guess.score} for guess in best]

@@ -18,7 +18,7 @@ from spiking_mlp_jax.utils.progress import shown_progress
 
 
 def add_commands(commands) -> None:
-    """Adds the parsers to the subparsers of `spiking-mlp`."""
+    """Add the parsers to the subparsers of `spiking-mlp`."""
     parser = add_command(
         commands,
         "prepare",
@@ -197,6 +197,6 @@ def _print(report: dict[str, Any]) -> None:
     )
     if report["converted"]:
         kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(Counter(report["converted"].values()).items()))
-        print(f"  {len(report['converted'])} re-encoded as RGB or grey JPEG: {kinds}")
+        print(f"  {len(report['converted'])} re-encoded as RGB or gray JPEG: {kinds}")
     if report["skipped"]:
         print(f"  {len(report['skipped'])} broken and skipped: {', '.join(list(report['skipped'])[:5])}")

@@ -7,7 +7,16 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from spiking_mlp_jax.cli.options import WHERE, add_command, add_data, number, positive, use_jax_cache, whole
+from spiking_mlp_jax.cli.options import (
+    WHERE,
+    add_command,
+    add_data,
+    add_output,
+    number,
+    positive,
+    use_jax_cache,
+    whole,
+)
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.utils.paths import output_folder, real_name
 from spiking_mlp_jax.utils.progress import shown_progress
@@ -17,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def add_commands(commands) -> None:
-    """Adds the parsers to the subparsers of `spiking-mlp`."""
+    """Add the parsers to the subparsers of `spiking-mlp`."""
     parser = add_command(
         commands,
         "probe",
@@ -35,7 +44,7 @@ def _add_receptive_fields(kinds) -> None:
     parser = add_command(
         kinds,
         "receptive-fields",
-        "what in an image makes units fire",
+        "what makes units fire: receptive fields",
         "Mixing profiles, effective receptive fields by input gradients, spike-triggered averages and covariances "
         "under white noise and natural images, and Gabor fits to all of them; next to an untrained network, shuffled "
         "pixels and shifted spikes. After an interruption, the same command continues.",
@@ -47,7 +56,7 @@ def _add_receptive_fields(kinds) -> None:
         run=_receptive_fields,
     )
     parser.add_argument("network", metavar="NETWORK", help=WHERE)
-    parser.add_argument("-o", "--output", metavar="FOLDER", help="for figures and JSON (default: fields/NETWORK)")
+    add_output(parser, "output folder (default: fields/NETWORK)", "FOLDER")
     parser.add_argument("--images", type=positive, default=2000, metavar="N", help="natural images (default: 2000)")
     parser.add_argument("--noise", type=positive, default=20_000, metavar="N", help="noise images (default: 20000)")
     parser.add_argument(
@@ -55,10 +64,10 @@ def _add_receptive_fields(kinds) -> None:
     )
     parser.add_argument("--units", type=positive, default=24, metavar="N", help="channels of each layer (default: 24)")
     parser.add_argument(
-        "--covariances", type=positive, default=4, metavar="N", help="of these, with a covariance (default: 4)"
+        "--covariances", type=positive, default=4, metavar="N", help="of these, how many get covariances (default: 4)"
     )
     parser.add_argument(
-        "--least", type=positive, default=100, metavar="N", help="spikes that a unit needs (default: 100)"
+        "--least", type=positive, default=100, metavar="N", help="minimum spikes of a unit (default: 100)"
     )
     parser.add_argument(
         "--layer",
@@ -117,14 +126,14 @@ def _receptive_fields(chosen: argparse.Namespace) -> None:
         write(figure, out / f"{name}.png") for name, figure in figures(parts, model.config, list(layers)).items()
     ]
     print(table(document))
-    print(f"\n{out / 'receptive_fields.json'} has all figures; drawn: {', '.join(path.name for path in written)}")
+    print(f"\n{out / 'receptive_fields.json'} has all numbers; figures: {', '.join(path.name for path in written)}")
 
 
 def _add_activity(kinds) -> None:
     parser = add_command(
         kinds,
         "activity",
-        "firing rates, dead units, spike trains, potentials, what each step buys",
+        "firing rates, dead units, spike trains, potentials, accuracy per time step",
         "Runs the network on test images drawn at random and measures each layer: firing rate by time step, channel "
         "and token, units that never or always fire, spike counts and inter-spike intervals, membrane potentials "
         "against the threshold, similarity between time steps; and the accuracy after each step. Writes figures and "
@@ -135,7 +144,7 @@ def _add_activity(kinds) -> None:
         run=_activity,
     )
     parser.add_argument("network", metavar="NETWORK", help=WHERE)
-    parser.add_argument("-o", "--output", metavar="FOLDER", help="where to write (default: activity/NETWORK)")
+    add_output(parser, "output folder (default: activity/NETWORK)", "FOLDER")
     parser.add_argument("--images", type=positive, default=1000, metavar="N", help="test images (default: 1000)")
     parser.add_argument("--seed", type=whole(0), default=0, metavar="S", help="seed of the draw (default: 0)")
     add_data(parser, batch_size=64)
@@ -161,7 +170,6 @@ def _add_activity(kinds) -> None:
 
 
 def _activity(chosen: argparse.Namespace) -> None:
-    # Reported before minutes have passed.
     if chosen.dead >= chosen.saturated:
         raise InputError(f"--dead {chosen.dead:g} must be below --saturated {chosen.saturated:g}")
     output = output_folder(chosen.output or Path("activity") / real_name(chosen.network))
@@ -200,7 +208,7 @@ def _activity(chosen: argparse.Namespace) -> None:
 
 
 def table(found: Activity) -> list[str]:
-    """The lines that the command prints: each layer's rate, dead and saturated neurons; accuracy after each step."""
+    """Lines of text: rate, dead and saturated neurons of each layer; accuracy after each time step."""
     from spiking_mlp_jax.analysis.activity.plots import label
 
     rates, units = found.rates, found.units
@@ -228,5 +236,5 @@ def table(found: Activity) -> list[str]:
             )
     wrong = sum(found.membrane.mismatches.values())
     if wrong:
-        lines += ["", f"note: {wrong:,} spikes differ from the potentials computed again, by rounding"]
+        lines += ["", f"note: {wrong:,} spikes differ from the recomputed potentials, by rounding"]
     return lines

@@ -1,4 +1,4 @@
-"""The command `spiking-mlp report`: an HTML page about a trained network."""
+"""The command `report`."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import shlex
 import sys
 from pathlib import Path
 
-from spiking_mlp_jax.cli.options import WHERE, add_command, add_data, use_jax_cache
+from spiking_mlp_jax.cli.options import WHERE, add_command, add_data, add_output, use_jax_cache
 from spiking_mlp_jax.utils.paths import output_file
 from spiking_mlp_jax.utils.progress import shown_progress
 
 
 def add_commands(commands) -> None:
-    """Adds the parser to the subparsers of `spiking-mlp`."""
+    """Add the parser to the subparsers of `spiking-mlp`."""
     parser = add_command(
         commands,
         "report",
@@ -23,14 +23,12 @@ def add_commands(commands) -> None:
         "self-contained file.",
         "spiking-mlp report runs/demo\n  spiking-mlp report fashion_mnist -o fashion_mnist.html\n"
         "  spiking-mlp report runs/imagenet --limit 2000",
-        "The page names what it cannot show, e.g. learning curves where there are only weights.",
+        "Sections without data say so, e.g. learning curves where there are only weights.",
+        run=_report,
     )
     parser.add_argument("weights", metavar="WORKDIR_OR_WEIGHTS", help=WHERE)
-    parser.add_argument(
-        "-o", "--output", metavar="FILE", help="file to write (default: report.html in the workdir or weights folder)"
-    )
+    add_output(parser, "file to write (default: report.html in the workdir or weights folder)")
     add_data(parser, batch_size=100, limit="use only N test images, evenly spaced (default: all)")
-    parser.set_defaults(run=_report)
 
 
 def _report(chosen: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""The command `spiking-mlp sweep`: trains variations of an experiment with several seeds and compares them."""
+"""The command `sweep`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from spiking_mlp_jax.utils.paths import user_path
 
 
 def add_commands(commands) -> None:
-    """Adds the parser to the subparsers of `spiking-mlp`."""
+    """Add the parser to the subparsers of `spiking-mlp`."""
     parser = add_command(
         commands,
         "sweep",
@@ -105,7 +105,7 @@ def _sweep(chosen: argparse.Namespace) -> int:
 
 
 def _compare(sweep, found, workdir) -> list[str]:
-    """Writes tables and figures, prints the table, and returns what is incomplete."""
+    """Write tables and figures and print the table; returns what is incomplete."""
     from spiking_mlp_jax.sweep import plots, table
     from spiking_mlp_jax.utils.files import write_whole
 

@@ -1,4 +1,4 @@
-"""`spiking-mlp train`, and `train.py`: one training run."""
+"""The command `train`, also run by `train.py`."""
 
 from __future__ import annotations
 
@@ -22,35 +22,25 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parser(**options: Any) -> Any:
-    """The command's options; `options` are those of argparse.ArgumentParser."""
+    """The command's parser; `options` are those of argparse.ArgumentParser."""
     parser = _Parser(allow_abbrev=False, **options)
     add = parser.add_argument
     add("--config", metavar="CONFIG", help="FILE.py, FILE.py:ARGUMENT or a shipped config, e.g. fashion_mnist:demo")
     add("--workdir", metavar="DIR", help="folder for everything the run writes; gs:// works, too")
-    add("--coordinator", metavar="HOST:PORT", help="where process 0 of several listens")
+    add("--coordinator", metavar="HOST:PORT", help="address of process 0, for several processes")
     add("--num_processes", type=positive, metavar="N", help="number of processes")
     add("--process_id", type=whole(0), metavar="I", help="which process this is, from 0")
-    add(
-        "--timeout",
-        type=positive,
-        default=60,
-        metavar="S",
-        help="seconds after which a silent process counts as dead",
-    )
+    add("--timeout", type=positive, default=60, metavar="S", help="seconds of silence after which a process is dead")
     return parser
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = "spiking-mlp train", description: str = "") -> int:
-    """Runs the command.
+    """Run the command and return its exit status, see DESCRIPTION.
 
     Args:
         arguments: the command line without the program's name; None takes the process's.
         prog: the program's name in its help.
-        description: its text in its help.
-
-    Returns:
-        the exit status: 0 finished, 2 bad input, 3 loss not finite, 4 disk full, 75 interrupted and saved, 130 stopped
-        at once.
+        description: its text in its help; "" for DESCRIPTION.
     """
     raw = argparse.RawDescriptionHelpFormatter
     try:
@@ -71,7 +61,7 @@ def experiment(chosen: argparse.Namespace, words: Sequence[str]) -> config_dict.
 
     Args:
         chosen: from `parser`.
-        words: the arguments it did not know, which override fields: --config.NAME=VALUE.
+        words: its unknown arguments, overrides of fields: --config.NAME=VALUE.
 
     Raises:
         InputError: no or an impossible config, a mistake in an override, or an unknown option.
@@ -83,7 +73,7 @@ def experiment(chosen: argparse.Namespace, words: Sequence[str]) -> config_dict.
         if not word.startswith("-") and "=" in word:
             raise InputError(f'unexpected argument "{word}": write overrides as --config.NAME=VALUE')
     if not chosen.config:
-        raise InputError("say what to train with --config, e.g. --config fashion_mnist:demo")
+        raise InputError("--config is required, e.g. --config fashion_mnist:demo")
     # Imported here, so that --help and mistakes in the command line are answered at once.
     from spiking_mlp_jax.train.config import load_config
 
@@ -99,7 +89,7 @@ def _train(chosen: argparse.Namespace, config: Any) -> int:
     logging.set_verbosity(logging.WARNING)
     workdir = chosen.workdir
     if workdir is None and not config.dry_run:
-        raise InputError("say where to write with --workdir DIR, e.g. --workdir runs/demo")
+        raise InputError("--workdir is required, e.g. --workdir runs/demo")
     runtime.join(chosen.coordinator, chosen.num_processes, chosen.process_id, chosen.timeout)
     result = loop.fit(config, workdir or "")
     runtime.leave()
@@ -109,8 +99,8 @@ def _train(chosen: argparse.Namespace, config: Any) -> int:
         return 0
     if result.best_accuracy is None:
         raise InputError(
-            "there are no weights and no plots, because no evaluation had a finite loss: take a new workdir and "
-            "a lower learning rate"
+            "no weights and no plots, because no evaluation had a finite loss: retrain in a new workdir with a lower "
+            "learning rate"
         )
     if "://" in workdir:
         print(f"plots: copy {workdir} to a disk and run spiking-mlp plot on the copy")

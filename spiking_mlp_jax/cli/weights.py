@@ -1,4 +1,4 @@
-"""The commands convert, hub and download: weights to and from other places."""
+"""The commands `convert`, `hub` and `download`."""
 
 from __future__ import annotations
 
@@ -8,13 +8,21 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from spiking_mlp_jax.cli.options import WHERE, add_command, add_data, check_export
+from spiking_mlp_jax.cli.options import (
+    WHERE,
+    add_command,
+    add_data,
+    add_dataset,
+    add_output,
+    check_export,
+    use_jax_cache,
+)
 from spiking_mlp_jax.errors import InputError, nearest
 from spiking_mlp_jax.utils.paths import output_folder, real_name, user_path
 
 
 def add_commands(commands) -> None:
-    """Adds the parsers to the subparsers of `spiking-mlp`."""
+    """Add the parsers to the subparsers of `spiking-mlp`."""
     parser = add_command(
         commands,
         "convert",
@@ -30,24 +38,18 @@ def add_commands(commands) -> None:
         "PyTorch; .safetensors and .npz do not.",
     )
     parser.add_argument("source", metavar="FILE_OR_NETWORK", help=f"a file of official weights; or {WHERE}")
-    parser.add_argument(
-        "-o",
-        "--output",
-        required=True,
-        metavar="PATH",
-        help="folder or file to write (.pth, .safetensors, .npz)",
-    )
+    add_output(parser, "folder or file to write (.pth, .safetensors, .npz)", "PATH", required=True)
     group = parser.add_argument_group("from a file to a folder")
     options = [
         group.add_argument(
             "--set", action="append", metavar="FIELD=VALUE", help="a field of the configuration, such as time_steps=6"
         ),
-        group.add_argument("--like", metavar="NETWORK", help="take what the file does not say from this network"),
+        group.add_argument("--like", metavar="NETWORK", help="take fields that the file leaves open from this network"),
         group.add_argument("--key", metavar="KEY", help="state to take from a checkpoint with several, e.g. model_ema"),
         group.add_argument("--mean", nargs="+", type=float, metavar="X", help="per channel, of pixels in [0, 1]"),
         group.add_argument("--std", nargs="+", type=float, metavar="X", help="standard deviation per channel"),
-        group.add_argument("--classes", metavar="NAMES", help="a file with one name a line, or names with commas"),
-        group.add_argument("--dataset", metavar="NAME", help='data that `evaluate` takes (default: "folder")'),
+        group.add_argument("--classes", metavar="NAMES", help="a file with a name per line, or comma-separated names"),
+        add_dataset(group, 'dataset for `evaluate` (default: "folder")'),
         group.add_argument("--resize-mode", metavar="MODE", help='"pad", "resize" or "resize_crop"'),
         group.add_argument(
             "--eval-resize", type=int, metavar="N", help='shorter side before the crop of "resize_crop"'
@@ -60,24 +62,23 @@ def add_commands(commands) -> None:
         "hub",
         "write a trained network as a folder for the Hugging Face Hub",
         "Writes the weights, their configuration, a model card (data, accuracy, commands, hashes, licence) and "
-        "checksums into one folder. predict, evaluate, compile and all other commands take it, and refuse it if a "
-        "file does not match its checksum.",
+        "checksums into one folder, which every command takes and verifies.",
         "spiking-mlp hub fashion_mnist -o shared/fashion_mnist --license mit\n"
         "  spiking-mlp hub runs/pets -o pets --evaluate --trained-on 'the Oxford-IIIT Pet photos' --repo me/pets",
         'Upload it with "hf upload OWNER/NAME FOLDER". The accuracy on the card is that of the training run\'s best '
         "evaluation, or with --evaluate measured now.",
+        run=_hub,
     )
     parser.add_argument("weights", metavar="WORKDIR_OR_WEIGHTS", help=WHERE)
-    parser.add_argument("-o", "--output", required=True, metavar="FOLDER", help="folder to write")
+    add_output(parser, "folder to write", "FOLDER", required=True)
     parser.add_argument("--name", metavar="NAME", help="the network's name (default: the folder's name)")
     parser.add_argument(
         "--license", "--licence", metavar="ID", help='of the weights, such as "mit", "apache-2.0" or "cc-by-4.0"'
     )
-    parser.add_argument("--trained-on", metavar="TEXT", help="the data in words")
+    parser.add_argument("--trained-on", metavar="TEXT", help="description of the training data")
     parser.add_argument("--repo", metavar="OWNER/NAME", help="its repository on the Hub")
     parser.add_argument("--evaluate", action="store_true", help="measure the accuracy on all test images now")
     add_data(parser.add_argument_group("with --evaluate"))
-    parser.set_defaults(run=_hub)
 
     parser = add_command(
         commands,
@@ -87,10 +88,10 @@ def add_commands(commands) -> None:
         "Afterwards every command takes OWNER/NAME as a network, offline; no other command uses the network.",
         "spiking-mlp download me/garments && spiking-mlp predict me/garments shoe.png",
         "HF_HOME chooses the cache, HF_ENDPOINT the server. Needs huggingface_hub: pip install 'spiking-mlp-jax[hub]'.",
+        run=_download,
     )
     parser.add_argument("repo", metavar="OWNER/NAME", help="repository on the Hub")
     parser.add_argument("--revision", metavar="NAME", help="branch, tag or commit (default: the main branch)")
-    parser.set_defaults(run=_download)
 
 
 def _convert(chosen: argparse.Namespace) -> None:
@@ -100,7 +101,7 @@ def _convert(chosen: argparse.Namespace) -> None:
     is_folder = os.path.isdir(chosen.source)
     if os.path.isfile(chosen.source) or (Path(chosen.source).suffix in SUFFIXES and not is_folder):
         if output.suffix in SUFFIXES:
-            raise InputError(f"{chosen.source} is a file and becomes a folder: name one, not {chosen.output}")
+            raise InputError(f"{chosen.source} becomes a weights folder: -o needs a folder, got {chosen.output}")
         _to_folder(chosen, output)
     else:
         from spiking_mlp_jax.models.weights import find
@@ -136,7 +137,7 @@ def _to_folder(chosen: argparse.Namespace, folder: Path) -> None:
     try:
         weights.save(folder, found.model, found.meta)
     except OSError as error:
-        raise InputError(f"{folder} cannot be written ({error}): give another place") from error
+        raise InputError(f"{folder} cannot be written ({error}): name another folder") from error
     for note in found.notes:
         print("note:", note, file=sys.stderr)
     arrays = len(official.state_dict(found.model))
@@ -181,11 +182,11 @@ def _fields(texts: list[str]) -> dict[str, Any]:
     for text in texts:
         name, equals, value = text.partition("=")
         if not equals:
-            raise InputError(f'"--set {text}" is not FIELD=VALUE, such as time_steps=4')
+            raise InputError(f'--set needs FIELD=VALUE, e.g. time_steps=4, got "{text}"')
         if name not in FIELDS:
             raise InputError(f'--set: there is no field "{name}": {nearest(name, FIELDS)}')
         if name in fields:
-            raise InputError(f"--set has {name} twice: give it once")
+            raise InputError(f"--set has {name} twice")
         try:
             fields[name] = value if name in CHOICES else ast.literal_eval(value)
         except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
@@ -194,18 +195,18 @@ def _fields(texts: list[str]) -> dict[str, Any]:
 
 
 def _class_names(text: str) -> list[str]:
-    """The lines of a file, or what stands between commas."""
+    """The lines of a file, or comma-separated names."""
     path = user_path(text)
     if not os.path.isfile(path):
         return [name.strip() for name in text.split(",")]
     try:
         return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read class names from {text} ({error}): give UTF-8 text, one name a line") from error
+        raise InputError(f"cannot read class names from {text} ({error}): give UTF-8 text, a name per line") from error
 
 
 def _holds_weights(folder: Path) -> bool:
-    """Whether a folder holds weights, which will be replaced; an error if it holds anything else."""
+    """Whether a folder holds weights, to be replaced; anything else in it is an error."""
     if not os.path.lexists(folder):
         return False
     if not os.path.isdir(folder):
@@ -234,7 +235,7 @@ def _hub(chosen: argparse.Namespace) -> None:
     folder = weights.find(chosen.weights)
     model, meta = weights.load(folder)
     if chosen.evaluate:
-        meta["result"] = _measured(folder, model, meta, chosen)
+        meta["result"] = _measured(chosen)
     license = chosen.license or meta.get("license")
     save_pretrained(
         output,
@@ -251,23 +252,17 @@ def _hub(chosen: argparse.Namespace) -> None:
         print(output / name)
 
 
-def _measured(folder, model, meta, chosen):
-    from spiking_mlp_jax.analysis.samples import open_test_images
-    from spiking_mlp_jax.models import weights
-    from spiking_mlp_jax.train.evaluate import evaluate_source
-    from spiking_mlp_jax.utils.compilation_cache import use_compilation_cache
+def _measured(chosen) -> dict[str, Any]:
+    from spiking_mlp_jax.analysis.evaluate import evaluate
+    from spiking_mlp_jax.data.trained import open_trained
+    from spiking_mlp_jax.train.evaluate import Evaluation
     from spiking_mlp_jax.utils.progress import tracked
 
-    use_compilation_cache("auto")
-    _, _, data, source = open_test_images(str(folder), chosen.dataset, chosen.data_dir)
-    if len(source.class_names) != model.config.num_classes:
-        raise InputError(
-            f"the network in {folder} has {model.config.num_classes} classes, but the data have "
-            f"{len(source.class_names)}: name its own data with --dataset and --data-dir"
-        )
-    bad = weights.max_bad_images(folder)
-    found = evaluate_source(model, source, data, batch_size=256, max_bad_images=bad, shown=tracked)
-    other = {"dataset": chosen.dataset} if chosen.dataset not in (None, data["dataset"]) else {}
+    use_jax_cache()
+    trained = open_trained(chosen.weights)
+    found = evaluate(trained, chosen.dataset, chosen.data_dir, shown=tracked)
+    assert isinstance(found, Evaluation)
+    other = {"dataset": chosen.dataset} if chosen.dataset not in (None, trained.data["dataset"]) else {}
     return {"accuracy": found.accuracy, "loss": found.loss, "images": found.images, **other}
 
 

@@ -118,6 +118,16 @@ class IntegerNet:
     description: Description
     arrays: dict[str, np.ndarray]
 
+    def __str__(self) -> str:
+        """The network in one line."""
+        c = self.description
+        narrow = sum(f.word == 16 for f in c.formats.values())
+        weights = sum(x.size for name, x in self.arrays.items() if name.endswith(".kernel"))
+        return (
+            f"{weights:,} weights of {c.bits} bits, {c.time_steps} time steps, 16-bit potentials in {narrow} of "
+            f"{len(c.formats)} layers, 32-bit in the others"
+        )
+
     def __call__(self, images, observe: Observe | None = None):
         """Logits of raw pixels as a JAX program.
 

@@ -24,7 +24,7 @@ from spiking_mlp_jax.utils.paths import user_path
 # The Hub's rule for both parts of OWNER/NAME.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 _LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
-# Names on the Hub of our data sets.
+# Datasets on the Hub.
 HUB_DATASETS = {
     "fashion_mnist": "zalando-datasets/fashion_mnist",
     "cifar10": "uoft-cs/cifar10",
@@ -56,7 +56,7 @@ def save_pretrained(
     trained_on: str | None = None,
     repo: str | None = None,
 ) -> None:
-    """Writes a folder that can be uploaded to the Hugging Face Hub as it is, replacing an older one.
+    """Write a folder for the Hugging Face Hub, replacing an older one.
 
     It holds model.safetensors, config.json, README.md (the model card) and SHA256SUMS of these three. Every command
     and `SpikingMLP.from_pretrained` take it, and refuse it if a file does not match its checksum.
@@ -91,7 +91,7 @@ def save_pretrained(
 
 
 def write_card(folder: Path) -> None:
-    """Writes the model card and the checksums of a folder whose config.json has "name" and "license"."""
+    """Write the model card and the checksums of a folder whose config.json has "name" and "license"."""
     write_whole(folder / weights.CARD, [_card(folder)])
     write_sums(folder, (weights.TENSORS, weights.CONFIG, weights.CARD))
 
@@ -106,7 +106,7 @@ def _card(folder: Path) -> bytes:
 
 
 def _spare_other_files(folder: Path) -> None:
-    """Refuses a folder in which something would be lost: other files, or an edited card."""
+    """Refuse a folder with other files or an edited card, which would be lost."""
     if not folder.is_dir() or not any(folder.iterdir()):
         return
     if not any((folder / name).is_file() for name in (weights.TENSORS, weights.OLD_TENSORS)):

@@ -1,8 +1,7 @@
-"""Networks as StableHLO, which JAX alone can run on a CPU, on NVIDIA's GPUs and on TPUs; one file for any batch.
+"""Networks as StableHLO, which JAX alone runs on CPUs, NVIDIA GPUs and TPUs; one file for any batch size.
 
-The program is XLA's own operations: no kernel of this package and no call back to Python is in it. The same network
-gives the same bytes, with one version of JAX: the file holds no date, and no place in a source file.
-`stablehlo_file.py` says what the file consists of.
+The program consists of XLA operations: no kernel of this package, no callback to Python. With one version of JAX the
+same network gives the same bytes: the file holds no dates and no source locations. `stablehlo_file.py` defines it.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-MISSING = "this needs flatbuffers, with which JAX writes and reads its exports: pip install flatbuffers"
+MISSING = "JAX needs flatbuffers for exports: pip install flatbuffers"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -39,9 +38,9 @@ class Loaded:
     """An exported network.
 
     Attributes:
-        document: what its config.json says.
-        exported: what `jax.export` read, to inspect the program (`exported.mlir_module()`).
-        run: its call, compiled for each number of images.
+        document: its config.json.
+        exported: the program, e.g. for `exported.mlir_module()`.
+        run: its call, compiled for each batch size.
     """
 
     document: dict[str, Any]
@@ -55,14 +54,14 @@ class Loaded:
 
     @property
     def data(self) -> dict[str, Any] | None:
-        """What says how pictures become inputs, and the classes' names; None where it was not known."""
+        """Preprocessing and class names, if they were known."""
         return self.document["data"]
 
     def __call__(self, images: Any) -> Float[Array, "B K"]:
         """Logits averaged over the time steps.
 
         Args:
-            images: as `document["input"]` says: normalised float32, or uint8 pixels, [B, H, W, C].
+            images: as `document["input"]` says: normalized float32, or uint8 pixels, [B, H, W, C].
 
         Raises:
             InputError: images of another shape or dtype; the network was not exported for this machine's platform.
@@ -70,16 +69,14 @@ class Loaded:
         images = images if isinstance(images, jax.Array) else np.asarray(images)
         size, dtype = tuple(self.document["input"]["shape"][1:]), self.document["input"]["dtype"]
         if images.shape[1:] != size or not images.shape[0] or images.dtype != dtype:
-            raise InputError(
-                f"images must be {dtype} [batch, {', '.join(map(str, size))}], but they are {images.dtype} "
-                f"{images.shape}"
-            )
-        # JAX calls the platform of NVIDIA's GPUs "gpu" here, and "cuda" where programs are lowered.
+            shape = ", ".join(map(str, size))
+            raise InputError(f"images must be {dtype} [batch, {shape}], got {images.dtype} {images.shape}")
+        # NVIDIA's GPUs are "gpu" here and "cuda" for lowering.
         platform = jax.default_backend().replace("gpu", "cuda")
         if platform not in self.exported.platforms:
             raise InputError(
                 f"the network was exported for {', '.join(self.exported.platforms)}, but this machine's platform is "
-                f"{platform}: export it again for that one, too"
+                f"{platform}: export it for {platform}, too"
             )
         return self.run(images)
 
@@ -93,21 +90,21 @@ def export_stablehlo(
     pixels: bool = False,
     platforms: Sequence[str] = PLATFORMS,
 ) -> dict[str, Any]:
-    """Writes a network with its weights, in evaluation mode, as StableHLO.
+    """Write a network with its weights, in evaluation mode, as StableHLO.
 
-    It computes in float32 (float64 weights are rounded), except that a network of dtype="bfloat16" does so where it
-    always did. Neurons run XLA's program, whatever the network's `neuron_backend` says.
+    It computes in float32 (float64 weights are rounded), and in bfloat16 where a network of dtype="bfloat16" does.
+    Neurons run XLA's program, whatever `neuron_backend` is.
 
     Args:
-        model: with concrete parameters and running statistics; it is not changed, and its mode does not matter.
-        path: of the file, such as net.stablehlo.zip.
-        data: the weights' "data", which goes into config.json; None where it is not known.
-        folded: exports the network whose norms are folded away, which has the same logits up to rounding.
-        pixels: takes uint8 pixels and normalises them, with what came with the weights (`model.pixels`).
+        model: with concrete parameters and running statistics, in any mode; not changed.
+        path: of the file, e.g. net.stablehlo.zip.
+        data: the weights' "data", for config.json; None where it is unknown.
+        folded: export the network with its norms folded, whose logits are the same up to rounding.
+        pixels: take uint8 pixels and normalize them by `model.pixels`.
         platforms: some of "cpu", "cuda", "tpu".
 
     Returns:
-        what config.json says.
+        the content of config.json.
 
     Raises:
         InputError: an unknown platform; `folded` with LayerNorms; `pixels` where mean and std are not known; the file
@@ -122,19 +119,19 @@ def export_stablehlo(
     """
     chosen = check_platforms(platforms)
     if not isinstance(model, SpikingMLP):
-        raise InputError(f"a SpikingMLP is exported, not a {type(model).__name__}: give the trained model")
+        raise InputError(f"expected a SpikingMLP, got {type(model).__name__}")
     try:
         json.dumps(data, allow_nan=False, ensure_ascii=False).encode()
     except (TypeError, ValueError) as error:
-        raise InputError(f"data cannot be JSON ({error}): use plain finite numbers, strings and lists") from error
-    c, normalisation = model.config, model.pixels
-    if pixels and normalisation is None:
+        raise InputError(f"data is not JSON ({error}): use finite numbers, strings and lists") from error
+    c, normalization = model.config, model.pixels
+    if pixels and normalization is None:
         raise InputError(
-            'mean and std of the pixels are not known: load weights that have "data", or export for normalised images'
+            'mean and std of the pixels are unknown: load weights that have "data", or export for normalized images'
         )
     with jax.enable_x64(False):
         plain = _plain(model)
-        exported = _exported(fold(plain) if folded else plain, c, normalisation if pixels else None, chosen)
+        exported = _exported(fold(plain) if folded else plain, c, normalization if pixels else None, chosen)
     try:
         network = bytes(exported.serialize())
     except ImportError as error:
@@ -158,11 +155,11 @@ def export_stablehlo(
 
 
 def load(path: str | os.PathLike[str]) -> Loaded:
-    """Reads an exported network.
+    """Read an exported network.
 
     Raises:
-        InputError: no such file, another kind of file, a damaged one, or one that this version or this JAX cannot
-            read; the sentence names it.
+        InputError: no such file, another kind of file, a damaged one, or one that this version of the
+            package or of JAX cannot read.
     """
     document, network = stablehlo_file.read(path)
     version, writer = document.get("calling_convention_version"), document.get("jax_version")
@@ -171,13 +168,13 @@ def load(path: str | os.PathLike[str]) -> Loaded:
     if not isinstance(version, int) or not least <= version <= most:
         raise InputError(
             f"{path} was written by JAX {writer} with calling convention {version!r}, but JAX {jax.__version__} reads "
-            f"{least} to {most}: use a version that is closer to that one"
+            f"{least} to {most}: use a version closer to {writer}"
         )
     try:
         exported = jax_export.deserialize(bytearray(network))
     except ImportError as error:
         raise InputError(MISSING) from error
-    # Flatbuffers and MLIR raise exceptions of any kind on bytes that are no network.
+    # On other bytes, flatbuffers and MLIR raise exceptions of any kind.
     except Exception as error:
         raise InputError(
             f"{NETWORK} in {path} cannot be read by JAX {jax.__version__} ({type(error).__name__}): it was written by "
@@ -191,22 +188,22 @@ def check_platforms(platforms: Sequence[str]) -> tuple[str, ...]:
     """The platforms without repetitions, in the order of `PLATFORMS`.
 
     Raises:
-        InputError: it is missing or unknown.
+        InputError: one is unknown, or there are none.
     """
     if isinstance(platforms, str):
-        raise InputError(f'platforms must be a list of names, but it is "{platforms}": put it into a list')
+        raise InputError(f'platforms must be a list of names, got "{platforms}"')
     for name in platforms:
         if name not in PLATFORMS:
             # The nearest in letters to "gpu" is "tpu".
             known = f"the known ones are {', '.join(PLATFORMS)}" if name == "gpu" else nearest(name, PLATFORMS)
             raise InputError(f'there is no platform "{name}": {known}')
     if not platforms:
-        raise InputError(f"a network is exported for at least one platform: name some of {', '.join(PLATFORMS)}")
+        raise InputError(f"at least one platform is needed: name some of {', '.join(PLATFORMS)}")
     return tuple(name for name in PLATFORMS if name in platforms)
 
 
 def _plain(model: SpikingMLP) -> SpikingMLP:
-    """The network in float32, evaluating, and with nothing in it that one platform alone has."""
+    """The network in float32 and evaluation mode, without platform-specific kernels."""
     config = dataclasses.replace(model.config, neuron_backend="xla", remat="none")
     plain = nnx.eval_shape(lambda: SpikingMLP(config, rngs=nnx.Rngs(0)))
     values = dict(nnx.to_flat_state(nnx.state(model)))
@@ -216,22 +213,22 @@ def _plain(model: SpikingMLP) -> SpikingMLP:
     return plain
 
 
-def _exported(network, c, normalisation: Pixels | None, platforms) -> jax_export.Exported:
+def _exported(network, c, normalization: Pixels | None, platforms) -> jax_export.Exported:
     def logits(images):
-        if normalisation is not None:
-            images = normalize(images, normalisation.mean, normalisation.std)
+        if normalization is not None:
+            images = normalize(images, normalization.mean, normalization.std)
         return jnp.mean(network(images), 0)
 
     (batch,) = jax_export.symbolic_shape("b")
-    dtype = jnp.float32 if normalisation is None else jnp.uint8
+    dtype = jnp.float32 if normalization is None else jnp.uint8
     shape = jax.ShapeDtypeStruct((batch, c.image_size, c.image_size, c.in_channels), dtype)
-    with _without_source_places():
+    with _without_source_locations():
         return jax_export.export(jax.jit(logits), platforms=platforms)(shape)
 
 
 @contextmanager
-def _without_source_places() -> Iterator[None]:
-    """Keeps the paths of source files out of a program: they differ between machines, and tell of them."""
+def _without_source_locations() -> Iterator[None]:
+    """Keep the paths of source files out of a program: they differ between machines."""
     name = "jax_traceback_in_locations_limit"
     before = getattr(jax.config, name)
     jax.config.update(name, 0)
@@ -242,12 +239,12 @@ def _without_source_places() -> Iterator[None]:
 
 
 def _check_document(path, document, exported) -> None:
-    """That config.json describes the program beside it, as `Loaded` relies on."""
+    """Check that config.json describes the program beside it."""
     for key, avals in (("input", exported.in_avals), ("output", exported.out_avals)):
-        said = document.get(key)
+        stated = document.get(key)
         found = [{"dtype": str(x.dtype), "shape": [*map(str, x.shape[:1]), *x.shape[1:]]} for x in avals]
-        if not isinstance(said, dict) or [{name: said.get(name) for name in ("dtype", "shape")}] != found:
-            raise InputError(f'"{key}" in {CONFIG} of {path} does not fit its {NETWORK}: export the network again')
+        if not isinstance(stated, dict) or [{name: stated.get(name) for name in ("dtype", "shape")}] != found:
+            raise InputError(f'"{key}" in {CONFIG} of {path} does not match its {NETWORK}: export the network again')
     for name, kinds in (("model", dict), ("data", dict | None)):
         if name not in document or not isinstance(document[name], kinds):
             raise InputError(f'{CONFIG} in {path} has no object "{name}": export the network again')

@@ -1,6 +1,6 @@
-"""The file of an exported network: a zip with the program, what it is, and how to run it; no JAX here.
+"""The zip file of an exported network; needs no JAX.
 
-network.bin   the program and the weights in it, as `jax.export` serialises them
+network.bin   the program with its weights, serialized by `jax.export`
 config.json   {"format": 1, "kind": "float" or "folded", "model", "data", "input", "output", "platforms",
               "jax_version", "calling_convention_version", "sha256" of network.bin}
 README.txt    how to run it without this package
@@ -22,20 +22,20 @@ from spiking_mlp_jax.utils.files import write_whole
 
 FORMAT = 1
 NETWORK, CONFIG, README = "network.bin", "config.json", "README.txt"
-# Flatbuffers, which hold the network, cannot be larger; a configuration is far smaller.
+# The limit of flatbuffers, and far more than a configuration needs.
 MOST_BYTES = {NETWORK: 1 << 31, CONFIG: 1 << 20}
 
 
 def write(path: str | os.PathLike[str], network: bytes, described: dict[str, Any]) -> dict[str, Any]:
-    """Writes the file; the same arguments give the same bytes.
+    """Write the file; the same arguments give the same bytes.
 
     Args:
         path: of the file.
-        network: the serialised program.
-        described: what config.json says, but for "format" and "sha256".
+        network: the serialized program.
+        described: config.json without "format" and "sha256".
 
     Returns:
-        what config.json says.
+        the content of config.json.
 
     Raises:
         InputError: it cannot be written.
@@ -47,7 +47,7 @@ def write(path: str | os.PathLike[str], network: bytes, described: dict[str, Any
     # Stored, because weights hardly compress.
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         for name, content in members.items():
-            # Without a date it has one that is always the same.
+            # The default date is constant.
             info = zipfile.ZipInfo(name)
             info.create_system, info.external_attr = 3, 0o644 << 16
             archive.writestr(info, content)
@@ -56,7 +56,7 @@ def write(path: str | os.PathLike[str], network: bytes, described: dict[str, Any
 
 
 def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], bytes]:
-    """What config.json says, and the serialised program, which its hash fits.
+    """The content of config.json, and the serialized program, whose hash is checked.
 
     Raises:
         InputError: no such file, another kind of file, a damaged one, or one of another format.
@@ -69,9 +69,9 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], bytes]:
             config, network = (_member(archive, path, name) for name in (CONFIG, NETWORK))
     except InputError:
         raise
-    # zipfile raises the last three for what it cannot unpack, as with a password.
+    # zipfile raises the last three for what it cannot unpack, e.g. with a password.
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError, ValueError) as error:
-        raise InputError(f"{path} is no exported network, or damaged ({error}): copy or export it again") from error
+        raise InputError(f"{path} is not an exported network, or damaged ({error}): copy or export it again") from error
     try:
         document = json.loads(config)
     except (ValueError, RecursionError) as error:
@@ -82,7 +82,7 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], bytes]:
             f"{path} has format {found!r}, but this version reads format {FORMAT}: use the version that wrote it"
         )
     if document.get("sha256") != hashlib.sha256(network).hexdigest():
-        raise InputError(f"{path} is damaged, because the hash of its {NETWORK} does not fit: copy or export it again")
+        raise InputError(f"{path} is damaged: the hash of its {NETWORK} does not match; copy or export it again")
     return document, network
 
 
@@ -91,17 +91,17 @@ def _member(archive, path, name) -> bytes:
         size = archive.getinfo(name).file_size
     except KeyError as error:
         raise InputError(
-            f"{path} has no {name}: it is not what `spiking-mlp export-stablehlo` wrote, or not all of it"
+            f"{path} has no {name}: it is not a complete file of `spiking-mlp export-stablehlo`"
         ) from error
     if size > MOST_BYTES[name]:
-        raise InputError(f"{name} in {path} is said to have {size:,} bytes, which no network has: export it again")
+        raise InputError(f"{name} in {path} has {size:,} bytes, above the limit {MOST_BYTES[name]:,}: export again")
     return archive.read(name)
 
 
 def _readme(name, document) -> str:
     shape = ", ".join(map(str, document["input"]["shape"][1:]))
     return f"""A spiking MLP as StableHLO.
-It needs flatbuffers and JAX {document["jax_version"]}, or a version of the six months after it:
+It needs flatbuffers and JAX {document["jax_version"]} or a version of the following six months:
 
     pip install jax flatbuffers
 
@@ -111,5 +111,5 @@ It needs flatbuffers and JAX {document["jax_version"]}, or a version of the six 
     images = numpy.zeros((8, {shape}), "{document["input"]["dtype"]}")
     logits = jax.jit(network.call)(images)
 
-{CONFIG} says what images and logits mean, and what the network was trained on.
+{CONFIG} describes images and logits, and the data the network was trained on.
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -68,7 +69,13 @@ def snapshot(repo: str, revision: str | None = None, download: bool = False) -> 
             verify(folder, FILES[:2])
     except InputError:
         raise
-    # Network, server, authentication, disk: huggingface_hub and its HTTP client have no common base class.
+    except LocalEntryNotFoundError as error:
+        server = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+        raise InputError(
+            f"{repo} cannot be downloaded: {server} cannot be reached; check the connection, HF_ENDPOINT and "
+            "HF_HUB_OFFLINE"
+        ) from error
+    # Server, authentication, disk: huggingface_hub and its HTTP client have no common base class.
     except Exception as error:
         said = " ".join(str(error).split())[:300]
         raise InputError(f"{repo} cannot be downloaded ({type(error).__name__}: {said})") from error

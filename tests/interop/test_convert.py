@@ -297,12 +297,14 @@ def test_mistakes(saved, tmp_path, capsys):
     assert "there is no file" in refusal(capsys, tmp_path / "no.pth", "-o", net)
     assert "there is no folder" in refusal(capsys, "fashion", "-o", tmp_path / "net.npz")
     assert "must end in" in refusal(capsys, folder, "-o", tmp_path / "net.onnx")
-    assert "is a file and becomes" in refusal(capsys, file, "-o", tmp_path / "net.safetensors")
+    assert "becomes a weights folder: -o needs a folder, got" in refusal(
+        capsys, file, "-o", tmp_path / "net.safetensors"
+    )
     assert "--set needs a file of official weights, got the network" in refusal(
         capsys, folder, "-o", tmp_path / "x.npz", "--set", "tau=3"
     )
     assert "this package's own" in refusal(capsys, folder / weights.TENSORS, "-o", net)
-    assert "--key is for" in refusal(capsys, file, "-o", net, "--key", "model")
+    assert "--key needs a PyTorch checkpoint" in refusal(capsys, file, "-o", net, "--key", "model")
     assert 'did you mean "tau"' in refusal(capsys, file, "-o", net, "--set", "tua=3")
     assert "FIELD=VALUE" in refusal(capsys, file, "-o", net, "--set", "tau")
     assert "twice" in refusal(capsys, file, "-o", net, "--set", "tau=2", "--set", "tau=3")
@@ -315,7 +317,7 @@ def test_mistakes(saved, tmp_path, capsys):
     assert "resize_mode" in refusal(capsys, file, "-o", net, *NORMALISED, "--resize-mode", "shrink")
     assert "no folder" in refusal(capsys, file, "-o", net, "--like", "fashion")
     (tmp_path / "text.pth").write_text("hello")
-    assert "neither a file of PyTorch" in refusal(capsys, tmp_path / "text.pth", "-o", net)
+    assert "is not a PyTorch, .safetensors or .npz file" in refusal(capsys, tmp_path / "text.pth", "-o", net)
     assert "cannot be written" in refusal(capsys, file, "-o", file / "net", *NORMALISED)
     assert not net.exists()
 

@@ -134,7 +134,7 @@ def test_this_package_reads_what_it_wrote(fresh):
         jnp.zeros((2, 16, 16, 3), "uint8"),
         3,
     ):
-        with pytest.raises(InputError, match=r"images must be uint8 \[batch, 16, 16, 1\], but they are"):
+        with pytest.raises(InputError, match=r"images must be uint8 \[batch, 16, 16, 1\], got"):
             loaded(wrong)
 
 
@@ -200,7 +200,7 @@ def changed(path, target, **members):
     ("change", "sentence"),
     [
         (dict(document={"format": 2}), "has format 2, but this version reads format 1"),
-        (dict(document={"sha256": "0" * 64}), "damaged, because the hash"),
+        (dict(document={"sha256": "0" * 64}), "is damaged: the hash"),
         (
             dict(document={"calling_convention_version": 99, "jax_version": "9.9"}),
             "was written by JAX 9.9 with",
@@ -212,12 +212,12 @@ def changed(path, target, **members):
         (dict(network=b""), "network.bin in .* cannot be read by JAX"),
         (dict(network=bytes(1000)), "network.bin in .* cannot be read by JAX"),
         (dict(network=b"abcd" * 300), "network.bin in .* cannot be read by JAX"),
-        (dict(raw={"network.bin": None}), "has no network.bin: it is not what"),
-        (dict(raw={"config.json": None}), "has no config.json: it is not what"),
+        (dict(raw={"network.bin": None}), "has no network.bin: it is not a complete file"),
+        (dict(raw={"config.json": None}), "has no config.json: it is not a complete file"),
         (dict(raw={"config.json": b"{"}), "cannot be read as JSON"),
         (dict(raw={"config.json": b"\xff"}), "cannot be read as JSON"),
         (dict(raw={"config.json": b"[]"}), "has format None"),
-        (dict(raw={"config.json": bytes((1 << 20) + 1)}), "is said to have 1,048,577 bytes"),
+        (dict(raw={"config.json": bytes((1 << 20) + 1)}), "has 1,048,577 bytes, above the limit"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -255,7 +255,7 @@ def test_damaged_and_foreign_files(fresh, tmp_path):
     bad = bytearray(packed.getvalue())
     bad[bad.find(stablehlo_file.CONFIG.encode()) + len(stablehlo_file.CONFIG)] = 0xFF
     path.write_bytes(bad)
-    with pytest.raises(InputError, match="no exported network, or damaged"):
+    with pytest.raises(InputError, match="is not an exported network, or damaged"):
         load(path)
 
 
@@ -283,15 +283,15 @@ def test_mistakes_on_the_command_line(tmp_path, capsys, monkeypatch):
     )
     assert 'did you mean "cuda"?' in refusal(capsys, some, "-o", out, "--platforms", "cudaa")
     assert "LayerNorm" in refusal(capsys, some, "-o", out, "--folded")
-    assert "mean and std of the pixels are not known" in refusal(capsys, bare, "-o", out, "--pixels")
+    assert "mean and std of the pixels are unknown" in refusal(capsys, bare, "-o", out, "--pixels")
     assert "cannot be written" in refusal(capsys, some, "-o", tmp_path)
     assert "cannot be written" in refusal(capsys, some, "-o", tmp_path / "no" / "net.zip")
     (tmp_path / "net.smlp").write_bytes(b"\x89SMLP\r\n\x1a")
     assert "is a compiled network" in refusal(capsys, tmp_path / "net.smlp", "-o", out)
     assert "there is no folder" in refusal(capsys, tmp_path / "none", "-o", out)
-    with pytest.raises(InputError, match="a SpikingMLP is exported, not a FoldedNet"):
+    with pytest.raises(InputError, match="expected a SpikingMLP, got FoldedNet"):
         export_stablehlo(fold(random_model(depths=(1,))), out)  # pyright: ignore[reportArgumentType]
-    with pytest.raises(InputError, match="at least one platform"):
+    with pytest.raises(InputError, match="at least one platform is needed"):
         export_stablehlo(random_model(depths=(1,)), out, platforms=())
     monkeypatch.setattr(jax.export.Exported, "serialize", _no_flatbuffers)
     assert "pip install flatbuffers" in refusal(capsys, bare, "-o", out)

@@ -292,7 +292,7 @@ def test_train_py_answers_in_one_line(tmp_path, arguments, said):
             ("config.load_config = stop", 130, "stopped: "),
             ("loop.fit = stop", 130, "stopped: "),
             ("loop.fit = lambda *_: loop.Result(3, True, 0.5); plots.plot_workdir = stop", 130, "stopped: "),
-            ("loop.fit = lambda *_: loop.Result(3, True, None)", 2, "error: there are no weights and no plots"),
+            ("loop.fit = lambda *_: loop.Result(3, True, None)", 2, "error: no weights and no plots"),
         ]
     ),
 )

@@ -1,6 +1,6 @@
 """A folded network as a graph of the Neuromorphic Intermediate Representation (NIR).
 
-What a layer of the folded network becomes, in the form of rows (`forms.RowsForm`):
+Nodes of a folded network's layers, in the form "rows" (`forms.RowsForm`):
 
     stem, downsampling, fusing, channel mixing   Conv2d
     mixing along a row                           Affine, batched over channels and rows
@@ -11,9 +11,9 @@ What a layer of the folded network becomes, in the form of rows (`forms.RowsForm
     norm per token before a sum                  a batched Affine with diagonal weights
     head                                         Flatten and Affine
 
-The graph gets the image at every step; the logits are the mean of its output over the steps. Potentials start at
-v_reset. NIR has continuous time: a step of the network is dt seconds, so tau is tau * dt seconds, and forward Euler
-with that dt gives the network's equations.
+The input is the image at every step; the logits are the mean output over the steps. Potentials start at
+v_reset. NIR has continuous time: a step is dt seconds, tau is tau * dt seconds, and forward Euler with that dt gives
+the network's equations.
 
 Reference: Pedersen et al., "Neuromorphic intermediate representation: a unified instruction set for interoperable
 brain-inspired computing", Nature Communications 15, 2024.
@@ -38,7 +38,7 @@ from spiking_mlp_jax.utils.files import write_whole
 if TYPE_CHECKING:
     from spiking_mlp_jax.deploy.fold import FoldedNet
 
-# Beyond it and its reciprocal, float32 loses digits of tau * dt or of an IF neuron's 1 / dt.
+# Below it or above its reciprocal, float32 loses digits of tau * dt or of an IF neuron's 1 / dt.
 MIN_DT = 1e-30
 
 
@@ -52,13 +52,13 @@ def to_nir(net: FoldedNet, *, form: str = "rows", dt: float = DT, max_dense: flo
         max_dense: limit of the graph's parameters in megabytes.
 
     Returns:
-        a `nir.NIRGraph`, checked by `nir`. Its input is the normalised image [C, H, W] reshaped, its output the
+        a `nir.NIRGraph`, checked by `nir`. Its input is the normalized image [C, H, W] reshaped, its output the
         logits of a step; a layer of neurons has the folded network's name with underscores ("stage0_block0_token").
         Its metadata has dt, time_steps, the form, mean and std.
 
     Raises:
-        InputError: the nir package is missing, NIR has no node for what the network does, the graph would be larger
-            than `max_dense`, or dt is not a positive number.
+        InputError: the nir package is missing, NIR cannot express the network, the graph would exceed `max_dense`, or
+            dt is not a positive number.
 
     Examples:
         >>> from spiking_mlp_jax import SpikingMLP
@@ -71,15 +71,15 @@ def to_nir(net: FoldedNet, *, form: str = "rows", dt: float = DT, max_dense: flo
 
     require_nir()
     if form not in FORMS:
-        raise InputError(f'there is no form "{form}" of a NIR graph: it is {" or ".join(FORMS)}')
+        raise InputError(f'form must be {" or ".join(FORMS)}, got "{form}"')
     if not isinstance(net, FoldedNet):
         raise InputError(f"expected a FoldedNet, as `fold` returns it, got {type(net).__name__}")
     if not (isinstance(dt, numbers.Real) and math.isfinite(dt) and dt > 0):
-        raise InputError(f"dt must be a positive number of seconds, but it is {dt!r}")
+        raise InputError(f"dt must be a positive number of seconds, got {dt!r}")
     if not MIN_DT <= dt <= 1 / MIN_DT:
-        raise InputError(f"dt must be from {MIN_DT:g} to {1 / MIN_DT:g} seconds, which float32 holds, but it is {dt!r}")
+        raise InputError(f"dt must be from {MIN_DT:g} to {1 / MIN_DT:g} seconds, got {dt!r}")
     if not (isinstance(max_dense, int | float) and max_dense > 0):
-        raise InputError(f"the limit must be a positive number of megabytes, but it is {max_dense!r}")
+        raise InputError(f"the limit must be a positive number of megabytes, got {max_dense!r}")
     _check(net)
     c = net.config
     made = FORMS[form](float(dt), np.dtype(net.arrays["head"]["kernel"].dtype))
@@ -96,7 +96,7 @@ def to_nir(net: FoldedNet, *, form: str = "rows", dt: float = DT, max_dense: flo
 
 
 def write_nir(graph: Any, path: str | os.PathLike[str]) -> int:
-    """Writes a graph atomically as an HDF5 file that `nir.read` reads; returns its size in bytes.
+    """Write a graph atomically as an HDF5 file for `nir.read`; returns its size in bytes.
 
     Raises:
         InputError: the nir package is missing, or the file cannot be written.
@@ -111,28 +111,25 @@ def write_nir(graph: Any, path: str | os.PathLike[str]) -> int:
 
 def _check(net: FoldedNet) -> None:
     if net.config.v_reset is None:
-        raise InputError(
-            "NIR's neurons are set to v_reset by a spike; a soft reset, which subtracts the threshold (v_reset=None), "
-            "has no node: train with a hard reset"
-        )
+        raise InputError("NIR has no soft reset (v_reset=None), only one to v_reset: train with a hard reset")
     for name, entries in net.arrays.items():
         steps = [x.shape[0] for key, x in entries.items() if key in ("kernel", "low")]
         if steps and steps[0] > 1:
             raise InputError(
-                f"NIR's weights are the same at every step, but {name} has different weights at each of "
-                f'{steps[0]} steps (norm="tebn"): train with norm="batch" or "tdbn"'
+                f"NIR's weights are the same at every step, but those of {name} differ between the {steps[0]} steps "
+                '(norm="tebn"): train with norm="batch" or "tdbn"'
             )
 
 
 class _Export(Walk):
-    """Adds a network to a form. Spikes are the name of a node, potentials the names of nodes with that sum."""
+    """Adds a network to a form. Spikes are the name of a node, potentials the names of the nodes that are summed."""
 
     def __init__(self, net: FoldedNet, form: Form):
         super().__init__(net.config)
         self.arrays, self.form = net.arrays, form
 
     def network(self):
-        """Adds all nodes, from input to output."""
+        """Add all nodes, from input to output."""
         c = self.c
         self.form.output(self.run(self.form.input(Size(c.in_channels, c.image_size))), c.num_classes)
 
@@ -211,11 +208,11 @@ class _Export(Walk):
 
     @property
     def in_neurons(self) -> bool:
-        """Whether the norm of tokens that `fold` divided out of thresholds goes into the neurons' constants."""
+        """Whether a norm per token goes into the neurons' constants."""
         return self.form.per_neuron and self.c.neuron != "if"
 
     def per_token(self, layer) -> PerToken | None:
-        """The norm of tokens after a layer's weights, a z + c."""
+        """The norm per token after a layer's weights, a z + c."""
         entries = {key: np.asarray(x, np.float64) for key, x in self.arrays[layer.name].items()}
         if "threshold" in entries:
             c, constant, offset = self.c, entries["constant"] > 0, entries["offset"][0]
@@ -230,7 +227,7 @@ class _Export(Walk):
 
 
 def _input_size(layer: Layer) -> Size:
-    """The grid that a layer with neurons reads."""
+    """The input grid of a layer with neurons."""
     assert layer.neurons is not None
     side, _, channels = layer.neurons.shape
     if layer.window is None:

@@ -1,13 +1,12 @@
 """Layers of a folded network as nodes of a NIR graph, in one of two forms.
 
-NIR's nodes take one array each: Affine maps its last axis, Conv2d convolves [channels, rows, columns], and nothing
-moves an axis to another place. So the arrays of a stage of C channels and S x S tokens are laid out so that every map
-is one node:
+A NIR node takes one array: Affine maps its last axis, Conv2d convolves [channels, rows, columns], and no node moves
+axes. So C channels and S x S tokens are laid out such that every linear layer is one node:
 
-    RowsForm    [C * S, 1, S]: each row of each channel is a channel of one-row images. A Conv2d then maps channels and
-                rows densely and is shared by the columns; what acts along a row is an Affine batched over the rest.
-    DenseForm   [C * S * S]: every map is an Affine [out, in], every neuron has the same constants in its layer. It is
-                the larger form, and the one that simulators of vectors read.
+    RowsForm    [C * S, 1, S]: each row of each channel is a channel of one-row images. A Conv2d maps channels and rows
+                densely and is shared by the columns; mixing along a row is an Affine batched over the rest.
+    DenseForm   [C * S * S]: every map is an Affine [out, in], all neurons of a layer have the same constants. Larger,
+                but read by simulators of vectors.
 
 Both are [C, S, S] in C's order, reshaped.
 """
@@ -20,19 +19,17 @@ from spiking_mlp_jax.interop.nir.graph import Form, PerToken, Size
 
 
 class RowsForm(Form):
-    """Arrays [C * S, 1, S], see the module."""
+    """Arrays [C * S, 1, S]."""
 
     name, per_neuron = "rows", True
 
     def shape(self, size):
-        """See `Form`."""
         return size.channels * size.side, 1, size.side
 
     def conv(self, name, source, kernel, bias, size, stride=1, padding=0, per_token=None):
-        """See `Form`."""
         k, _, fan_in, fan_out = kernel.shape
         side = (size.side + 2 * padding - k) // stride + 1
-        # One row of pixels, padded above and below as on its sides (nir infers shapes of square kernels alone).
+        # One row of pixels, padded equally on all sides: nir infers shapes for square kernels only.
         pad = max(padding, k - 1 - padding)
         shape = fan_out * side, fan_in * size.side, 2 * pad + 1, 2 * pad + 1
 
@@ -66,7 +63,6 @@ class RowsForm(Form):
         )
 
     def along(self, name, source, kernel, bias, size, axis):
-        """See `Form`."""
         if axis == "width":
             weight = (*self.shape(size), size.side)
             return self._affine(name, source, weight, lambda: kernel.T, lambda: bias)
@@ -80,27 +76,24 @@ class RowsForm(Form):
         return self._add(name, source, rows * (rows + 1), build)
 
     def head(self, name, source, kernel, bias, size):
-        """See `Form`."""
         flat = f"{name}_tokens"
         self._add(flat, source, 0, lambda: self.nir.Flatten(np.array(self.shape(size)), 0, -1))
         weight = kernel.shape[1], int(np.prod(self.shape(size)))
         return self._affine(name, flat, weight, lambda: np.repeat(kernel.T, size.side**2, 1), lambda: bias)
 
     def _advice(self, needed):
-        return f"take a network of fewer channels or tokens, or raise the limit to {needed:,} MB (--max-dense)"
+        return f"use a network with fewer channels or tokens, or raise the limit to {needed:,} MB (--max-dense)"
 
 
 class DenseForm(Form):
-    """Arrays [C * S * S], see the module."""
+    """Arrays [C * S * S]."""
 
     name, per_neuron = "dense", False
 
     def shape(self, size):
-        """See `Form`."""
         return (size.channels * size.side**2,)
 
     def conv(self, name, source, kernel, bias, size, stride=1, padding=0, per_token=None):
-        """See `Form`."""
         k, _, fan_in, fan_out = kernel.shape
         side = (size.side + 2 * padding - k) // stride + 1
         shape = fan_out * side**2, fan_in * size.side**2
@@ -120,7 +113,6 @@ class DenseForm(Form):
         )
 
     def along(self, name, source, kernel, bias, size, axis):
-        """See `Form`."""
         one, every = np.eye(size.side, dtype=self.dtype), np.eye(size.channels, dtype=self.dtype)
         pair = (kernel.T, one) if axis == "height" else (one, kernel.T)
         spread = bias[:, None] if axis == "height" else bias
@@ -135,12 +127,11 @@ class DenseForm(Form):
         )
 
     def head(self, name, source, kernel, bias, size):
-        """See `Form`."""
         weight = kernel.shape[1], *self.shape(size)
         return self._affine(name, source, weight, lambda: np.repeat(kernel.T, size.side**2, 1), lambda: bias)
 
     def _advice(self, needed):
-        return f"the form of rows, without --dense, is smaller, or raise the limit to {needed:,} MB (--max-dense)"
+        return f"use rows (without --dense), which is smaller, or raise the limit to {needed:,} MB (--max-dense)"
 
 
 FORMS: dict[str, type[Form]] = {form.name: form for form in (RowsForm, DenseForm)}

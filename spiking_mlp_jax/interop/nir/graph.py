@@ -1,7 +1,4 @@
-"""A NIR graph that is collected layer by layer: what its two forms have in common.
-
-The `nir` package is imported here alone.
-"""
+"""Base class of the two forms of a NIR graph. Only this file imports `nir`."""
 
 from __future__ import annotations
 
@@ -17,7 +14,7 @@ import numpy as np
 from spiking_mlp_jax.errors import InputError
 
 MEGABYTE = 1 << 20
-# Seconds that a time step stands for: what snnTorch takes without asking, and SpikingJelly unless told otherwise.
+# Seconds of a time step: snnTorch's constant and SpikingJelly's default.
 DT = 1e-4
 MAX_MEGABYTES = 1024.0
 
@@ -43,8 +40,8 @@ class Neurons:
         leaky: False for IF neurons.
         tau: time constant in steps.
         threshold: above `reset`.
-        reset: potential after a spike, which the leak also goes to.
-        decay_input: whether the input leaks as the potential does.
+        reset: potential after a spike and without input.
+        decay_input: whether the input decays like the potential.
     """
 
     leaky: bool
@@ -56,7 +53,7 @@ class Neurons:
 
 @dataclasses.dataclass(frozen=True)
 class PerToken:
-    """y = scale * x + offset with one scale and offset for each of N tokens, of any channel; float64 [N]."""
+    """y = scale * x + offset, the same for all channels of a token; float64 [N]."""
 
     scale: np.ndarray
     offset: np.ndarray
@@ -64,22 +61,22 @@ class PerToken:
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """A square grid: channels and tokens along a side."""
+    """Channels, and tokens along a side, of a square grid."""
 
     channels: int
     side: int
 
 
 class Form(abc.ABC):
-    """Collects nodes and edges; nothing is built before `graph`, so that a refusal costs no memory.
+    """Collects nodes and edges; arrays are built by `graph`, so that a refusal costs no memory.
 
     Args:
-        dt: seconds that a time step stands for.
+        dt: seconds of a time step.
         dtype: of the parameters.
 
     Attributes:
-        name: what users call the form.
-        per_neuron: whether the neurons of a layer may have constants of their own, as a norm per token needs.
+        name: for users.
+        per_neuron: whether neurons of a layer may have different constants, as a norm per token needs.
     """
 
     name: str
@@ -93,7 +90,7 @@ class Form(abc.ABC):
 
     @abc.abstractmethod
     def shape(self, size: Size) -> tuple[int, ...]:
-        """Of the array that stands for [channels, side, side]."""
+        """The shape of an array [channels, side, side] in this form."""
 
     @abc.abstractmethod
     def conv(
@@ -107,7 +104,7 @@ class Form(abc.ABC):
 
     @abc.abstractmethod
     def head(self, name, source, kernel, bias, size: Size) -> str:
-        """Scores of the sum over tokens, kernel [channels, out] and bias [out]; its node's name."""
+        """Logits of the sum over tokens, kernel [channels, out] and bias [out]; its node's name."""
 
     def input(self, size: Size) -> str:
         """The graph's input; its node's name."""
@@ -115,7 +112,7 @@ class Form(abc.ABC):
         return "input"
 
     def output(self, source: str, classes: int) -> None:
-        """The graph's output, which takes scores."""
+        """The graph's output: logits."""
         self._add("output", source, 0, lambda: self.nir.Output(np.array([classes])))
 
     def neurons(self, name, sources: list[str], size: Size, k: Neurons, per_token: PerToken | None = None) -> str:
@@ -147,7 +144,7 @@ class Form(abc.ABC):
         nodes = {name: build() for name, build in self.nodes.items()}
         for name, node in nodes.items():
             if not all(np.isfinite(x).all() for x in vars(node).values() if _is_floating(x)):
-                raise InputError(f"{name} would hold numbers that are not finite: the network's weights are damaged")
+                raise InputError(f"{name} has NaN or inf: retrain the network")
         return self.nir.NIRGraph(nodes, self.edges, metadata)
 
     @abc.abstractmethod
@@ -162,7 +159,7 @@ class Form(abc.ABC):
         return name
 
     def _affine(self, name, source, weight_shape, weight, bias):
-        """Bias and weight are functions, for the arrays may be large."""
+        """Weight and bias are functions, because the arrays may be large."""
         entries = int(np.prod(weight_shape)) + int(np.prod(weight_shape[:-1]))
 
         def build():
@@ -183,14 +180,14 @@ class Form(abc.ABC):
         return self.nir.LIF(*(self._array(x, shape) for x in constants), threshold, reset)
 
     def _over_tokens(self, values, shape):
-        """One value a token as an array of the shape, for every channel."""
+        """Values per token, broadcast over channels to a shape."""
         side = int(np.sqrt(values.size))
         channels = int(np.prod(shape)) // values.size
         return np.broadcast_to(values.reshape(1, side, side), (channels, side, side)).reshape(shape)
 
     def _array(self, values, shape):
         values = np.asarray(values, self.dtype)
-        # Others write into a graph's arrays; what broadcast_to gives is read-only.
+        # Other tools write into a graph's arrays; broadcast_to returns a read-only view.
         return values if values.shape == shape and values.flags.writeable else np.array(np.broadcast_to(values, shape))
 
 

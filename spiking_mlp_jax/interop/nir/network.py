@@ -1,13 +1,13 @@
-"""A NIR graph as a network that runs: what `nir_export` writes, and other graphs of the same kinds of nodes.
+"""Runs NIR graphs: those of `nir.export`, and others of the same kinds of nodes.
 
-Neurons take one step of forward Euler at a time, which is what `dynamics.step` computes:
+Neurons take forward Euler steps, as `nn.dynamics.step` does:
 
     LIF    h = v + dt / tau (v_leak - v + r x)
     IF     h = v + dt r x
     both   s = 1 if h >= v_threshold else 0; v = v_reset where s else h
 
-NIR's own condition is h > v_threshold; `strict=True` takes that one. The graph has no cycles, so each node runs over
-all steps before the next one does.
+NIR's own condition is h > v_threshold (`strict=True`). Graphs are acyclic, so each node runs over all steps before the
+next one.
 """
 
 from __future__ import annotations
@@ -43,17 +43,17 @@ def read_nir(path: str | os.PathLike[str]) -> Any:
     """The `nir.NIRGraph` of a file, whose shapes `nir` has checked.
 
     Raises:
-        InputError: the nir package is missing, there is no such file, or it is no NIR graph.
+        InputError: the nir package is missing, there is no such file, or it is not a NIR graph.
     """
     nir = require_nir()
     if not Path(path).is_file():
         raise InputError(f"{path} is not a file: name one that `spiking-mlp export-nir` or another tool wrote")
     try:
         return nir.read(path)
-    # The libraries have no error of their own: what a damaged file leads to may be anything.
+    # On damaged files the libraries raise exceptions of any kind.
     except Exception as error:
         said = " ".join(str(error).split())[:200]
-        raise InputError(f"{path} is no NIR graph that can be read ({said}): write it again") from error
+        raise InputError(f"{path} is not a readable NIR graph ({said}): write it again") from error
 
 
 def from_nir(graph: Any, *, dt: float | None = None, time_steps: int | None = None, strict: bool = False) -> NirNetwork:
@@ -62,13 +62,13 @@ def from_nir(graph: Any, *, dt: float | None = None, time_steps: int | None = No
     Args:
         graph: a `nir.NIRGraph` with one input and one output, without cycles, of Affine, Linear, Conv2d, Flatten, LIF
             and IF nodes. It is not changed.
-        dt: seconds of a time step; None takes what `to_nir` wrote into the metadata.
+        dt: seconds of a time step; None: from the metadata of `to_nir`.
         time_steps: T; likewise.
-        strict: whether a neuron fires above its threshold alone, as NIR has it, and not at it.
+        strict: fire only above the threshold, as NIR defines, and not at it.
 
     Raises:
-        InputError: the graph has other nodes, cycles, loose ends or shapes that do not fit; dt or time_steps is not
-            known or no positive number.
+        InputError: the graph has other nodes, cycles, loose ends or inconsistent shapes; dt or time_steps is
+            unknown or not positive.
 
     Examples:
         >>> import nir, numpy as np
@@ -81,7 +81,7 @@ def from_nir(graph: Any, *, dt: float | None = None, time_steps: int | None = No
     """
     nir = require_nir()
     if not isinstance(graph, nir.NIRGraph):
-        raise InputError(f"a nir.NIRGraph is run, not a {type(graph).__name__}")
+        raise InputError(f"expected a nir.NIRGraph, got {type(graph).__name__}")
     known = graph.metadata if isinstance(graph.metadata, dict) else {}
     dt = _positive("dt", known.get("dt") if dt is None else dt, float)
     steps = _positive("time_steps", known.get("time_steps") if time_steps is None else time_steps, int)
@@ -111,53 +111,51 @@ class NirNetwork:
             jax.eval_shape(self._forward, self._arrays, x)
         except (TypeError, ValueError) as error:
             said = " ".join(str(error).split())[:200]
-            raise InputError(f"the graph's shapes do not fit each other ({said}): write it again") from error
+            raise InputError(f"the graph's shapes are inconsistent ({said}): write it again") from error
 
     def __call__(self, images: Float[Array, "B H W C"]) -> Float[Array, "T B K"]:
-        """Logits of normalised images, as the folded network gives them.
+        """Logits of normalized images, as those of the folded network.
 
         Raises:
-            InputError: images that the graph's input cannot be.
+            InputError: images do not have the graph's input shape.
         """
         images = jnp.asarray(images)
         if images.ndim != 4 or math.prod(images.shape[1:]) != math.prod(self.input_shape) or not images.size:
-            raise InputError(
-                f"images must be [batch, H, W, C] that fill {self.input_shape}, but they are {images.shape}"
-            )
+            raise InputError(f"images must be [batch, H, W, C] that fill {self.input_shape}, got {images.shape}")
         if self._image is not None and images.shape[1:] != (*self._image[1:], self._image[0]):
             expected = ", ".join(map(str, (*self._image[1:], self._image[0])))
-            raise InputError(f"images must be [batch, {expected}], channels last, but they are {images.shape}")
+            raise InputError(f"images must be [batch, {expected}], channels last, got {images.shape}")
         return self.run(jnp.moveaxis(images, 3, 1).reshape(-1, *self.input_shape))[0]
 
     def run(self, x: Float[Array, "B *shape"]) -> tuple[Float[Array, "T B *out"], dict[str, Array]]:
-        """Output of each step for an input that stays, and the spikes of each layer of neurons, bool [B, T, ...].
+        """Outputs of each step for a constant input, and each layer's spikes, bool [B, T, ...].
 
         Raises:
-            InputError: x has not the graph's input shape, or is not floating.
+            InputError: x does not have the graph's input shape, or is not floating.
         """
         x = jnp.asarray(x)
         if x.shape[1:] != self.input_shape or not jnp.issubdtype(x.dtype, jnp.floating):
             shape = ", ".join(map(str, self.input_shape))
-            raise InputError(f"the input must be floating [batch, {shape}], but it is {x.dtype} {x.shape}")
+            raise InputError(f"the input must be floating [batch, {shape}], got {x.dtype} {x.shape}")
         output, spikes = self._forward(self._arrays, x)
         return jnp.moveaxis(output, 1, 0), spikes
 
 
 def _positive(name, value, kind):
     if value is None:
-        raise InputError(f"the graph's metadata have no {name}: give it")
+        raise InputError(f"the graph's metadata has no {name}: give it as an argument")
     number = np.asarray(value)
     real = number.ndim == 0 and number.dtype.kind in "iuf" and math.isfinite(number) and number > 0
     if not real or (kind is int and number != int(number)):
-        raise InputError(f"{name} must be a positive {'whole ' * (kind is int)}number, but it is {str(value)[:40]!r}")
+        raise InputError(f"{name} must be a positive {'whole ' * (kind is int)}number, got {str(value)[:40]!r}")
     return kind(number)
 
 
 def _order(graph) -> list[str]:
-    """Names of the nodes from the input to the output, each behind its sources."""
+    """Names of the nodes in topological order."""
     for name, node in graph.nodes.items():
         if (kind := type(node).__name__) not in _KNOWN:
-            raise InputError(f"{name} is a {kind} node, which cannot be run here: {', '.join(_KNOWN)} can")
+            raise InputError(f"{name} is a {kind} node; supported are {', '.join(_KNOWN)}")
     sources = {name: [] for name in graph.nodes}
     for source, name in graph.edges:
         if source not in sources or name not in sources:
@@ -165,30 +163,30 @@ def _order(graph) -> list[str]:
         sources[name].append(source)
     ends = {kind: [n for n, node in graph.nodes.items() if type(node).__name__ == kind] for kind in _KNOWN[:2]}
     if any(len(names) != 1 for names in ends.values()):
-        raise InputError("a graph is run that has one Input node and one Output node")
+        raise InputError("the graph must have one Input node and one Output node")
     for name in graph.nodes:
         if not sources[name] and name not in ends["Input"]:
-            raise InputError(f"{name} gets no input: every node but the Input needs an edge into it")
+            raise InputError(f"{name} has no input: every node except Input needs an edge into it")
     try:
         order = list(graphlib.TopologicalSorter(sources).static_order())
     except graphlib.CycleError as error:
-        raise InputError(f"the graph is recurrent ({' -> '.join(error.args[1])}); one without cycles is run") from error
+        raise InputError(f"the graph has a cycle ({' -> '.join(error.args[1])}); it must be acyclic") from error
     return order
 
 
 def _arrays(name, node, dt) -> dict[str, np.ndarray]:
-    """A node's parameters; neurons have their gain of a step in place of tau."""
+    """A node's parameters; neurons have their rate per step instead of tau."""
     kind = type(node).__name__
     arrays = {key: np.asarray(getattr(node, key)) for key in _ARRAYS.get(kind, ())}
     for key, x in arrays.items():
         if x.dtype.kind not in "fiu":
-            raise InputError(f"{name} has a {key} of type {x.dtype}, not of numbers")
+            raise InputError(f"{key} of {name} must be numbers, got {x.dtype}")
     arrays = {key: x if x.dtype.kind == "f" else x.astype(np.float32) for key, x in arrays.items()}
-    # In the parameters' own type, in which a tau of two steps was rounded as twice dt.
+    # In the parameters' dtype, in which a tau of two steps was rounded like 2 * dt.
     if kind == "LIF":
         tau = arrays.pop("tau")
         if not (tau > 0).all():
-            raise InputError(f"{name} has a tau that is not positive")
+            raise InputError(f"tau of {name} must be positive")
         arrays["rate"] = np.asarray(dt, tau.dtype) / tau
     elif kind == "IF":
         arrays["rate"] = np.asarray(dt, arrays["r"].dtype) * arrays.pop("r")
@@ -204,7 +202,7 @@ def _forward(graph, order, time_steps, strict) -> Callable:
     def forward(arrays, x):
         values, spikes = {}, {}
         for name in order:
-            # An image that stays has one step, which stands for all, up to the first neurons.
+            # Up to the first neurons one step stands for all, because the image is constant.
             y = x[:, None] if kinds[name] == "Input" else values[sources[name][0]]
             for source in sources[name][1:]:
                 y = y + values[source]
@@ -233,13 +231,13 @@ def _affine(x, weight):
 
 
 def _flatten(x, node):
-    """Dimensions that the node counts without batch and time become one."""
+    """Merge the node's dimensions, which it counts without batch and time."""
     first, last = (int(n) % (x.ndim - 2) for n in (node.start_dim, node.end_dim))
     return x.reshape(*x.shape[: 2 + first], -1, *x.shape[3 + last :])
 
 
 def _window(node):
-    """Stride, padding, dilation and groups of a convolution, as Python's numbers."""
+    """Stride, padding, dilation and groups of a convolution, as Python numbers."""
     pairs = [tuple(int(n) for n in np.broadcast_to(x, 2)) for x in (node.stride, node.dilation)]
     padding = node.padding
     if isinstance(padding, str):

@@ -1,4 +1,4 @@
-"""Networks of the paper's official PyTorch code: `load` makes a network of its weights, `dump` writes its weights."""
+"""The paper's official PyTorch code: `load` its weights as a network, `dump` a network's weights under its names."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["Converted", "convert", "dump", "load", "load_state_dict", "missing_s
 
 
 def __getattr__(name: str):
-    # Files and pictures need packages that the network itself does without.
+    # Conversion imports packages that the network does not need.
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.conversion"), name)

@@ -1,4 +1,4 @@
-"""The configuration of an official state: what its names and shapes determine, and the paper's values for the rest."""
+"""The configuration of an official state: from names and shapes; the paper's values for the rest."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ from spiking_mlp_jax.errors import InputError, nearest
 from spiking_mlp_jax.interop.official.state import plain_name
 from spiking_mlp_jax.models.config import ModelConfig
 
-# Fields that change the logits and that a state leaves open, completely or up to two values; their defaults are the
-# paper's. `norm` and `neuron` are determined where the names settle them.
+# Fields that change the logits and that a state may leave open; their defaults are the paper's.
 ASSUMED = ("time_steps", "norm", "norm_features", "neuron", "tau", "v_threshold", "v_reset", "decay_input")
-# Fields of training alone, and of execution, which change logits only by rounding.
+# Fields of training, and of execution, which change logits only by rounding.
 TRAINING = ("detach_reset", "surrogate", "surrogate_alpha", "remat", "dtype", "neuron_backend")
 FIELDS = tuple(field.name for field in dataclasses.fields(ModelConfig))
 
@@ -94,11 +93,11 @@ def infer_config(state: Mapping[str, np.ndarray], **known: Any) -> ModelConfig:
     try:
         return ModelConfig(**{**fields, **known})
     except InputError as error:
-        raise InputError(f"the weights and the given fields do not make a possible network: {error}") from error
+        raise InputError(f"the weights and the given fields are inconsistent: {error}") from error
 
 
 def possible_fields(state: Mapping[str, np.ndarray]) -> dict[str, tuple[Any, ...]]:
-    """The values of ModelConfig's fields that a state allows, the default first.
+    """Values of ModelConfig's fields that a state allows, the default first.
 
     Raises:
         InputError: an entry that every official network has is missing, or has an impossible shape.

@@ -1,4 +1,4 @@
-"""Networks of the paper's official PyTorch code: `load` makes a network of its weights, `dump` writes its weights."""
+"""Conversion from and to weights of the paper's official PyTorch code."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ class Converted:
 
     Attributes:
         model: the network in evaluation mode.
-        meta: what a weights folder says beside the model: "data", where it is known, and "converted_from".
+        meta: for a weights folder: "data", if known, and "converted_from".
         inferred: fields of ModelConfig that names and shapes determine.
         given: fields that the caller gave, or that `like` did.
-        assumed: fields that have the paper's values because nothing says otherwise.
-        assumed_data: entries of "data" that have default values, likewise.
+        assumed: fields with the paper's values.
+        assumed_data: entries of "data" with default values.
         notes: warnings about the numbers.
     """
 
@@ -56,7 +56,7 @@ def load(source: str | os.PathLike[str] | Mapping[str, np.ndarray], **options: A
         options: those of `convert`, such as `like`, `mean`, `std`, and fields of ModelConfig.
 
     Returns:
-        the model; `.pixels` is None if neither the options nor `like` nor ImageNet's recipe give mean and std.
+        the model; `.pixels` is None without mean and std from the options, `like` or ImageNet's recipe.
 
     Raises:
         InputError: as `convert`.
@@ -71,14 +71,14 @@ def load(source: str | os.PathLike[str] | Mapping[str, np.ndarray], **options: A
 
 
 def dump(model: SpikingMLP, path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """Writes a network's weights under the official names, for `load_state_dict` of the official module.
+    """Write a network's weights under the official names, for the official module's `load_state_dict`.
 
     Args:
         model: any network with concrete parameters.
         path: of the file; its suffix determines the format: .pth, .pt and .tar (need PyTorch), .safetensors or .npz.
 
     Returns:
-        the state that was written.
+        the written state.
 
     Raises:
         InputError: another suffix, PyTorch is needed and not installed, or the file cannot be written.
@@ -112,11 +112,11 @@ def convert(
         source: a file, as `read_state` takes it, or a state: official names to arrays. float64 is rounded to float32
             unless JAX's x64 mode is on.
         key: the state to take from a checkpoint that holds several, such as "model_ema".
-        like: a network, as `SpikingMLP.from_pretrained` takes it, that has what the weights do not say.
+        like: a network, as `SpikingMLP.from_pretrained` takes it, for what the weights leave open.
         mean: of each channel, of pixels in [0, 1].
         std: likewise.
         class_names: in the order of the logits.
-        dataset: that `evaluate` takes.
+        dataset: for `evaluate`.
         resize_mode: "pad", "resize" or "resize_crop".
         eval_resize: shorter side before the crop of "resize_crop".
         fields: of ModelConfig.

@@ -26,33 +26,32 @@ from spiking_mlp_jax.utils.paths import user_path
 
 TORCH = (".pth", ".pt", ".tar")
 SUFFIXES = (*TORCH, ".safetensors", ".npz")
-# An entry of every official state, which distinguishes it from an optimizer's or a scaler's.
+# In every official state, and in no optimizer's or scaler's.
 FIRST = "to_patch_embedding.0.0.weight"
 # What NumPy and zipfile raise for a damaged .npz.
 _DAMAGE = (OSError, ValueError, KeyError, EOFError, MemoryError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 def read_state(path: str | os.PathLike[str], key: str | None = None) -> dict[str, np.ndarray]:
-    """Reads a state; its first bytes determine the format, not its name.
+    """Read a state; the first bytes determine the format, not the name.
 
     Args:
         path: a file that any version of `torch.save` wrote, a .safetensors or a .npz.
         key: of the state in a checkpoint that holds several, such as "model_ema".
 
     Returns:
-        names to arrays, in the file's order. float16 and bfloat16 become float32, which holds them exactly; other
-        dtypes are those of the file.
+        names to arrays, in the file's order and dtypes, except that float16 and bfloat16 become float32.
 
     Raises:
-        InputError: the file is missing, damaged, of another format, or holds anything but data (which is not
-            executed); it has no state, or several and no key is given; PyTorch is needed and not installed.
+        InputError: the file is missing, damaged, of another format or holds anything but data; it has no state, or
+            several and no key is given; PyTorch is needed and not installed.
     """
     path = user_path(path)
     kind = _kind(path)
     if kind == "torch":
         return {name: _plain(path, name, value) for name, value in _read_torch(path, key).items()}
     if key is not None:
-        raise InputError(f"{path} is a plain state: --key is for checkpoints of PyTorch")
+        raise InputError(f"--key needs a PyTorch checkpoint; {path} is a plain state")
     state = _read_npz(path) if kind == "npz" else _read_safetensors(path)
     if not state:
         raise InputError(f"{path} holds no arrays: give a file with a state_dict")
@@ -60,11 +59,11 @@ def read_state(path: str | os.PathLike[str], key: str | None = None) -> dict[str
 
 
 def write_state(path: str | os.PathLike[str], state: Mapping[str, np.ndarray]) -> None:
-    """Writes a state atomically, replacing an older file.
+    """Write a state atomically.
 
     Args:
         path: its suffix, one of `SUFFIXES`, determines the format.
-        state: names to arrays. In a file of PyTorch it is a plain dict of tensors.
+        state: names to arrays; PyTorch files hold a plain dict of tensors.
 
     Raises:
         InputError: another suffix, PyTorch is needed and not installed, or the file cannot be written.
@@ -92,7 +91,7 @@ def write_state(path: str | os.PathLike[str], state: Mapping[str, np.ndarray]) -
 
 
 def check_suffix(path: str | os.PathLike[str]) -> None:
-    """Raises `InputError` unless a file's suffix is one of `SUFFIXES`."""
+    """Raise `InputError` unless a file's suffix is one of `SUFFIXES`."""
     if Path(path).suffix not in SUFFIXES:
         raise InputError(f"{path} must end in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}, which chooses the format")
 
@@ -108,9 +107,7 @@ def _kind(path: Path) -> str:
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error})") from error
     if head.startswith(MAGIC):
-        raise InputError(
-            f"{path} is a compiled network, whose norms are folded: convert the weights that it was made from"
-        )
+        raise InputError(f"{path} is a compiled network, whose norms are folded: convert its trained weights")
     if head.startswith(b"PK"):
         try:
             with zipfile.ZipFile(path) as archive:
@@ -122,7 +119,7 @@ def _kind(path: Path) -> str:
     # PyTorch's formats before zip: a pickle, and before that a tar.
     if head.startswith(b"\x80") or head[257:262] == b"ustar":
         return "torch"
-    raise InputError(f"{path} is neither a file of PyTorch nor a .safetensors or .npz: give one with a state_dict")
+    raise InputError(f"{path} is not a PyTorch, .safetensors or .npz file: give one with a state_dict")
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
@@ -131,9 +128,7 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
             return {name: archive[name] for name in archive.files}
     except _DAMAGE as error:
         if "allow_pickle" in str(error):
-            raise InputError(
-                f"{path} holds Python objects, which can be code and were not run: save arrays alone"
-            ) from error
+            raise InputError(f"{path} holds Python objects, which were not run: save only arrays") from error
         raise _damaged(path, error) from error
 
 
@@ -157,7 +152,7 @@ def _short(error: BaseException) -> str:
 
 
 def _plain(path: Path, name: str, value: np.ndarray) -> np.ndarray:
-    """The array in this machine's byte order, with floats of 4 or 8 bytes."""
+    """The array in native byte order, with floats of 4 or 8 bytes."""
     if value.dtype.kind == "f" and value.dtype.itemsize > 8:
         raise InputError(f'"{name}" in {path} is {value.dtype}, which JAX does not have: save it as float64')
     if not value.dtype.isnative:
@@ -182,11 +177,9 @@ def _read_torch(path: Path, key: str | None) -> dict[str, np.ndarray]:
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL (\S+)", str(error))
         if named is None:
-            raise InputError(
-                f"{path} is damaged, or holds more than weights, and was not run: copy it again"
-            ) from error
+            raise InputError(f"{path} is damaged or holds more than weights, and was not run: copy it again") from error
         raise InputError(
-            f"{path} holds code ({named[1]}), which was not run: save the weights alone where it comes from, with "
+            f"{path} holds code ({named[1]}), which was not run: save only the weights, with "
             "torch.save(model.state_dict(), FILE)"
         ) from error
     # On a damaged file, torch.load raises whatever its parts raise.
@@ -198,7 +191,7 @@ def _read_torch(path: Path, key: str | None) -> dict[str, np.ndarray]:
 
 
 def _harmless() -> list[Any]:
-    """Types that training scripts save beside weights and that execute nothing: arguments, NumPy's scalars."""
+    """Harmless types that training scripts save beside weights: arguments, NumPy scalars."""
     scalar = np._core.multiarray.scalar  # pyright: ignore[reportAttributeAccessIssue]
     dtypes = [type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i4", "i8", "?")]
     # The second name is NumPy 1's.
@@ -206,7 +199,7 @@ def _harmless() -> list[Any]:
 
 
 def _unwrapped(path: Path, torch: Any, content: Any, key: str | None) -> Mapping[str, Any]:
-    """The state in a file's content: all of it, or one entry of a checkpoint."""
+    """The state in a file: its whole content, or one entry of a checkpoint."""
 
     def is_state(value):
         return (

@@ -44,17 +44,17 @@ COUNT = (lambda a: a.astype(np.int64), lambda a: a.astype(np.int32))
 
 
 def load_state_dict(model: SpikingMLP, state: Mapping[str, Any]) -> None:
-    """Loads official weights into a model, in place.
+    """Load official weights into a model, in place.
 
     Args:
         model: of the configuration that the state was trained with, concrete or from `nnx.eval_shape`.
         state: official names to arrays. Prefixes of training (`plain_name`) and the ".0" that the conversion to
-            synchronised BatchNorm appends to a norm's name are accepted. Parameters take the dtype of the state;
+            synchronized BatchNorm appends to a norm's name are accepted. Parameters take the dtype of the state;
             float64 needs `jax_enable_x64`.
 
     Raises:
-        InputError: an entry is missing, unexpected, of another shape or of a wrong kind of numbers; the message has
-            its name in the state, and nothing is loaded.
+        InputError: an entry is missing, unexpected, of another shape or of a wrong dtype; the message has its name in
+            the state, and nothing is loaded.
 
     Examples:
         >>> model = SpikingMLP.from_pretrained("fashion_mnist")
@@ -69,9 +69,7 @@ def load_state_dict(model: SpikingMLP, state: Mapping[str, Any]) -> None:
     missing = [name for name in names if name not in given]
     extra = [given[name] for name in given if name not in set(names)]
     if missing:
-        raise InputError(
-            f'the official state has no entry "{missing[0]}"{_and_more(missing)}: is its configuration another one?'
-        )
+        raise InputError(f'the official state has no entry "{missing[0]}"{_and_more(missing)}: wrong configuration?')
     if extra:
         raise InputError(
             f'the official state has the unexpected entry "{extra[0]}"{_and_more(extra)}: {nearest(extra[0], names)}'
@@ -80,7 +78,7 @@ def load_state_dict(model: SpikingMLP, state: Mapping[str, Any]) -> None:
     arrays = {path: [] for path in variables}
     for entry in entries:
         variable = variables[entry.path]
-        # A view of one zero has shape and dtype, which is all that an abstract model has, too.
+        # An abstract model has only shapes and dtypes; a view of one zero suffices.
         ours = np.broadcast_to(np.zeros((), variable.dtype), variable.shape)
         expected = entry.to_official(ours if entry.block is None else ours[entry.block])
         name = given[entry.official]
@@ -221,7 +219,7 @@ def plain_name(name: str) -> str:
 
 
 def _plain_names(state, entries):
-    """Names without what distributed training adds, to the names as given."""
+    """Names without additions of distributed training, to the given names."""
     # "X.0.weight" for a norm "X.weight": the conversion to SyncBN wraps each norm in a container.
     wrapped = {}
     for entry in entries:

@@ -23,13 +23,13 @@ def float_model(folded: FoldedNet, *, pixels: bool = False, data: dict[str, Any]
 
     Args:
         folded: from `fold`.
-        pixels: take uint8 pixels and normalise them with `folded.mean` and `folded.std`, which were given to `fold` or
-            came with the weights, else 0 and 1.
+        pixels: take uint8 pixels and normalize them with `folded.mean` and `folded.std`: those given to `fold`, else of
+            the weights, else 0 and 1.
         data: "data" of the weights, to store with the model: preprocessing and class names.
 
     Returns:
-        a model with the input "images" [batch, H, W, C], float32 and normalised, or with `pixels` uint8; and the output
-        "logits", float32 [batch, K], averaged over the time steps. All arithmetic is in float32.
+        a model with the input "images" [batch, H, W, C], normalized float32 or, with `pixels`, uint8, and the output
+        "logits", float32 [batch, K], averaged over the time steps; computed in float32.
 
     Raises:
         InputError: onnx is not installed, or weights are not finite or too large for one file.
@@ -108,7 +108,7 @@ class _FloatNetwork(Network):
             return self.spikes(potential, fired, FLOAT)
 
     def charged(self, neurons: Neurons, v: str | np.ndarray, x: str, reset: np.ndarray) -> str:
-        """The potential before it is compared; v is an array at the first step."""
+        """The charged potential; v is an array at the first step."""
         c, op = self.c, self.graph.op
         if c.neuron == "if":
             return self.sum(v, x)

@@ -1,4 +1,4 @@
-"""An ONNX graph, built node by node; the `onnx` package is imported here alone."""
+"""An ONNX graph, built node by node. Only this file imports `onnx`."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from spiking_mlp_jax.utils.files import write_whole
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-# Of 2022, so that a runtime of that year or later reads the files; all operators that are needed are in it.
+# Of 2022: runtimes from that year on read the files.
 OPSET = 17
 IR_VERSION = 8
-# A protobuf message holds less than 2^31 bytes; nodes and names take a small part of it.
+# A protobuf message holds less than 2^31 bytes; nodes and names need few of them.
 MAX_BYTES = (1 << 31) - (1 << 24)
 
 
@@ -38,14 +38,12 @@ def package() -> Any:
         import onnx.helper
         import onnx.numpy_helper
     except ImportError as error:
-        raise InputError(
-            "the package onnx, which writes these files, is not installed: pip install 'spiking-mlp-jax[export]'"
-        ) from error
+        raise InputError("ONNX files need the onnx package: pip install 'spiking-mlp-jax[export]'") from error
     return onnx
 
 
 class Graph:
-    """Nodes and constants as they are added. A value is known by its name, and each constant is stored once."""
+    """Nodes and constants. A value is a name; equal constants are stored once."""
 
     def __init__(self):
         self._onnx = package()
@@ -58,16 +56,16 @@ class Graph:
 
     @contextlib.contextmanager
     def scope(self, name: str) -> Iterator[None]:
-        """What is added inside has names that begin with this one."""
+        """Prefix the names of nodes added inside."""
         self._scopes.append(name)
         yield
         self._scopes.pop()
 
     def constant(self, values: np.ndarray | np.generic, name: str = "constant") -> str:
-        """The name of a constant; `name` is what it is called if the graph has none of these values yet.
+        """The name of a constant, `name` unless the graph has these values already.
 
         Raises:
-            InputError: with it the file would be too large.
+            InputError: the file would be too large.
         """
         values = np.ascontiguousarray(values).reshape(np.shape(values))
         key = values.dtype.str, values.shape, hashlib.blake2b(values.data, digest_size=16).digest()
@@ -75,36 +73,36 @@ class Graph:
             self._bytes += values.nbytes
             if self._bytes > MAX_BYTES:
                 raise InputError(
-                    f"the weights need more than the {MAX_BYTES:,} bytes that one ONNX file can hold: a network with "
-                    'norm="tebn" has weights for each time step, one with norm="batch" the same for all'
+                    f"the weights need more than the {MAX_BYTES:,} bytes of an ONNX file: use a smaller network, or "
+                    'norm="batch" instead of "tebn", which has weights for each time step'
                 )
             self._known[key] = self._named(name)
             self._constants.append(self._onnx.numpy_helper.from_array(values, self._known[key]))
         return self._known[key]
 
     def op(self, kind: str, *inputs: str | np.ndarray | np.generic, **attributes: Any) -> str:
-        """Adds a node and returns the name of its only output.
+        """Add a node and return the name of its only output.
 
         Args:
             kind: an operator of ONNX.
-            inputs: names of values, or arrays and NumPy's numbers, which become constants.
+            inputs: names of values; arrays and NumPy scalars become constants.
             attributes: of the node.
         """
         return self._node(kind, inputs, 1, attributes)[0]
 
     def split(self, x: str, parts: int, axis: int) -> list[str]:
-        """The equal parts of a value along an axis."""
+        """Split a value into equal parts along an axis."""
         return self._node("Split", (x,), parts, {"axis": axis})
 
     def finish(
         self, inputs: dict[str, tuple[Any, tuple]], outputs: dict[str, tuple[Any, tuple]], metadata: dict[str, Any]
     ) -> ModelProto:
-        """The model, which ONNX's checker and strict shape inference have passed.
+        """The model, checked by ONNX's checker and strict shape inference.
 
         Args:
-            inputs: of each name NumPy's dtype and the shape, in which a string stands for any size.
+            inputs: names to NumPy dtype and shape, in which a string stands for any size.
             outputs: likewise.
-            metadata: what to store with it; values become JSON.
+            metadata: stored with the model; values become JSON.
         """
         helper = self._onnx.helper
 
@@ -125,7 +123,7 @@ class Graph:
         return model
 
     def rename(self, x: str, name: str) -> None:
-        """Gives a value a name of the caller's, as an output needs."""
+        """Name a value, e.g. as an output."""
         self._nodes.append(self._onnx.helper.make_node("Identity", [x], [name], name))
 
     def _node(self, kind, inputs, outputs, attributes) -> list[str]:
@@ -141,25 +139,18 @@ class Graph:
 
 
 def save(model: ModelProto, path: str | os.PathLike[str]) -> int:
-    """Writes a model, over an older file if need be; a reader never sees half of it.
-
-    Returns:
-        the bytes of the file.
+    """Write a model atomically; returns its size in bytes.
 
     Raises:
         InputError: it cannot be written.
     """
-    text = model.SerializeToString()
-    write_whole(path, [text])
-    return len(text)
+    content = model.SerializeToString()
+    write_whole(path, content)
+    return len(content)
 
 
 def described(data: dict[str, Any]) -> dict[str, Any]:
-    """What a model says of its pictures and classes, from the "data" of weights or of a compiled network.
-
-    Returns:
-        "preprocessing" and "classes", as far as they are known.
-    """
+    """The metadata "preprocessing" and "classes", as far as the "data" of weights or a compiled network has them."""
     known = {key: data[key] for key in ("dataset", "resize_mode", "eval_resize", "mean", "std") if key in data}
     found: dict[str, Any] = {"preprocessing": known} if known else {}
     return found | ({"classes": list(data["class_names"])} if "class_names" in data else {})

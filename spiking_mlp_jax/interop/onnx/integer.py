@@ -1,9 +1,9 @@
 """The integer network as an ONNX model of integer operators: the reference's integers, bit for bit.
 
 A linear layer is a MatMulInteger of 0 and 1 with the int8 weights; pixels are eight bit planes, one product each. So no
-sum of two products exceeds 16 bits, at which some processors' instructions for these products saturate. ONNX shifts
-unsigned integers only: a potential is raised by a power of two that makes it positive, shifted, and lowered again.
-Potentials are int32, or int64 where the range analysis shows that the raised one needs a 33rd bit.
+sum of two products exceeds 16 bits, where some processors' instructions saturate. ONNX shifts only unsigned integers: a
+potential is raised by a power of two that makes it positive, shifted, and lowered again. Potentials are int32, or int64
+where the range analysis shows that the raised one needs a 33rd bit.
 
 Runtimes multiply in MatMulInteger; the engine does not.
 """
@@ -37,7 +37,7 @@ def integer_model(net: IntegerNet) -> ModelProto:
         [T, batch, K], the integers of `reference.run` and `Engine.logits`.
 
     Raises:
-        InputError: onnx is not installed; the network would not pass `artifact.check`, or is too large for one file.
+        InputError: onnx is not installed; the network fails `artifact.check`, or is too large for one file.
     """
     if not isinstance(net, IntegerNet):
         raise InputError(f"expected an IntegerNet, as `quantize` returns it, got {type(net).__name__}")
@@ -74,7 +74,7 @@ class _IntegerNetwork(Network):
         return values if key in ("kernel", "below", "constant") else values.astype(np.int32)
 
     def stem(self, layer, pixels):
-        # The planes come before the tokens; shifted to the left, what is above a bit falls out.
+        # Planes come before tokens; a left shift drops the bits above each.
         patches = self.windows(pixels, self.c.patch_size, self.c.patch_size, 0)
         patches = self.reshaped(patches, (1, *patches.tail))
         bits = np.arange(8).reshape(8, 1, 1)
@@ -111,7 +111,7 @@ class _IntegerNetwork(Network):
         exponents, signs = (self.arrays[f"{layer.name}.{key}"].astype(np.int64) for key in ("exponents", "signs"))
         bits, rest = self.bits[layer.name.partition(".")[0]], rest.astype(np.int64)
         used = [d for d in range(signs.shape[1]) if signs[:, d].any()]
-        # All terms are summed before they are moved back down.
+        # Terms are summed before they are lowered.
         wide = bits + len(used).bit_length() > 31 or exponents.max() > 30
         total = None
         for d in used:
@@ -133,7 +133,7 @@ class _IntegerNetwork(Network):
         return self.each_step(logits, self.c.time_steps)
 
     def shifted(self, x: str, by: np.ndarray, bits: int, wide: bool) -> str:
-        """x * 2^by with halves rounded up, plus `_raised(by, bits)`; of `bits` is all that is on the way there."""
+        """x * 2^by with halves rounded up, plus `_raised(by, bits)`; intermediates have `bits` bits."""
         op = self.graph.op
         left, right = np.maximum(by, 0).astype(np.int64), np.maximum(-by, 0).astype(np.int64)
         if wide:
@@ -146,7 +146,7 @@ class _IntegerNetwork(Network):
         return self.right(x, right, wide)
 
     def right(self, x: str, by: np.ndarray, wide: bool) -> str:
-        """x >> by for x from 0 on."""
+        """x >> by for x >= 0."""
         signed, unsigned = (INT64, UINT64) if wide else (INT32, UINT32)
         distance = by.astype(np.uint64 if wide else np.uint32)
         moved = self.graph.op("BitShift", self.graph.op("Cast", x, to=unsigned), distance, direction="RIGHT")
@@ -160,7 +160,7 @@ class _IntegerNetwork(Network):
             threshold, rest = (self.entry(neurons.layer, k)[:, None].astype(np.int64) for k in ("threshold", "reset"))
             below = self.entry(neurons.layer, "below")[:, None]
         gain = (1 << c.leak) - 1 if lif else 1
-        # The potential is carried moved up, so that it can be shifted as it is.
+        # The stored potential is raised, so that it can be shifted directly.
         up = 1 << max(bits - 1, c.leak) if c.leak else 0
         wide = bool(up) and bits > 31
         level, start = (threshold << c.leak) + up, rest + (up >> c.leak)
@@ -192,6 +192,6 @@ def _constant(values: np.ndarray, wide: bool) -> np.ndarray:
 
 
 def _raised(by: np.ndarray, bits: int) -> np.ndarray:
-    """How much too large `shifted` makes a result: what made it positive, shifted."""
+    """The excess of `shifted`: the raise that made x positive, shifted."""
     right = np.maximum(-by, 0).astype(np.int64)
     return (np.int64(1) << (bits - 1)) >> right if right.any() else np.zeros_like(right)

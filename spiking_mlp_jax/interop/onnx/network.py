@@ -1,4 +1,4 @@
-"""What the floating-point and the integer graph have in common: the walk over the network, with nodes as values.
+"""Base class of the floating-point and the integer ONNX graph: a walk over the network with nodes as values.
 
 Values are [S, batch, ...], where S is 1, or T where time steps differ. Spikes and potentials are tokens in rows,
 [S, batch, N, C]. Linear layers are matrix products over all steps at once; neurons are unrolled over the steps.
@@ -15,12 +15,12 @@ import numpy as np
 from spiking_mlp_jax.interop.onnx.graph import Graph
 from spiking_mlp_jax.models.topology import Layer, Walk
 
-# ONNX's numbers of types.
+# ONNX's type numbers.
 FLOAT, UINT8, INT32, INT64, BOOL, UINT32, UINT64 = 1, 2, 6, 7, 9, 12, 13
 
 
 class Signal(NamedTuple):
-    """A value of the graph, its time steps S, and its shape after [S, batch]."""
+    """A value of the graph, its number of time steps S, and its shape after [S, batch]."""
 
     name: str
     steps: int
@@ -49,15 +49,15 @@ class Network(Walk, abc.ABC):
 
     @abc.abstractmethod
     def entry(self, layer: str, key: str) -> np.ndarray:
-        """One of a layer's arrays, in the type that the graph computes with."""
+        """One of a layer's arrays, in the graph's dtype."""
 
     @abc.abstractmethod
     def scaled(self, layer: Layer, sums: Signal, axis: int) -> Signal:
-        """A layer's result for its sums of weights; `axis`, from the end, is that of its outputs."""
+        """A layer's potential from its sums of weights; `axis`, from the end, is that of the outputs."""
 
     @abc.abstractmethod
     def per_token(self, layer: Layer, z: Signal) -> Signal:
-        """The norm of tokens after a layer's weights, as far as it is not in thresholds."""
+        """The norm per token after a layer's weights, except what is folded into thresholds."""
 
     def scope(self, name):
         return self.graph.scope(name.replace(".", "/"))
@@ -118,23 +118,23 @@ class Network(Walk, abc.ABC):
         return [parts[min(t, len(parts) - 1)] for t in range(self.c.time_steps)]
 
     def spikes(self, x: Signal, fired: list[str], to: int) -> Signal:
-        """Spikes of each step, as 0 and 1 of a type."""
+        """The spikes of all steps, as 0 and 1 of type `to`."""
         together = self.graph.op("Concat", *fired, axis=0) if len(fired) > 1 else fired[0]
         return x._replace(name=self.graph.op("Cast", together, to=to), steps=len(fired))
 
     def fired(self, potential: str, level: np.ndarray, below: np.ndarray) -> str:
-        """Whether a potential is at or above its level, or at or below it for the tokens where `below`."""
+        """Whether a potential is at or above its level; at or below it for tokens where `below`."""
         op = self.graph.op
         if below.all():
             return op("LessOrEqual", potential, level)
         above = op("GreaterOrEqual", potential, level)
         if not below.any():
             return above
-        turned = op("And", op("LessOrEqual", potential, level), below)
-        return op("Or", op("And", above, ~below), turned)
+        reversed_ = op("And", op("LessOrEqual", potential, level), below)
+        return op("Or", op("And", above, ~below), reversed_)
 
     def windows(self, x: Signal, size: int, stride: int, padding: int) -> Signal:
-        """What is under each window of a convolution, [S, batch, N, size * size * C]."""
+        """The windows of a convolution, [S, batch, N, size * size * C]."""
         side, channels = math.isqrt(x.tail[0]), x.tail[1]
         high, op = side // stride, self.graph.op
         if not padding:
@@ -151,18 +151,18 @@ class Network(Walk, abc.ABC):
         return self.reshaped(x._replace(name=found), (high * high, size * size * channels))
 
     def reshaped(self, x: Signal, tail: tuple[int, ...]) -> Signal:
-        """The same numbers as [S, batch, *tail]."""
+        """Reshape to [S, batch, *tail]."""
         return x._replace(name=self.graph.op("Reshape", x.name, np.array([x.steps, -1, *tail])), tail=tail)
 
     def each_step(self, x: Signal, steps: int) -> Signal:
-        """x, repeated if it has one step only."""
+        """x, repeated if it has only one step."""
         if x.steps == steps:
             return x
         return x._replace(name=self.graph.op("Concat", *[x.name] * steps, axis=0), steps=steps)
 
 
 def along(values: np.ndarray, rank: int, axis: int) -> np.ndarray:
-    """Constants [S, n] shaped for values [S, batch, *tail] with `rank` axes in the tail: n is at `axis`."""
+    """Constants [S, n], reshaped to broadcast over [S, batch, *tail] with `rank` axes in the tail and n at `axis`."""
     steps, count = values.shape
     behind = (1,) * (-axis - 1)
     if steps == 1:
