@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class CompiledEvaluation:
-    """What a compiled network does on a set of images.
+    """Accuracy and speed of a compiled network on a set of images.
 
     Attributes:
         images: how many there are.
@@ -61,7 +61,7 @@ def evaluate(
     against: SpikingMLP | str | os.PathLike[str] | None = None,
     shown: Callable[[Iterable, int], Iterable] | None = None,
 ) -> Evaluation | CompiledEvaluation:
-    """Evaluates a network on the test split of a dataset.
+    """Evaluate a network on the test split of a dataset.
 
     Args:
         network: a trained or compiled network, or the name or path of one, see `deploy.predict.open_network`.

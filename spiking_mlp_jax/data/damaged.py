@@ -13,7 +13,7 @@ NONE = -1  # "damaged" of an image that could be decoded
 
 
 class Damaged:
-    """Counts the corrupt images of a source.
+    """Count the corrupt images of a source.
 
     The processes of a run read different images; `share` exchanges what each has found.
 
@@ -53,7 +53,7 @@ class Damaged:
         return batch
 
     def share(self) -> None:
-        """Counts what all processes have found since the last call; collective.
+        """Count what all processes found since the last call; collective.
 
         Raises:
           InputError: more are corrupt than `limit` allows.
@@ -68,8 +68,8 @@ class Damaged:
             count, total = len(self.seen), len(self._source)
             if count > self._limit * total:
                 raise InputError(
-                    f"Cannot decode image {self._name(index)}: {count} of {total} images are corrupt, more than "
-                    f"max_bad_images={self._limit} allows. Replace or remove the corrupt files."
+                    f"cannot decode image {self._name(index)}: {count} of {total} images are corrupt, more than "
+                    f"max_bad_images={self._limit} allows: replace or remove the corrupt files"
                 )
             self._say(f"warning: skipped corrupt image {self._name(index)} ({count} of {total} so far)")
 

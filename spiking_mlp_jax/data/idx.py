@@ -47,23 +47,23 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
         if path.suffix == ".gz":
             data = gzip.decompress(data)
     except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"Cannot read IDX file {path} ({error}): download it again.") from error
+        raise InputError(f"cannot read IDX file {path} ({error}): download it again") from error
     # Two zero bytes, 8 for "unsigned byte", the number of dimensions.
     magic = bytes((0, 0, 8, dimensions))
     if data[:4] != magic:
         raise InputError(
             f"{path} is not an IDX file of bytes with {dimensions} dimensions (it starts with "
-            f"0x{data[:4].hex()}, not 0x{magic.hex()}): use the original file."
+            f"0x{data[:4].hex()}, not 0x{magic.hex()}): use the original file"
         )
     start = 4 + 4 * dimensions
     shape = tuple(int.from_bytes(data[at : at + 4], "big") for at in range(4, start, 4))
     if len(data) < start or len(data) - start != math.prod(shape):
         raise InputError(
             f"IDX file {path} should hold {math.prod(shape)} bytes of data, but holds "
-            f"{max(0, len(data) - start)}: download it again."
+            f"{max(0, len(data) - start)}: download it again"
         )
     if 0 in shape:
-        raise InputError(f"IDX file {path} is empty (shape {shape}): use a file with at least one entry.")
+        raise InputError(f"IDX file {path} is empty (shape {shape}): use a file with at least one entry")
     return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
 
 
@@ -78,14 +78,14 @@ def read_idx_split(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
         path = find_idx(folder, split, kind)
         if path is None:
             raise InputError(
-                f"Folder {folder} has no {_PREFIX[split]}-{kind}-idx{_DIMENSIONS[kind]}-ubyte[.gz]: "
-                "put the four standard IDX files there."
+                f"folder {folder} has no {_PREFIX[split]}-{kind}-idx{_DIMENSIONS[kind]}-ubyte[.gz]: "
+                "put the four standard IDX files there"
             )
         paths[kind] = path
     images, labels = read_idx(paths["images"], 3), read_idx(paths["labels"], 1)
     if len(images) != len(labels):
         raise InputError(
             f"{paths['images']} holds {len(images)} images but {paths['labels']} holds {len(labels)} labels: "
-            "use files of the same dataset."
+            "use files of the same dataset"
         )
     return images[..., None], labels.astype(np.int32)

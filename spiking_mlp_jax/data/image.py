@@ -68,7 +68,7 @@ def read_encoded(path: str | PathLike[str]) -> Encoded:
             return Encoded(file.read(), str(path))
     except (OSError, ValueError) as error:  # ValueError: a path with a zero byte
         reason = getattr(error, "strerror", None) or error
-        raise InputError(f"Cannot read image {path} ({reason}): give the path of an image file.") from error
+        raise InputError(f"cannot read image {path} ({reason}): give the path of an image file") from error
 
 
 def decode_image(data: bytes, where: str) -> np.ndarray:
@@ -99,11 +99,11 @@ def pillow_array(picture: Image.Image) -> np.ndarray:
       InputError: it is not a Pillow image, or cannot be decoded.
     """
     if not isinstance(picture, Image.Image):
-        raise InputError(f"An image must be a path, a Pillow image or a uint8 array, got {type(picture).__name__}.")
+        raise InputError(f"an image must be a path, a Pillow image or a uint8 array, got {type(picture).__name__}")
     try:
         return _to_array(ImageOps.exif_transpose(picture))
     except DAMAGED as error:
-        raise DamagedImageError("Cannot decode a Pillow image: replace the corrupt image.") from error
+        raise DamagedImageError("cannot decode a Pillow image: replace the corrupt image") from error
 
 
 Box = tuple[int, int, int, int]  # top, left, height, width
@@ -151,7 +151,7 @@ def _opened(data: bytes, where: str) -> Iterator[Image.Image]:
         with Image.open(io.BytesIO(data)) as picture:
             yield picture
     except DAMAGED as error:
-        raise DamagedImageError(f"Cannot decode image {where}: replace or remove the corrupt file.") from error
+        raise DamagedImageError(f"cannot decode image {where}: replace or remove the corrupt file") from error
 
 
 def _to_array(picture: Image.Image) -> np.ndarray:
@@ -187,13 +187,13 @@ def to_channels(image: np.ndarray, in_channels: int) -> np.ndarray:
       InputError: another dtype, shape or number of channels.
     """
     if in_channels not in (1, 3):
-        raise InputError(f"in_channels must be 1 (grey) or 3 (RGB), got {in_channels}.")
+        raise InputError(f"in_channels must be 1 (grey) or 3 (RGB), got {in_channels}")
     if image.dtype != np.uint8:
-        raise InputError(f"An image must have dtype uint8 (0 to 255), got {image.dtype}.")
+        raise InputError(f"an image must have dtype uint8 (0 to 255), got {image.dtype}")
     if image.ndim == 2:
         image = image[..., None]
     if image.ndim != 3 or image.shape[2] not in (1, 3, 4) or 0 in image.shape:
-        raise InputError(f"An image must have shape [height, width, 1, 3 or 4 channels], got {image.shape}.")
+        raise InputError(f"an image must have shape [height, width, 1, 3 or 4 channels], got {image.shape}")
     if image.shape[2] == 4:
         image = _over_black(image)
     if image.shape[2] == in_channels:

@@ -34,7 +34,7 @@ def steps_per_epoch(source: Source, batch_size: int) -> int:
     """
     steps = len(source) // batch_size
     if not steps:
-        raise InputError(f"batch_size must be at most {len(source)}, the number of training images, got {batch_size}.")
+        raise InputError(f"batch_size must be at most {len(source)}, the number of training images, got {batch_size}")
     return steps
 
 
@@ -91,9 +91,9 @@ def train_batches(
     local = _local_batch(batch_size, process_index, process_count)
     check_resize(augment.resize_mode, augment.eval_resize, image_size)
     if not 0 <= seed < 2**32:
-        raise InputError(f"seed must be at least 0 and below 2**32, got {seed}.")
+        raise InputError(f"seed must be at least 0 and below 2**32, got {seed}")
     if epochs < 1:
-        raise InputError(f"epochs must be at least 1, got {epochs}.")
+        raise InputError(f"epochs must be at least 1, got {epochs}")
     positions = _order(source, batch_size, seed, copies)
     # Augment before sharding: randomness is keyed by the position in the global batch, so that it differs between
     # processes.
@@ -126,7 +126,7 @@ class TrainBatches:
         self._batches.set_state(state)
 
     def close(self) -> None:
-        """Stops the workers."""
+        """Stop the workers."""
         self._batches.close()
 
 
@@ -188,7 +188,7 @@ def _order(source: Source, batch_size: int, seed: int, copies: int) -> "_Reorder
     """Indices of one epoch; beyond its end, those of the next."""
     used = steps_per_epoch(source, batch_size) * batch_size
     if not 1 <= copies <= batch_size:
-        raise InputError(f"repeats must be between 1 and batch_size ({batch_size}), got {copies}.")
+        raise InputError(f"repeats must be between 1 and batch_size ({batch_size}), got {copies}")
     # Indices rather than records: Grain's overhead for a source is as large as loading a tiny image.
     shuffled = grain.MapDataset.range(len(source)).seed(seed).shuffle()
     return _Reordered(shuffled, used, functools.partial(_copy, batch_size, copies))
@@ -243,18 +243,16 @@ def eval_batches(
 
 def _local_batch(batch_size: int, process_index: int, process_count: int) -> int:
     if not 0 <= process_index < process_count:
-        raise InputError(f"process_index must be between 0 and {process_count - 1}, got {process_index}.")
+        raise InputError(f"process_index must be between 0 and {process_count - 1}, got {process_index}")
     if batch_size < 1 or batch_size % process_count:
-        raise InputError(
-            f"batch_size must be a positive multiple of process_count ({process_count}), got {batch_size}."
-        )
+        raise InputError(f"batch_size must be a positive multiple of process_count ({process_count}), got {batch_size}")
     return batch_size // process_count
 
 
 def _prefetch(batches: grain.MapDataset, workers: int) -> grain.IterDataset:
     """Prefetches batches, in order; each is made by one thread or worker."""
     if workers < 0:
-        raise InputError(f"workers must be 0 (threads) or a number of processes, got {workers}.")
+        raise InputError(f"workers must be 0 (threads) or a number of processes, got {workers}")
     if workers:
         # To start a worker, Grain reads its absl flags, which e.g. a notebook has not parsed.
         if not flags.FLAGS.is_parsed():

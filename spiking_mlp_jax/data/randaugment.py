@@ -70,18 +70,18 @@ def parse_rand_augment(notation: str) -> RandAugment | None:
         match = re.fullmatch(r"(mstd|m|n|inc)(\d+(?:\.\d+)?)", part)
         if match is None:
             raise InputError(
-                f'rand_augment "{notation}" has an unknown part "{part}": write it as rand-m9-mstd0.5-inc1.'
+                f'rand_augment "{notation}" has an unknown part "{part}": write it as rand-m9-mstd0.5-inc1'
             )
         if match[1] in found:
             raise InputError(
-                f'rand_augment "{notation}" has more than one {match[1]}: write it as rand-m9-mstd0.5-inc1.'
+                f'rand_augment "{notation}" has more than one {match[1]}: write it as rand-m9-mstd0.5-inc1'
             )
         found[match[1]] = float(match[2])
     layers = found.get("n", 2.0)
     if first != "rand" or found.get("inc") != 1 or found.get("m", TOP) > TOP or layers < 1 or layers % 1:
         raise InputError(
             f'rand_augment is "{notation}", but it must be rand, m (at most 10), n (a whole number), mstd and inc1: '
-            "write it as rand-m9-mstd0.5-inc1."
+            "write it as rand-m9-mstd0.5-inc1"
         )
     return RandAugment(found.get("m", TOP), found.get("mstd", 0.0), int(layers))
 

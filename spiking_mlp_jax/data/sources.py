@@ -92,19 +92,19 @@ def open_source(dataset: str, split: str, data_dir: str | os.PathLike[str] | Non
       InputError: unknown dataset or split, or a missing or corrupt file; the message names the path.
     """
     if split not in ("train", "test"):
-        raise InputError(f'Unknown split "{split}": use "train" or "test".')
+        raise InputError(f'unknown split "{split}": use "train" or "test"')
     if dataset not in DATASETS and not dataset.startswith("tfds:"):
-        raise InputError(f'Unknown dataset "{dataset}": {nearest(dataset, DATASETS)}')
+        raise InputError(f'unknown dataset "{dataset}": {nearest(dataset, DATASETS)}')
     folder = user_path(data_dir) if data_dir else None
     if folder is not None and not folder.is_dir():
-        raise InputError(f"data_dir {folder} is not a folder: use the folder of the dataset.")
+        raise InputError(f"data_dir {folder} is not a folder: use the folder of the dataset")
     if dataset == "fashion_mnist":
         return _open_fashion_mnist(split, folder)
     if dataset.startswith("tfds:"):
         return TfdsSource(find_version(dataset.removeprefix("tfds:"), folder), split)
     if folder is None:
         raise InputError(
-            f'Dataset "{dataset}" needs data_dir: name its folder with --data-dir, in training with --config.data_dir'
+            f'dataset "{dataset}" needs data_dir: name its folder with --data-dir, in training with --config.data_dir'
         )
     return IdxSource(folder, split) if dataset == "idx" else FolderSource(folder, split)
 
@@ -134,7 +134,7 @@ def _open_fashion_mnist(split: str, folder: Path | None) -> Source:
     except InputError as error:
         raise InputError(
             f"data_dir {folder} holds neither the IDX files of Fashion-MNIST (train-images-idx3-ubyte.gz and so on) "
-            "nor a prepared TFDS copy: use the folder of one, or no data_dir for the embedded images."
+            "nor a prepared TFDS copy: use the folder of one, or no data_dir for the embedded images"
         ) from error
     return TfdsSource(version, split)
 
@@ -190,8 +190,8 @@ class IdxSource(_ArraySource):
             class_names = tuple(str(label) for label in range(max(labels.max(), other.max()) + 1))
         elif labels.max() >= len(class_names):
             raise InputError(
-                f"The {split} labels in {folder} go up to {labels.max()}, but there are only "
-                f"{len(class_names)} classes: use the files of this dataset."
+                f"the {split} labels in {folder} go up to {labels.max()}, but there are only "
+                f"{len(class_names)} classes: use the files of this dataset"
             )
         super().__init__(images, labels, class_names)
 
@@ -213,17 +213,17 @@ class FolderSource:
             root = folder / "val"
         if not root.is_dir():
             wanted = "train" if split == "train" else "test (or val)"
-            raise InputError(f"{folder} has no folder {wanted}: expected {folder}/train|val|test/<class>/*.jpg|png.")
+            raise InputError(f"{folder} has no folder {wanted}: expected {folder}/train|val|test/<class>/*.jpg|png")
         self._root = root
         self.class_names = _class_folders(root)
         if not self.class_names:
-            raise InputError(f"{root} has no class folders: expected {root}/<class>/*.jpg|jpeg|png.")
+            raise InputError(f"{root} has no class folders: expected {root}/<class>/*.jpg|jpeg|png")
         for other in ("train", "val", "test"):
             other_root = folder / other
             if other_root.is_dir() and (different := set(_class_folders(other_root)) ^ set(self.class_names)):
                 raise InputError(
                     f'{root} and {other_root} have different classes ("{min(different)}" is in only one): '
-                    "use the same class folders in all splits."
+                    "use the same class folders in all splits"
                 )
         self._files: list[str] = []
         labels = []
@@ -234,7 +234,7 @@ class FolderSource:
                 if entry.name.lower().endswith(IMAGE_SUFFIXES) and not entry.name.startswith(".")
             )
             if not files:
-                raise InputError(f"Class folder {root / name} has no .jpg, .jpeg or .png image: fill or remove it.")
+                raise InputError(f"class folder {root / name} has no .jpg, .jpeg or .png image: fill or remove it")
             self._files += [f"{name}/{file}" for file in files]
             labels += [label] * len(files)
         self._labels = np.array(labels, np.int32)

@@ -43,8 +43,8 @@ def find_version(name: str, data_dir: Path | None) -> Path:
         if found:
             return max(found, key=lambda entry: [int(part or 0) for part in entry.name.split(".")])
     raise InputError(
-        f'No prepared TFDS dataset "{name}" in {root}: prepare it with file_format="array_record" or set data_dir to '
-        "its folder."
+        f'no prepared TFDS dataset "{name}" in {root}: prepare it with file_format="array_record" or set data_dir to '
+        "its folder"
     )
 
 
@@ -68,13 +68,13 @@ class TfdsSource:
         try:
             builder = tfds.builder_from_directory(folder)
         except (OSError, ValueError, ParseError) as error:
-            raise InputError(f"Cannot open the TFDS dataset in {folder} ({error}): prepare it again.") from error
+            raise InputError(f"cannot open the TFDS dataset in {folder} ({error}): prepare it again") from error
         features = builder.info.features
         is_dict = isinstance(features, tfds.features.FeaturesDict)
         label: Any = features["label"] if is_dict and "label" in features else None
         if not (is_dict and "image" in features and isinstance(label, tfds.features.ClassLabel)):
             raise InputError(
-                f"The TFDS dataset in {folder} has no image and class label: use an image-classification dataset."
+                f"the TFDS dataset in {folder} has no image and class label: use an image-classification dataset"
             )
         self.class_names: tuple[str, ...] = tuple(label.names)
         # Images are decoded by `decode_image`, as in every other source.
@@ -86,8 +86,8 @@ class TfdsSource:
         names = [name for name in names if name in builder.info.splits]
         if not names:
             raise InputError(
-                f'The TFDS dataset in {folder} has no split "{split}", only {", ".join(builder.info.splits)}: '
-                "use another dataset."
+                f'the TFDS dataset in {folder} has no split "{split}", only {", ".join(builder.info.splits)}: '
+                "use another dataset"
             )
         try:
             self._records = as_data_source(split=names[0], decoders=decoders)
@@ -96,10 +96,10 @@ class TfdsSource:
                 self._records = as_data_source(split=names[1], decoders=decoders)
         except NotImplementedError as error:
             raise InputError(
-                f'The TFDS dataset in {folder} has no random access: prepare it with file_format="array_record".'
+                f'the TFDS dataset in {folder} has no random access: prepare it with file_format="array_record"'
             ) from error
         except RuntimeError as error:  # the only error that array_record raises
-            raise InputError(f"Cannot read the TFDS dataset in {folder} ({error}): prepare it again.") from error
+            raise InputError(f"cannot read the TFDS dataset in {folder} ({error}): prepare it again") from error
 
     def __len__(self) -> int:
         return len(self._records)
@@ -114,7 +114,7 @@ class TfdsSource:
         try:
             record = self._records[index]
         except RuntimeError as error:
-            raise InputError(f"Cannot read {index} of {self._where} ({error}): prepare it again.") from error
+            raise InputError(f"cannot read {index} of {self._where} ({error}): prepare it again") from error
         image = record["image"]
         if isinstance(image, bytes):
             image = Encoded(image, f"{index} of {self._where}")
@@ -122,7 +122,7 @@ class TfdsSource:
         if not 0 <= label < len(self.class_names):
             raise InputError(
                 f"{index} of {self._where} has label {label}, but there are only {len(self.class_names)} "
-                "classes, from 0: prepare it again."
+                "classes, from 0: prepare it again"
             )
         return {"image": image, "label": label}
 
@@ -169,7 +169,7 @@ def serializer(class_names: Sequence[str], jpeg_only: bool) -> Callable[[bytes, 
 def write_info(
     folder: Path, name: str, reports: Sequence[Mapping[str, Any]], jpeg_only: bool, temporary_in: Path
 ) -> None:
-    """Writes TFDS's metadata; dataset_info.json, which makes the dataset visible to readers, comes last.
+    """Write TFDS's metadata; dataset_info.json, which makes the dataset visible to readers, comes last.
 
     Args:
       folder: of the dataset's version, e.g. DIR/imagenet2012/5.1.0; holds the shards.

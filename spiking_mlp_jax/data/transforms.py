@@ -51,7 +51,7 @@ class Augment:
 
     def __post_init__(self):
         if self.crop_padding < 0:
-            raise InputError(f"crop_padding must be 0 (off) or a number of pixels, got {self.crop_padding}.")
+            raise InputError(f"crop_padding must be 0 (off) or a number of pixels, got {self.crop_padding}")
         check_resize(self.resize_mode, self.eval_resize)
 
     def __call__(
@@ -278,7 +278,7 @@ def random_erasing(
 ) -> np.ndarray:
     """Fill a random rectangle with independent noise, with some probability.
 
-    timm's `RandomErasing` in mode "pixel": noise of mean 0 and standard deviation 1 after normalisation. Here it is
+    timm's `RandomErasing` in mode "pixel": noise of mean 0 and standard deviation 1 after normalization. Here it is
     drawn as pixels, and clipped to 0 to 255.
 
     Args:

@@ -47,7 +47,7 @@ class Guess(NamedTuple):
 
 def classify(
     network: SpikingMLP | Engine | IntegerNet | str | os.PathLike[str],
-    pictures: Sequence[str | os.PathLike[str] | Image | np.ndarray],
+    images: Sequence[str | os.PathLike[str] | Image | np.ndarray],
     top: int = 5,
     *,
     steps: int | None = None,
@@ -60,7 +60,7 @@ def classify(
     Args:
         network: a trained network with `pixels`, as `from_pretrained` returns it, or its name or folder; or a compiled
             one: the path of a .smlp file, an `IntegerNet` or an `Engine`. Compiled ones need no JAX.
-        pictures: paths, Pillow images, or uint8 arrays [H, W] or [H, W, 1 | 3 | 4] of pixels from 0 to 255. EXIF
+        images: paths, Pillow images, or uint8 arrays [H, W] or [H, W, 1 | 3 | 4] of pixels from 0 to 255. EXIF
             rotation is applied, transparency is laid over black.
         top: the number of classes returned per image.
         steps: compiled networks: time steps to run, 1 to T; None for T.
@@ -70,7 +70,7 @@ def classify(
         the guesses for each image, best first.
 
     Raises:
-        InputError: a picture cannot be read or is not an image; an argument is out of range; the network does not know
+        InputError: an image cannot be read or is not an image; an argument is out of range; the network does not know
             how images become inputs, or produces NaN or inf.
 
     Examples:
@@ -82,15 +82,15 @@ def classify(
         True
     """
     network = open_network(network)
-    if isinstance(pictures, str | os.PathLike) or not isinstance(pictures, Sequence):
-        raise InputError("pictures must be a list of paths, Pillow images or uint8 arrays: put a single one in a list")
+    if isinstance(images, str | os.PathLike) or not isinstance(images, Sequence):
+        raise InputError("images must be a list of paths, Pillow images or uint8 arrays: put a single one in a list")
     if isinstance(top, bool) or not isinstance(top, int) or top < 1:
         raise InputError(f"top must be a whole number of at least 1, got {top!r}")
     pixels = pixels_of(network)
-    if not pictures:
+    if not images:
         return []
-    images = fitted(map(_array, pictures), config_of(network), pixels)
-    logits, taken = predict_logits(network, images, steps, margin)
+    inputs = fitted(map(_array, images), config_of(network), pixels)
+    logits, taken = predict_logits(network, inputs, steps, margin)
     if not np.all(np.isfinite(logits)):
         raise InputError("the network produces NaN or inf logits; retrain with a lower learning rate")
     scores = np.exp(logits - logits.max(1, keepdims=True))
@@ -223,9 +223,9 @@ def _run():
     return run
 
 
-def _array(picture) -> np.ndarray:
-    if isinstance(picture, np.ndarray):
-        return picture
-    if isinstance(picture, str | os.PathLike):
-        return read_image(user_path(picture))
-    return pillow_array(picture)
+def _array(image) -> np.ndarray:
+    if isinstance(image, np.ndarray):
+        return image
+    if isinstance(image, str | os.PathLike):
+        return read_image(user_path(image))
+    return pillow_array(image)

@@ -31,7 +31,7 @@ HUB_DATASETS = {
     "imagenet2012": "ILSVRC/imagenet-1k",
 }
 EMBEDDED = ("fashion_mnist",)
-TRAINED_ON = {"fashion_mnist": "Fashion-MNIST, 28 x 28 grey pictures of garments (Zalando SE, MIT licence)"}
+TRAINED_ON = {"fashion_mnist": "Fashion-MNIST, 28 x 28 grey images of garments (Zalando SE, MIT licence)"}
 CITATION = """@article{li2025spikingmlp,
   title   = {Efficient Deep Spiking Multilayer Perceptrons With Multiplication-Free Inference},
   author  = {Li, Boyan and Leng, Luziwei and Shen, Shuaijie and Zhang, Kaixuan and Zhang, Jianguo and Liao, Jianxing
@@ -214,7 +214,7 @@ def _data(c, meta):
     mean, std = (", ".join(f"{value:g}" for value in data[key]) for key in ("mean", "std"))
     trained = f"Trained on {_escaped(about)}." if about else f"Trained on the data set `{_code(data['dataset'])}`."
     return (
-        f"{trained} Pictures are {resize}, pixels become (pixel / 255 - mean) / std with mean {mean} and std {std}; "
+        f"{trained} Images are {resize}, pixels become (pixel / 255 - mean) / std with mean {mean} and std {std}; "
         "`config.json` says so to every command. Classes, in the order of the scores:\n\n"
         f"```json\n{json.dumps(data['class_names'], ensure_ascii=False)}\n```"
     )
@@ -242,13 +242,13 @@ def _accuracy(c, meta):
 def _use(c, meta):
     folder = shlex.quote(meta["name"])
     lines = [f"hf download {meta['repo']} --local-dir {folder}"] if meta.get("repo") else []
-    lines += ["pip install spiking-mlp-jax", f"spiking-mlp predict {folder} picture.png"]
+    lines += ["pip install spiking-mlp-jax", f"spiking-mlp predict {folder} image.png"]
     if c.norm != "layer":
         lines += [f"{_command('compile', meta)} -o {folder}.smlp    # integers, no multiplication left"]
     code = (
         "from spiking_mlp_jax import SpikingMLP, classify\n\n"
         f'model = SpikingMLP.from_pretrained("{meta["name"]}")\n'
-        'print(classify(model, ["picture.png"], top=3))'
+        'print(classify(model, ["image.png"], top=3))'
     )
     return "```sh\n" + "\n".join(lines) + f"\n```\n\n```python\n{code}\n```"
 

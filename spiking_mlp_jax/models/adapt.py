@@ -57,7 +57,7 @@ def adapt(
     Args:
         network: with concrete arrays.
         model: a configuration whose variables differ in shape only through ADAPTABLE.
-        seed: of the new head, which is initialised if the number of classes differs.
+        seed: of the new head, which is initialized if the number of classes differs.
         matrix: function like `resize_matrix`.
 
     Returns:

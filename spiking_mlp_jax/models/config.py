@@ -67,7 +67,7 @@ class ModelConfig(Geometry):
         >>> ModelConfig(tau=0.5)
         Traceback (most recent call last):
             ...
-        spiking_mlp_jax.errors.InputError: tau must be at least 1 step, but it is 0.5
+        spiking_mlp_jax.errors.InputError: tau must be at least 1 step, got 0.5
     """
 
     image_size: int = field(default=224, metadata={"least": 1})
@@ -97,9 +97,7 @@ class ModelConfig(Geometry):
         for name, least in MINIMA.items():
             object.__setattr__(self, name, _integer(name, getattr(self, name), least))
         if not isinstance(self.depths, tuple | list) or not self.depths:
-            raise InputError(
-                f"depths must list the blocks of each stage, such as (2, 8, 14, 2), but it is {self.depths!r}"
-            )
+            raise InputError(f"depths must list the blocks of each stage, such as (2, 8, 14, 2), got {self.depths!r}")
         object.__setattr__(self, "depths", tuple(_integer("depths", depth, 1) for depth in self.depths))
         if isinstance(self.remat, bool):
             object.__setattr__(self, "remat", "block" if self.remat else "none")
@@ -109,7 +107,7 @@ class ModelConfig(Geometry):
                 raise InputError(f'{name} cannot be "{wrong}": {nearest(wrong, known)}')
         for name in ("decay_input", "detach_reset"):
             if not isinstance(getattr(self, name), bool):
-                raise InputError(f"{name} must be True or False, but it is {getattr(self, name)!r}")
+                raise InputError(f"{name} must be True or False, got {getattr(self, name)!r}")
         self._check_neuron()
         self._check_geometry()
 
@@ -119,18 +117,17 @@ class ModelConfig(Geometry):
             if name == "v_reset" and value is None:
                 continue
             if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-                raise InputError(f"{name} must be a finite number, but it is {value!r}")
+                raise InputError(f"{name} must be a finite number, got {value!r}")
         if self.neuron == "plif" and not self.tau > 1:
-            raise InputError(f'tau must be above 1 with neuron="plif", which learns it, but it is {self.tau}')
+            raise InputError(f'tau must be above 1 with neuron="plif", which learns it, got {self.tau}')
         if not self.tau >= 1:
-            raise InputError(f"tau must be at least 1 step, but it is {self.tau}")
+            raise InputError(f"tau must be at least 1 step, got {self.tau}")
         if not self.v_threshold > (self.v_reset or 0.0):
             raise InputError(
-                f"v_threshold must be above the potential after a spike ({self.v_reset or 0.0}), "
-                f"but it is {self.v_threshold}"
+                f"v_threshold must be above the potential after a spike ({self.v_reset or 0.0}), got {self.v_threshold}"
             )
         if not self.surrogate_alpha > 0:
-            raise InputError(f"surrogate_alpha must be positive, but it is {self.surrogate_alpha}")
+            raise InputError(f"surrogate_alpha must be positive, got {self.surrogate_alpha}")
 
     def _check_geometry(self):
         step = self.patch_size * 2 ** (self.stages - 1)

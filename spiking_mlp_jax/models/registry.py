@@ -16,15 +16,15 @@ from spiking_mlp_jax.models.spiking_mlp import SpikingMLP
 
 
 def create_model(name: str, *, pretrained: bool = False, seed: int = 0, **fields) -> SpikingMLP:
-    """A network by name: trained and in evaluation mode, or initialised and in training mode.
+    """A network by name: trained and in evaluation mode, or initialized and in training mode.
 
     Args:
         name: one of `list_models()`: a variant of the paper, e.g. "mlp_spe_t", or a network in the package, e.g.
             "fashion_mnist". Case does not matter; "-" and "_" are the same.
-        pretrained: load the trained weights in the package; otherwise parameters are initialised.
-        seed: of the initialisation.
+        pretrained: load the trained weights in the package; otherwise parameters are initialized.
+        seed: of the initialization.
         **fields: fields of `ModelConfig` to override. With pretrained weights, image_size resamples the variables of
-            the grid and num_classes initialises a new head (`docs/finetuning.md`); fields that do not affect the
+            the grid and num_classes initializes a new head (`docs/finetuning.md`); fields that do not affect the
             weights' shapes, e.g. time_steps or tau, can be anything.
 
     Returns:
@@ -52,9 +52,9 @@ def create_model(name: str, *, pretrained: bool = False, seed: int = 0, **fields
     if plain not in names:
         raise InputError(f'there is no model "{name}": {nearest(str(name), names)}')
     if not isinstance(pretrained, bool):
-        raise InputError(f"pretrained must be True or False, but it is {pretrained!r}")
+        raise InputError(f"pretrained must be True or False, got {pretrained!r}")
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
-        raise InputError(f"seed must be a whole number from 0 to 4294967295, but it is {seed!r}")
+        raise InputError(f"seed must be a whole number from 0 to 4294967295, got {seed!r}")
     known = [field.name for field in dataclasses.fields(ModelConfig)]
     for key in fields:
         if key not in known:
@@ -91,7 +91,7 @@ def list_models(filter: str | None = None, pretrained: bool = False) -> list[str
         InputError: filter is not a string.
     """
     if filter is not None and not isinstance(filter, str):
-        raise InputError(f'filter must be a pattern such as "*spe*", but it is {filter!r}')
+        raise InputError(f'filter must be a pattern such as "*spe*", got {filter!r}')
     names = {*weights.pretrained_names(), *(() if pretrained else VARIANTS)}
     return sorted(name for name in names if filter is None or fnmatch.fnmatch(name, filter.lower().replace("-", "_")))
 

@@ -74,7 +74,7 @@ class Stem(Module):
         self.norm = batch_norm(config, config.dim)
 
     def __call__(self, images: Float[Array, "B 1 H W C"], record: Recorder) -> Float[Array, "B T H2 W2 C2"]:
-        """Runs once per image, not once per step: the time axis keeps length 1, except that TEBN makes it T."""
+        """Run once per image, not once per step: the time axis keeps length 1, except that TEBN makes it T."""
         return self.norm(self.conv(images), repeats=self.repeats)
 
 
@@ -128,9 +128,9 @@ class SpikingPatchEncoding(Module):
 
 
 class AxisMixing(Module):
-    """Mixes the tokens along one axis: LIF(norm(W x + b)), with W [out, in] shared by all other positions.
+    """Token mixing along one axis: LIF(norm(W x + b)), with W [out, in] shared by all other positions.
 
-    BatchNorm's features are the positions along the axis; LayerNorm normalises over the other axis and the channels.
+    BatchNorm's features are the positions along the axis; LayerNorm normalizes over the other axis and the channels.
     """
 
     def __init__(self, config: ModelConfig, stage: int, axis: int, *, rngs: nnx.Rngs):
@@ -307,7 +307,7 @@ class SpikingMLP(Module):
         config: all choices of the architecture.
         rngs: random keys of the parameters, `nnx.Rngs(seed)`.
 
-    `.train()` normalises with batch statistics and updates the running averages, `.eval()` uses these. A new model is
+    `.train()` normalizes with batch statistics and updates the running averages, `.eval()` uses these. A new model is
     in training mode. Parameters are `nnx.Param`, running averages `nnx.BatchStat`.
 
     Attributes:
@@ -373,7 +373,7 @@ class SpikingMLP(Module):
         """Class scores over time.
 
         Args:
-            images: normalised pixels, floating, sizes as in the config.
+            images: normalized pixels, floating, sizes as in the config.
             observe: called as `observe(name, value)` during tracing, with every intermediate [B, T, H, W, C]. Names end
                 in ".potential" or ".spikes"; blocks are scanned, so their index reads "block*". Results other than None
                 are collected: `lambda name, x: x` collects everything, `lambda name, x: x.mean()` reduces at once and
@@ -392,7 +392,7 @@ class SpikingMLP(Module):
         if images.ndim != 4 or images.shape[1:] != expected or not images.shape[0]:
             raise InputError(f"images must be [batch, {', '.join(map(str, expected))}], got {images.shape}")
         if not jnp.issubdtype(images.dtype, jnp.floating):
-            raise InputError(f"images must be normalised floating pixels, got {images.dtype}")
+            raise InputError(f"images must be normalized floating pixels, got {images.dtype}")
         x = images[:, None]
         # Stem and head stay in at least float32: they are cheap, and do not take spikes.
         x = x.astype(jnp.promote_types(x.dtype, self.head.kernel.dtype))
@@ -407,7 +407,7 @@ class SpikingMLP(Module):
 
 
 class Recorder:
-    """Passes intermediates to `observe`, if there is one, and collects what it returns in `seen`, by name."""
+    """Pass intermediates to `observe`, if given, and collect its results in `seen` by name."""
 
     def __init__(self, observe: Observe | None, prefix: str = "", seen: dict[str, Any] | None = None):
         self.observe, self.prefix = observe, prefix

@@ -1,4 +1,4 @@
-"""What a network consists of, as a table, and how its layers are connected, as a walk over that table. NumPy alone.
+"""The layers of a network as a table, and their connections as a walk over it. NumPy only.
 
     for layer in layers(config): ...      one row for each linear layer, in the order of the network
     class Shapes(Walk): ...               the data flow, over whatever values a subclass computes with

@@ -31,7 +31,7 @@ from spiking_mlp_jax.models.folder import (
     variables,
 )
 from spiking_mlp_jax.models.spiking_mlp import SpikingMLP
-from spiking_mlp_jax.utils.files import SUMS
+from spiking_mlp_jax.utils.files import SUMS, write_together
 from spiking_mlp_jax.utils.paths import user_path
 
 __all__ = [
@@ -93,19 +93,10 @@ def save(path: str | os.PathLike[str], model: SpikingMLP, meta: dict[str, Any]) 
         # Checksums first: the older files are complete without them.
         (folder / SUMS).unlink()
         (folder / CARD).unlink(missing_ok=True)
-    suffix = f".{os.getpid()}.tmp"
-    temporaries = [folder / (name + suffix) for name in (TENSORS, CONFIG)]
-    try:
-        # safetensors needs contiguous arrays; np.ascontiguousarray would turn shape () into (1,). Its save_file would
-        # create a file that only the owner can read.
-        contiguous = {name: np.require(tensor, requirements="C") for name, tensor in tensors.items()}
-        temporaries[0].write_bytes(to_bytes(contiguous))
-        temporaries[1].write_text(text + "\n", encoding="utf-8")
-        for temporary, name in zip(temporaries, (TENSORS, CONFIG), strict=True):
-            temporary.replace(folder / name)
-    finally:
-        for temporary in temporaries:
-            temporary.unlink(missing_ok=True)
+    # safetensors needs contiguous arrays; np.ascontiguousarray would turn shape () into (1,). Its save_file
+    # would create a file that only the owner can read.
+    contiguous = {name: np.require(tensor, requirements="C") for name, tensor in tensors.items()}
+    write_together({folder / TENSORS: [to_bytes(contiguous)], folder / CONFIG: [(text + "\n").encode()]})
 
 
 def load(path: str | os.PathLike[str]) -> tuple[SpikingMLP, dict[str, Any]]:

@@ -35,7 +35,7 @@ def normalize_and_fire(
     bias: Float[Array, "F"],
     skip: Float[Array, "B T *shape"] | None,
 ) -> tuple[Float[Array, "B T *shape"], Float[Array, "B T *shape"], Array, Array]:
-    """Spikes of neurons with input skip + BatchNorm(z + shift), normalised by batch statistics.
+    """Spikes of neurons with input skip + BatchNorm(z + shift), normalized by batch statistics.
 
     Args:
         mode: equations of the neurons.
@@ -46,7 +46,7 @@ def normalize_and_fire(
         z: input of the norm: the output of a linear map, without its bias.
         shift: bias of that map, over the last axis of z, or None.
         scale, bias: the norm's affine map.
-        skip: added to the normalised values, or None; a time axis of length 1 stands for T equal steps. If its rank is
+        skip: added to the normalized values, or None; a time axis of length 1 stands for T equal steps. If its rank is
             not z's, the neurons take its shape, into which z must reshape.
 
     Returns:

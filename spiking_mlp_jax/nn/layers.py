@@ -99,7 +99,7 @@ def fire(
         bias: of that map, over the last axis of z.
         feature_bias: the same, but over feature_axis, which must be the axis of a BatchNorm.
         feature_axis: axis of feature_bias in z.
-        skip: added to the normalised values; its time axis may have length 1. With z [B, T, H * W, C] it may be
+        skip: added to the normalized values; its time axis may have length 1. With z [B, T, H * W, C] it may be
             [B, T, H, W, C], then the results are too: reshaping the sum instead is a copy on a TPU.
 
     Returns:
@@ -208,7 +208,7 @@ def _repeated(kernel, x3):
 
 
 def linear(fan_in: int, fan_out: int, *, use_bias: bool = True, rngs: nnx.Rngs) -> nnx.Linear:
-    """A linear map of the last axis, kernel [in, out], initialised as in PyTorch."""
+    """A linear map of the last axis, kernel [in, out], initialized as in PyTorch."""
     return nnx.Linear(
         fan_in,
         fan_out,

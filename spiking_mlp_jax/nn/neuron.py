@@ -34,7 +34,7 @@ def lif(
     v_reset: float | None = 0.0,
     decay_input: bool = True,
     detach_reset: bool = True,
-    surrogate: SpikeFunction = PAPER_SURROGATE,
+    surrogate: SpikeFunction | None = None,
     v_init: Float[Array, "*shape"] | float | None = None,
     time_axis: int = 0,
     time_steps: int | None = None,
@@ -52,7 +52,7 @@ def lif(
         v_reset: potential after a spike; None: soft reset, which subtracts the threshold instead.
         decay_input: whether the input is divided by tau, as the leak is.
         detach_reset: stop the gradient through the spike in the reset.
-        surrogate: spike function of h - v_threshold.
+        surrogate: spike function of h - v_threshold; None: the paper's, `surrogate.sigmoid(4.0)`.
         v_init: potential before the first step, e.g. the final potential of an earlier call to continue it;
             None: `v_reset`, or 0 with a soft reset.
         time_axis: axis of x that is time.
@@ -79,7 +79,7 @@ def lif(
     """
     if isinstance(tau, int | float) and not tau >= 1:
         raise ValueError(f"tau must be at least 1 step, got {tau}")
-    mode = Mode(True, decay_input, v_reset is not None, detach_reset, surrogate, backend=backend)
+    mode = Mode(True, decay_input, v_reset is not None, detach_reset, surrogate or PAPER_SURROGATE, backend=backend)
     return _checked_run(mode, (tau, v_threshold, v_reset), x, v_init, time_axis, time_steps)
 
 
@@ -89,7 +89,7 @@ def integrate_and_fire(
     v_threshold: float = 1.0,
     v_reset: float | None = 0.0,
     detach_reset: bool = True,
-    surrogate: SpikeFunction = PAPER_SURROGATE,
+    surrogate: SpikeFunction | None = None,
     v_init: Float[Array, "*shape"] | float | None = None,
     time_axis: int = 0,
     time_steps: int | None = None,
@@ -101,7 +101,7 @@ def integrate_and_fire(
         >>> integrate_and_fire(jnp.array([0.5, 0.5, 0.5]))[0].tolist()
         [0.0, 1.0, 0.0]
     """
-    mode = Mode(False, False, v_reset is not None, detach_reset, surrogate, backend=backend)
+    mode = Mode(False, False, v_reset is not None, detach_reset, surrogate or PAPER_SURROGATE, backend=backend)
     return _checked_run(mode, (1.0, v_threshold, v_reset), x, v_init, time_axis, time_steps)
 
 

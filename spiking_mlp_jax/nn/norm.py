@@ -1,4 +1,4 @@
-"""Normalisation over time, batch and space: BatchNorm, tdBN, TEBN and LayerNorm.
+"""Normalization over time, batch and space: BatchNorm, tdBN, TEBN and LayerNorm.
 
 Inputs are potentials [B, T, ...]. Statistics are always taken over B and T together.
 """
@@ -25,7 +25,7 @@ MOMENTUM = 0.1
 
 
 class BatchNorm(Module):
-    """Batch normalisation over one feature axis, and its two variants for spiking networks.
+    """Batch normalization over one feature axis, and its two variants for spiking networks.
 
     Args:
         features: length of the feature axis.
@@ -57,7 +57,7 @@ class BatchNorm(Module):
 
     @jax.named_scope("norm")
     def __call__(self, x: Float[Array, "B T *shape"], repeats: int = 1) -> Float[Array, "B T *shape"]:
-        """Normalise x and, in training mode, update the running averages.
+        """Normalize x and, in training mode, update the running averages.
 
         Args:
             x: potentials.
@@ -96,11 +96,11 @@ class BatchNorm(Module):
 
 
 class LayerNorm(Module):
-    """Layer normalisation of each image and time step over the given axes, with an affine map.
+    """Layer normalization of each image and time step over the given axes, with an affine map.
 
     Args:
-        shape: lengths of the normalised axes.
-        axes: the normalised axes of the input, ascending.
+        shape: lengths of the normalized axes.
+        axes: the normalized axes of the input, ascending.
 
     Statistics and result are at least float32.
 
@@ -114,7 +114,7 @@ class LayerNorm(Module):
 
     @jax.named_scope("norm")
     def __call__(self, x: Float[Array, "B T *shape"]) -> Float[Array, "B T *shape"]:
-        """Normalise x."""
+        """Normalize x."""
         axes = [axis % x.ndim for axis in self.axes]
         shape = [n if i in axes else 1 for i, n in enumerate(x.shape)]
         wide = x.astype(potential_dtype(x.dtype))
@@ -132,7 +132,7 @@ def batch_normalize(
     gain: float,
     over: tuple[str, ...] = (),
 ) -> tuple[Float[Array, "..."], Float[Array, "..."], Float[Array, "..."]]:
-    """Normalise x by its own statistics. x is the only residual of its size.
+    """Normalize x by its own statistics. x is the only residual of its size.
 
     Args:
         x: any shape, floating.
@@ -190,7 +190,7 @@ def devices_along(axes: tuple[str, ...]) -> int:
 
 
 def affine(mean: Array, var: Array, scale: Array, bias: Array, gain: float) -> tuple[Array, Array]:
-    """Factor and offset of the normalisation y = x * factor + offset, in the mean's shape."""
+    """Factor and offset of the normalization y = x * factor + offset, in the mean's shape."""
     factor = scale.reshape(mean.shape).astype(mean.dtype) * jax.lax.rsqrt(var + EPSILON) * gain
     return factor, bias.reshape(mean.shape).astype(mean.dtype) * gain - mean * factor
 
@@ -203,7 +203,7 @@ def batch_norm_backward(
     gain: float,
     over: tuple[str, ...] = (),
 ) -> tuple[Float[Array, "..."], Float[Array, "C"], Float[Array, "C"]]:
-    """Gradient of a normalisation by batch statistics, in two sums and one pass.
+    """Gradient of a normalization by batch statistics, in two sums and one pass.
 
     Args:
         dy: cotangent of the result.
@@ -236,6 +236,6 @@ def feature_shape(x: Array, axis: int) -> tuple[int, ...]:
 
 
 def uniform_fan_in(key: Array, shape: Sequence[int], fan_in: int) -> Float[Array, "..."]:
-    """PyTorch's default initialisation of weights and biases: uniform in +-1 / sqrt(fan_in)."""
+    """PyTorch's default initialization of weights and biases: uniform in +-1 / sqrt(fan_in)."""
     bound = 1 / math.sqrt(fan_in)
     return jax.random.uniform(key, shape, float, -bound, bound)

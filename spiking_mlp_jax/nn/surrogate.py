@@ -1,7 +1,7 @@
 """Spike functions: a Heaviside step forward, a smooth surrogate of its derivative backward.
 
 Each surrogate is a function of its sharpness `alpha` that returns a spike function `u -> spikes`, where
-u = potential - threshold. All integrate to one over u but `dspike`, whose family is normalised on [-1/2, 1/2].
+u = potential - threshold. All integrate to one over u but `dspike`, whose family is normalized on [-1/2, 1/2].
 """
 
 from __future__ import annotations

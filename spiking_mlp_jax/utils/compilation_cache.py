@@ -13,7 +13,7 @@ from spiking_mlp_jax.utils.paths import user_path
 
 
 def use_compilation_cache(where: str) -> None:
-    """Makes JAX keep compiled programs, so that the next start does not compile them again.
+    """Enable JAX's persistent compilation cache.
 
     Args:
         where: a folder; "auto": in the user's cache folder; "off": nothing is changed.

@@ -7,13 +7,14 @@ files on a disk.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,7 +56,7 @@ def unreachable(where: str | os.PathLike[str], error: ImportError) -> InputError
 
 
 def write_whole(path: str | os.PathLike[str], content: str | bytes | Iterable[bytes]) -> None:
-    """Writes a file, and its folder if missing, so that no reader sees half of it.
+    """Write a file, and its folder if missing, so that no reader sees half of it.
 
     Args:
         path: on a disk or in an object store.
@@ -72,22 +73,43 @@ def write_whole(path: str | os.PathLike[str], content: str | bytes | Iterable[by
             with as_path(path).open("wb") as file:
                 file.writelines(parts)
             return
-        path = Path(path)
-        temporary = path.parent / f"{path.name}.{os.getpid()}.tmp"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(temporary, "wb") as file:
-                file.writelines(parts)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
     except OSError as error:
-        refused = InputError(f"{path} cannot be written ({error}): give another place")
-        raise storage_error(error, path) or refused from error
+        raise _write_error(error, path) from error
+    write_together({Path(path): parts})
+
+
+def write_together(contents: Mapping[Path, Iterable[bytes]]) -> None:
+    """Write local files, and their folders if missing; all are complete before the first one gets its name.
+
+    Raises:
+        StorageError: the disk is full.
+        InputError: a file cannot be written for another reason.
+    """
+    temporaries = {path: path.parent / f"{path.name}.{os.getpid()}.tmp" for path in contents}
+    path = Path()
+    try:
+        for path, parts in contents.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(temporaries[path], "wb") as file:
+                file.writelines(parts)
+        for path, temporary in temporaries.items():
+            temporary.replace(path)
+    except OSError as error:
+        raise _write_error(error, path) from error
+    finally:
+        for temporary in temporaries.values():
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+
+
+def _write_error(error: OSError, path: str | os.PathLike[str]) -> InputError:
+    # Without the error's file name, which is that of the temporary file.
+    reason = error.strerror or error
+    return storage_error(error, path) or InputError(f"{path} cannot be written ({reason}): use another path")
 
 
 def write_folder(folder: epath.Path, write: Callable[[Path], None]) -> None:
-    """Lets a function that only knows local disks write the files of a folder, one level deep.
+    """Call a function that writes local files, and upload them if the folder is remote; one level deep.
 
     Args:
         folder: where they go.
@@ -124,7 +146,7 @@ class Lines:
             self._text = text if is_remote(path) else None
 
     def add(self, line: str) -> None:
-        """Adds a line, which readers see at once."""
+        """Add a line, which readers see at once."""
         if self._text is None:
             with open(self._path, "a", encoding="utf-8") as file:
                 file.write(line + "\n")
@@ -176,8 +198,7 @@ def storage_error(error: OSError, where: str | os.PathLike[str]) -> StorageError
     if error.errno not in _FULL:
         return None
     return StorageError(
-        f"{error.filename or os.fspath(where)} could not be written ({error.strerror}): free disk space, then rerun "
-        "the same command"
+        f"{os.fspath(where)} could not be written ({error.strerror}): free disk space, then rerun the same command"
     )
 
 
@@ -195,7 +216,7 @@ def file_hash(path: str | os.PathLike[str]) -> str:
 
 
 def write_sums(folder: Path, names: Sequence[str]) -> None:
-    """Writes SHA256SUMS, the checksums of some files of a folder, as `sha256sum --check` reads them.
+    """Write SHA256SUMS, the checksums of some files of a folder, as `sha256sum --check` reads them.
 
     Raises:
         InputError: a file cannot be read or SHA256SUMS cannot be written.
@@ -204,7 +225,7 @@ def write_sums(folder: Path, names: Sequence[str]) -> None:
 
 
 def verify(folder: Path, needed: Sequence[str]) -> None:
-    """Compares a folder with its SHA256SUMS; does nothing where it has none.
+    """Compare a folder with its SHA256SUMS; do nothing if it has none.
 
     Args:
         folder: that may hold SHA256SUMS.
@@ -224,7 +245,9 @@ def verify(folder: Path, needed: Sequence[str]) -> None:
     for number, line in enumerate(lines, 1):
         found = _SUM.fullmatch(line)
         if found is None or found[2] in (".", "..") or found[2] in listed:
-            raise InputError(f"line {number} of {sums} is no checksum of a file beside it: download the folder again")
+            raise InputError(
+                f"line {number} of {sums} is not the checksum of a file beside it: download the folder again"
+            )
         listed[found[2]] = found[1]
     for name in needed:
         if name not in listed:

@@ -11,7 +11,7 @@ _NEVER_TRIM, _NEVER_MAP = -1, 0
 
 
 def return_freed_memory() -> bool:
-    """Gives freed memory back to the system.
+    """Return freed memory to the system.
 
     Compiling a network leaves hundreds of megabytes freed but resident, which then add to what training needs.
 
@@ -25,7 +25,7 @@ def return_freed_memory() -> bool:
 
 
 def keep_freed_memory() -> bool:
-    """Keeps freed memory for the next request, instead of asking the system for new pages each time.
+    """Keep freed memory for the next request, instead of asking the system for new pages each time.
 
     A step's temporaries are hundreds of megabytes, freed at its end; on a CPU allocating them again by pages, takes a
     quarter of a small network's training step. Only memory that the main thread asks for is kept, so JAX has to run

@@ -146,7 +146,7 @@ def test_what_is_missing_is_named(capsys, workdir, tmp_path, monkeypatch):
     shutil.copytree("run/weights", "alone")
     assert main(["report", "alone", "-o", "page.html"]) == 0
     told = Page(Path("page.html").read_text(encoding="utf-8")).told
-    assert 'Dataset "folder" needs data_dir' in told
+    assert 'dataset "folder" needs data_dir' in told
     for file in ("metrics.jsonl", "config.json", "versions.json"):
         assert f"No {file} of a training run lies beside the weights of alone" in told
 

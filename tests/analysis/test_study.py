@@ -199,7 +199,7 @@ def test_output_that_is_a_file(workdir, tmp_path, capsys):
     assert "is not a folder" in err
     status, _, err = run(capsys, "probe", "receptive-fields", workdir, "-o", file / "below", *SMALL)
     assert status and err.splitlines()[-1].startswith(f"error: {file / 'below'}")
-    assert "cannot be written" in err and "give another place" in err
+    assert "cannot be written" in err and "use another path" in err
     assert run(capsys, "probe", "receptive-fields", "no_such_net", "-o", tmp_path)[0] == 2
     status, out, _ = run(capsys, "probe")
     assert status == 0

@@ -111,5 +111,5 @@ def test_cmyk_pictures_are_read_whole():
 def test_damaged_pictures_are_named(damage):
     data = damage(encoded(landscape(203, 341)).data)
     for least in (400, 10):
-        with pytest.raises(DamagedImageError, match=r"Cannot decode image here\.jpg: replace"):
+        with pytest.raises(DamagedImageError, match=r"cannot decode image here\.jpg: replace"):
             decode_crop(Encoded(data, "here.jpg"), lambda h, w: (0, 0, h // 2, w // 2), least)

@@ -84,5 +84,5 @@ def test_read_image_names_the_path(tmp_path):
     with pytest.raises(InputError, match=r"nowhere\.png"):
         read_image(tmp_path / "nowhere.png")
     (tmp_path / "notes.png").write_text("not a picture")
-    with pytest.raises(InputError, match=r"Cannot decode image .*notes.png"):
+    with pytest.raises(InputError, match=r"cannot decode image .*notes.png"):
         read_image(str(tmp_path / "notes.png"))

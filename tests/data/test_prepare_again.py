@@ -193,7 +193,7 @@ def test_two_at_a_time_are_refused(archives, tmp_path):
     work.mkdir(parents=True)
     with open(work / "lock", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(InputError, match="Another process writes to"):
+        with pytest.raises(InputError, match="another process writes to"):
             write(listed(archives / "train.tar"), tmp_path)
 
 
@@ -221,7 +221,7 @@ def test_a_disk_that_fills_up_is_named_and_nothing_half_written_stays(archives, 
         capture_output=True,
         text=True,
     )
-    assert "InputError: Cannot write" in done.stderr
+    assert "InputError: cannot write" in done.stderr
     assert "File too large" in done.stderr
     assert not shards(tmp_path)
     assert not list(tmp_path.rglob("*.partial"))

@@ -27,8 +27,8 @@ DEBIAN_FILES = Path("/usr/share/datasets/fashion-mnist")
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("fashion_mnist", "val"), 'Unknown split "val"'),
-        (("cifar10", "train"), 'Unknown dataset "cifar10": the known ones are fashion_mnist'),
+        (("fashion_mnist", "val"), 'unknown split "val"'),
+        (("cifar10", "train"), 'unknown dataset "cifar10": the known ones are fashion_mnist'),
         (("fashion_mnst", "train"), 'did you mean "fashion_mnist"'),
         (("tfds", "train"), 'did you mean "tfds:<name>"'),
         (("idx", "train"), "needs data_dir"),
@@ -185,7 +185,7 @@ def test_idx_damaged_gzip_names_the_file(tmp_path, change):
     write_idx(tmp_path, suffix=".gz")
     path = tmp_path / f"{IMAGES}.gz"
     path.write_bytes(change(path.read_bytes()))
-    with pytest.raises(InputError, match=f"Cannot read IDX file .*{IMAGES}.gz"):
+    with pytest.raises(InputError, match=f"cannot read IDX file .*{IMAGES}.gz"):
         open_source("idx", "train", tmp_path)
 
 
@@ -258,7 +258,7 @@ def break_disagreement(root):
     [
         (break_missing, "has no folder train"),
         (break_no_classes, "train has no class folders"),
-        (break_empty_class, r"Class folder .*bee has no .jpg"),
+        (break_empty_class, r"class folder .*bee has no .jpg"),
         (break_disagreement, r'train and .*val have different classes \("bee"'),
     ],
 )

@@ -107,10 +107,10 @@ def damaged(path):
 @pytest.mark.parametrize(
     ("file", "message"),
     [
-        ("dataset_info.json", "Cannot open the TFDS dataset in"),
-        ("features.json", "Cannot open the TFDS dataset in"),
-        ("tiny_shapes-train.array_record-00000-of-00001", "Cannot read 0 of .*1.2.0 \\(train\\)"),
-        ("tiny_shapes-test.array_record-00000-of-00001", "Cannot read the TFDS dataset in"),
+        ("dataset_info.json", "cannot open the TFDS dataset in"),
+        ("features.json", "cannot open the TFDS dataset in"),
+        ("tiny_shapes-train.array_record-00000-of-00001", "cannot read 0 of .*1.2.0 \\(train\\)"),
+        ("tiny_shapes-test.array_record-00000-of-00001", "cannot read the TFDS dataset in"),
     ],
 )
 def test_tfds_damage_names_the_folder(tfds_dir, tmp_path, file, message):

@@ -1,4 +1,4 @@
-"""Crops, resizing, flips, channels, normalisation: shapes, exactness, frequencies."""
+"""Crops, resizing, flips, channels, normalization: shapes, exactness, frequencies."""
 
 import collections
 
@@ -162,7 +162,7 @@ def test_arrays_that_are_no_images(image, channels, message):
         to_channels(image, channels)
 
 
-# --- normalisation
+# --- normalization
 
 
 def test_normalize_is_the_same_in_numpy_and_jax():

@@ -272,5 +272,5 @@ def test_wrong_images_are_refused():
         model(jnp.zeros((2, 1, 16, 16)))
     with pytest.raises(InputError, match=r"images must be .* got \(0, 16, 16, 1\)"):
         model(jnp.zeros((0, 16, 16, 1)))
-    with pytest.raises(InputError, match="normalised floating"):
+    with pytest.raises(InputError, match="normalized floating"):
         model(jnp.zeros((2, 16, 16, 1), jnp.uint8))

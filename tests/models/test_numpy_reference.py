@@ -19,7 +19,7 @@ from tests.support.tiers import rest_slow
 GOLDEN = Path(__file__).parents[1] / "oracles" / "golden"
 NETWORKS = ["spe_small", "conv_small", "spe_layernorm", "spe_tdbn", "spe_tebn"]
 STEPS, LEARNING_RATE, MOMENTUM = 10, 0.1, 0.9
-# Compiling takes longer here than running: leave the optimiser out.
+# Compiling takes longer here than running: leave the optimizer out.
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 

@@ -38,7 +38,7 @@ def class_names() -> tuple[str, ...]:
 
 
 def validation_labels(file: Path | None) -> list[str]:
-    """The synset of each validation picture: the first is that of ILSVRC2012_val_00000001.JPEG.
+    """The synset of each validation image: the first is that of ILSVRC2012_val_00000001.JPEG.
 
     Args:
       file: one line for each image: a synset, or an id from 1 to 1000 of the development kit, whose meta.mat must be in
@@ -52,15 +52,15 @@ def validation_labels(file: Path | None) -> list[str]:
     try:
         lines = file.read_text(encoding="ascii").split()
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"Cannot read the validation labels {file} ({error}): use a text file.") from error
+        raise InputError(f"cannot read the validation labels {file} ({error}): use a text file") from error
     if lines and all(line.isdigit() for line in lines):
         lines = _from_devkit_ids(file, lines)
     known = set(class_names())
     for number, line in enumerate(lines, 1):
         if line not in known:
             raise InputError(
-                f"Line {number} of {file} must be a synset, e.g. n01440764, or an id of the development kit, got "
-                f'"{line}": use one line for each validation image.'
+                f"line {number} of {file} must be a synset, e.g. n01440764, or an id of the development kit, got "
+                f'"{line}": use one line for each validation image'
             )
     return lines
 
@@ -73,8 +73,8 @@ def _tfds_list(name: str, length: int) -> list[str]:
         if path.is_file() and len(lines := path.read_text(encoding="ascii").split()) == length:
             return lines
     raise InputError(
-        f"The installed tensorflow-datasets has no datasets/imagenet2012/{name} of {length:,} lines: "
-        + ("name them with --val-labels" if length == VAL_IMAGES else "install version 4.9.9 or 4.9.10.")
+        f"the installed tensorflow-datasets has no datasets/imagenet2012/{name} of {length:,} lines: "
+        + ("name them with --val-labels" if length == VAL_IMAGES else "install version 4.9.9 or 4.9.10")
     )
 
 
@@ -89,7 +89,7 @@ def _from_devkit_ids(file: Path, ids: list[str]) -> list[str]:
     except (OSError, ValueError, KeyError, TypeError, IndexError, NotImplementedError) as error:
         raise InputError(
             f"{file} holds ids, which need the development kit's meta.mat beside it, but {meta} cannot be read or "
-            f"lacks them ({type(error).__name__}: {error}): copy it from ILSVRC2012_devkit_t12/data."
+            f"lacks them ({type(error).__name__}: {error}): copy it from ILSVRC2012_devkit_t12/data"
         ) from error
 
 
@@ -112,14 +112,14 @@ def list_train(archive: Path, progress: Callable[[int, int], None]) -> Listing:
             if match is None or match[1] not in labels:
                 raise InputError(
                     f"{archive} holds {inner.name}, which is not the tar of one of ImageNet's 1000 synsets, e.g. "
-                    "n01440764.tar: use ILSVRC2012_img_train.tar."
+                    "n01440764.tar: use ILSVRC2012_img_train.tar"
                 )
             for member in _members(file, archive, inner.offset_data, inner.offset_data + inner.size):
                 image = _TRAIN_IMAGE.fullmatch(member.name)
                 if image is None or image[2] != match[1]:
                     raise InputError(
                         f"{archive} holds {inner.name} with {member.name}, which is not an image {match[1]}_....JPEG: "
-                        "use ILSVRC2012_img_train.tar."
+                        "use ILSVRC2012_img_train.tar"
                     )
                 found.append((image[1], labels[match[1]], member.size, member.offset_data))
             progress(inner.offset_data + inner.size, end)
@@ -147,12 +147,12 @@ def list_val(archive: Path, file: Path | None, progress: Callable[[int, int], No
             if image is None:
                 raise InputError(
                     f"{archive} holds {member.name}, which is not an image ILSVRC2012_val_....JPEG: "
-                    "use ILSVRC2012_img_val.tar."
+                    "use ILSVRC2012_img_val.tar"
                 )
             number = int(image[2])
             if not 1 <= number <= len(truth):
                 raise InputError(
-                    f"{image[1]} in {archive} has no label, there are {len(truth):,}: use labels of all images."
+                    f"{image[1]} in {archive} has no label, there are {len(truth):,}: use labels of all images"
                 )
             found.append((image[1], labels[truth[number - 1]], member.size, member.offset_data))
             progress(member.offset_data + member.size, end)
@@ -160,7 +160,7 @@ def list_val(archive: Path, file: Path | None, progress: Callable[[int, int], No
 
 
 def check_counts(listing: Listing) -> None:
-    """Checks the number of images, total and per class, against the published dataset.
+    """Check the number of images, total and per class, against the published dataset.
 
     Raises:
       InputError: they differ.
@@ -177,17 +177,17 @@ def check_counts(listing: Listing) -> None:
     detail = f" and {len(odd)} classes do not have {wanted} ({examples}{', ...' * (len(odd) > 3)})" if len(odd) else ""
     raise InputError(
         f"{listing.source} holds {len(listing):,} images where ImageNet's {listing.split} set has {total:,}"
-        f"{detail}: download it again, or add --partial to use these."
+        f"{detail}: download it again, or add --partial to use these"
     )
 
 
 def _open(archive: Path) -> BinaryIO:
     if archive.is_dir():
-        raise InputError(f'{archive} is a folder, not a tar: for unpacked images use "spiking-mlp prepare folder".')
+        raise InputError(f'{archive} is a folder, not a tar: for unpacked images use "spiking-mlp prepare folder"')
     try:
         return open(archive, "rb")
     except OSError as error:
-        raise InputError(f"Cannot open {archive} ({error.strerror}): use the path of the tar.") from error
+        raise InputError(f"cannot open {archive} ({error.strerror}): use the path of the tar") from error
 
 
 def _size(file: BinaryIO) -> int:
@@ -206,25 +206,25 @@ def _members(file: BinaryIO, archive: Path, start: int, end: int) -> Iterator[ta
             while member := tar.next():
                 position = tar.offset
                 if member.offset_data + member.size > end:
-                    raise InputError(f"{archive} is truncated within {member.name}: download it again.")
+                    raise InputError(f"{archive} is truncated within {member.name}: download it again")
                 if member.isfile():
                     yield member
         file.seek(position)
         # To tarfile a corrupt header is the end; the real end is a block of zeros.
         if file.read(min(tarfile.BLOCKSIZE, max(0, end - position))).strip(b"\0"):
-            raise InputError(f"{archive} is corrupt at byte {position:,}: download it again.")
+            raise InputError(f"{archive} is corrupt at byte {position:,}: download it again")
     except (tarfile.TarError, OSError) as error:
         raise InputError(
-            f"{archive} is not an uncompressed tar, or is corrupt at byte {position:,} ({error}): download it again."
+            f"{archive} is not an uncompressed tar, or is corrupt at byte {position:,} ({error}): download it again"
         ) from error
 
 
 def _listing(split: str, archive: Path, found: list[tuple[str, int, int, int]]) -> Listing:
     if not found:
-        raise InputError(f"{archive} holds no images: use the tar as downloaded.")
+        raise InputError(f"{archive} holds no images: use the tar as downloaded")
     names = [entry[0] for entry in found]
     if len(set(names)) < len(names):
         twice = Counter(names).most_common(1)[0][0]
-        raise InputError(f"{archive} holds {twice} more than once: download it again.")
+        raise InputError(f"{archive} holds {twice} more than once: download it again")
     labels, sizes, offsets = np.array([entry[1:] for entry in found], np.int64).T
     return Listing(split, archive, names, labels.copy(), sizes.copy(), offsets.copy(), class_names())

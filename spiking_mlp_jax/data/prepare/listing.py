@@ -71,13 +71,13 @@ class Listing:
                     data = file.read(self.sizes[i])
                     if len(data) < self.sizes[i]:
                         raise InputError(
-                            f"{self.source} ends within {self.names[i]}: complete it, then rerun the same command."
+                            f"{self.source} ends within {self.names[i]}: complete it, then rerun the same command"
                         )
                     yield data
         except OSError as error:
             where = error.filename or self.source
             raise InputError(
-                f"Cannot read {where} ({error.strerror or error}): restore it, then rerun the same command."
+                f"cannot read {where} ({error.strerror or error}): restore it, then rerun the same command"
             ) from error
 
 
@@ -96,7 +96,7 @@ def list_folder(folder: Path, part: str) -> Listing:
     try:
         sizes = np.array([os.stat(f"{root}/{name}").st_size for name in names], np.int64)
     except OSError as error:
-        raise InputError(f"Cannot read {error.filename} ({error.strerror}): repair or remove it.") from error
+        raise InputError(f"cannot read {error.filename} ({error.strerror}): repair or remove it") from error
     return Listing(SPLITS[part], root, names, labels.astype(np.int64), sizes, None, source.class_names)
 
 

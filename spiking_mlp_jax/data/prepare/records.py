@@ -57,7 +57,7 @@ def prepare(
     progress: Callable[[str, int, int], None] = lambda split, images, of: None,
     stopping: Callable[[], bool] = lambda: False,
 ) -> list[dict[str, Any]] | None:
-    """Writes the missing shards, then TFDS's metadata.
+    """Write the missing shards, then TFDS's metadata.
 
     Every image is decoded once. Images that some decoders cannot read (CMYK, neither JPEG nor PNG) become RGB JPEGs of
     quality 100 without chroma subsampling; the others are stored unchanged.
@@ -87,7 +87,7 @@ def prepare(
     try:
         work.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"Cannot create the folder {work} ({error.strerror}): use another --out.") from error
+        raise InputError(f"cannot create the folder {work} ({error.strerror}): use another --out") from error
     with _lock(work), warnings.catch_warnings():
         # Pillow warns about odd metadata, which is common and harmless.
         warnings.simplefilter("ignore")
@@ -153,7 +153,7 @@ class _Job:
                 )
                 raise InputError(
                     f"{self.folder} holds {other} images prepared from another source than {self.listing.source} or "
-                    f"with other options ({what}): use another --out, or delete that folder."
+                    f"with other options ({what}): use another --out, or delete that folder"
                 )
         _write_json(self.work / f"{self.split}.json", plan)
 
@@ -179,7 +179,7 @@ class _Job:
         return sum(int(sizes[self.edges[n] : self.edges[n + 1]].sum() * 1.005) + 2**18 for n in self.missing())
 
     def run(self, serialize, skip_broken, workers, progress, stopping) -> bool:
-        """Writes the missing shards; False if stopped."""
+        """Write the missing shards; False if stopped."""
         missing = self.missing()
         done = len(self.listing) - sum(self.edges[n + 1] - self.edges[n] for n in missing)
         progress(self.split, done, len(self.listing))
@@ -220,12 +220,12 @@ class _Job:
             first = ", ".join(f"{name}: {reason}" for name, reason in list(broken.items())[:3])
             raise InputError(
                 f"{len(broken)} of the images in {self.listing.source} cannot be decoded ({first}; all are listed in "
-                f"{listing}): repair or download them again, or add --skip-broken to skip them."
+                f"{listing}): repair or download them again, or add --skip-broken to skip them"
             )
         return True
 
     def _write(self, number, serialize, skip_broken, advance, stopping) -> dict[str, str]:
-        """Writes a shard under a temporary name, checks and renames it; returns its corrupt images."""
+        """Write a shard under a temporary name, check and rename it; return its corrupt images."""
         from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
         listing, start, stop = self.listing, self.edges[number], self.edges[number + 1]
@@ -258,14 +258,14 @@ class _Job:
                 return skipped
             if not images:
                 raise InputError(
-                    f"None of the {len(skipped)} images from {listing.names[start]} on can be decoded: "
-                    f"repair {listing.source} first."
+                    f"none of the {len(skipped)} images from {listing.names[start]} on can be decoded: "
+                    f"repair {listing.source} first"
                 )
             reader = ArrayRecordReader(str(partial))
             written = reader.num_records()
             reader.close()
             if written != images:
-                raise InputError(f"{partial} holds {written} of {images} images after writing: check the disk.")
+                raise InputError(f"{partial} holds {written} of {images} images after writing: check the disk")
             with open(partial, "rb") as file:
                 os.fsync(file.fileno())
                 size = file.seek(0, os.SEEK_END)
@@ -275,7 +275,7 @@ class _Job:
             return skipped
         except (RuntimeError, OSError) as error:  # array_record raises only RuntimeError
             raise InputError(
-                f"Cannot write {partial} ({error}): check the disk and its space, then rerun the same command."
+                f"cannot write {partial} ({error}): check the disk and its space, then rerun the same command"
             ) from error
         finally:
             partial.unlink(missing_ok=True)
@@ -286,7 +286,7 @@ class _Job:
         whole = [result for result in results if result is not None]
         if len(whole) < self.shards:
             raise InputError(
-                f"Shards of {self.split} vanished from {self.folder}: rerun the same command to write them."
+                f"shards of {self.split} vanished from {self.folder}: rerun the same command to write them"
             )
         skipped = {name: reason for result in whole for name, reason in result["skipped"].items()}
         kept = [name not in skipped for name in self.listing.names] if skipped else slice(None)
@@ -303,7 +303,7 @@ class _Job:
 
 
 def checked(data: bytes, jpeg_only: bool) -> tuple[bytes, str]:
-    """Decodes an image and returns the bytes to store.
+    """Decode an image and return the bytes to store.
 
     A JPEG is decoded at 1/8 of its size, which reads the complete file but computes few pixels.
 
@@ -346,7 +346,7 @@ def _check_space(folder: Path, jobs: Sequence[_Job]) -> None:
     if needed > free:
         raise InputError(
             f"{folder} has {free / 1e9:,.1f} GB free, but needs about {needed / 1e9:,.1f} GB more: "
-            "free disk space, or use another --out."
+            "free disk space, or use another --out"
         )
 
 
@@ -357,7 +357,7 @@ def _lock(work: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise InputError(
-                f"Another process writes to {work.parent}: wait until it has finished, or stop it."
+                f"another process writes to {work.parent}: wait until it has finished, or stop it"
             ) from error
         except OSError:
             pass  # not all file systems have locks
@@ -374,7 +374,7 @@ def _write_json(path: Path, value: Any) -> None:
         temporary.replace(path)
     except OSError as error:
         raise InputError(
-            f"Cannot write {path} ({error.strerror}): free disk space, then rerun the same command to resume."
+            f"cannot write {path} ({error.strerror}): free disk space, then rerun the same command to resume"
         ) from error
 
 
