@@ -105,7 +105,8 @@ def write_together(contents: Mapping[Path, Iterable[bytes]]) -> None:
 def _write_error(error: OSError, path: str | os.PathLike[str]) -> InputError:
     # Without the error's file name, which is that of the temporary file.
     reason = error.strerror or error
-    return storage_error(OSError(error.errno, reason), path) or InputError(f"{path} cannot be written ({reason}): use another path")
+    refused = InputError(f"{path} cannot be written ({reason}): use another path")
+    return storage_error(OSError(error.errno, reason), path) or refused
 
 
 def write_folder(folder: epath.Path, write: Callable[[Path], None]) -> None:
@@ -198,7 +199,8 @@ def storage_error(error: OSError, where: str | os.PathLike[str]) -> StorageError
     if error.errno not in _FULL:
         return None
     return StorageError(
-        f"{error.filename or os.fspath(where)} could not be written ({error.strerror}): free disk space, then rerun the same command"
+        f"{error.filename or os.fspath(where)} could not be written ({error.strerror}): free disk space, then rerun "
+        "the same command"
     )
 
 
