@@ -21,6 +21,7 @@ from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.models.config import ModelConfig
 from spiking_mlp_jax.models.spiking_mlp import neuron
 from spiking_mlp_jax.nn.dynamics import step
+from spiking_mlp_jax.nn.layers import equations
 from spiking_mlp_jax.nn.surrogate import SURROGATES, SpikeFunction
 
 # The last two are Okabe and Ito's purple and sky blue.
@@ -57,7 +58,7 @@ def neuron_trace(current: Sequence[float] | Float[np.ndarray, "T"], config: Mode
     Raises:
         InputError: no steps, or a current that is not finite.
     """
-    mode, k = neuron(config).equations(jnp.float32)
+    mode, k = equations(neuron(config, 1), jnp.float32)
     # Starts at the reset potential, like all neurons of the network.
     v, seen = k.v_reset, []
     for x in jnp.asarray(_current(current)):
@@ -84,7 +85,7 @@ def firing_rate(currents: Sequence[float] | Float[np.ndarray, "N"], config: Mode
     Raises:
         InputError: no currents, or one that is not finite.
     """
-    spikes = neuron(config)(jnp.asarray(_current(currents))[:, None])
+    spikes = neuron(config, 1)(jnp.asarray(_current(currents))[:, None])
     return np.asarray(jnp.mean(spikes, 1))
 
 

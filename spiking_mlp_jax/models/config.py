@@ -41,6 +41,7 @@ class ModelConfig(Geometry):
             "channel", which folds into the weights exactly. Unused with norm="layer".
         time_steps: T, number of simulation time steps.
         neuron: "lif", "if" (no leak) or "plif" (each layer learns its tau).
+        tau_per_channel: with "plif", each channel of a layer learns its own tau.
         tau: membrane time constant in steps (at least 1; the initial value for "plif", above 1).
         v_threshold: firing threshold, above v_reset.
         v_reset: potential after a spike; None for a soft reset.
@@ -82,6 +83,7 @@ class ModelConfig(Geometry):
     norm_features: str = field(default="token", metadata={"choices": ("token", "channel")})
     time_steps: int = field(default=4, metadata={"least": 1})
     neuron: str = field(default="lif", metadata={"choices": ("lif", "if", "plif")})
+    tau_per_channel: bool = field(default=False, metadata={"added": True})
     tau: float = 2.0
     v_threshold: float = 1.0
     v_reset: float | None = 0.0
@@ -105,7 +107,7 @@ class ModelConfig(Geometry):
             if getattr(self, name) not in known:
                 wrong = " ".join(str(getattr(self, name)).split())
                 raise InputError(f'{name} cannot be "{wrong}": {nearest(wrong, known)}')
-        for name in ("decay_input", "detach_reset"):
+        for name in ("tau_per_channel", "decay_input", "detach_reset"):
             if not isinstance(getattr(self, name), bool):
                 raise InputError(f"{name} must be True or False, got {getattr(self, name)!r}")
         self._check_neuron()
@@ -118,6 +120,8 @@ class ModelConfig(Geometry):
                 continue
             if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
                 raise InputError(f"{name} must be a finite number, got {value!r}")
+        if self.tau_per_channel and self.neuron != "plif":
+            raise InputError(f'tau_per_channel needs neuron="plif", got "{self.neuron}"')
         if self.neuron == "plif" and not self.tau > 1:
             raise InputError(f'tau must be above 1 with neuron="plif", which learns it, got {self.tau}')
         if not self.tau >= 1:

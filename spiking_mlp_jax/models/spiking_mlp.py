@@ -36,10 +36,11 @@ Observe = Callable[[str, jax.Array], Any]
 HEIGHT, WIDTH, CHANNELS = 2, 3, 4  # axes of [B, T, H, W, C]
 
 
-def neuron(config: ModelConfig) -> Neuron:
+def neuron(config: ModelConfig, channels: int) -> Neuron:
     """A layer of the configured neurons."""
     return Neuron(
         config.neuron,
+        channels=channels if config.tau_per_channel else None,
         tau=config.tau,
         v_threshold=config.v_threshold,
         v_reset=config.v_reset,
@@ -105,7 +106,7 @@ class SpikingPatchEncoding(Module):
         self.cell_norms = nnx.List([batch_norm(config, node) for _ in range(3)])
         self.edges = nnx.List([Conv(node, node, 3, 1, 1, rngs=rngs) for _ in range(2)])
         self.edge_norms = nnx.List([batch_norm(config, node) for _ in range(2)])
-        self.neurons = nnx.List([neuron(config) for _ in range(2)])
+        self.neurons = nnx.List([neuron(config, node) for _ in range(2)])
 
     def __call__(self, x: Float[Array, "B T H W C"], record: Recorder) -> Float[Array, "B T H/2 W/2 2C"]:
         """Spikes to the potential of the next stage."""
@@ -143,7 +144,7 @@ class AxisMixing(Module):
             self.norm = LayerNorm((side, config.stage_dim(stage)), (other, CHANNELS))
         else:
             self.norm = batch_norm(config, side, axis)
-        self.neuron = neuron(config)
+        self.neuron = neuron(config, config.stage_dim(stage))
 
     def __call__(self, x: Float[Array, "B T H W C"], record: Recorder) -> Float[Array, "B T H W C"]:
         """Spikes to spikes."""
@@ -165,7 +166,7 @@ class TokenBlock(Module):
         self.height = AxisMixing(config, stage, HEIGHT, rngs=rngs)
         self.width = AxisMixing(config, stage, WIDTH, rngs=rngs)
         self.identity_norm = batch_norm(config, channels) if config.encoding == "plain" else None
-        self.identity_neuron = neuron(config) if config.encoding == "plain" else None
+        self.identity_neuron = neuron(config, channels) if config.encoding == "plain" else None
         self.fuse = linear(3 * channels, channels, use_bias=False, rngs=rngs)
         self.norm = batch_norm(config, channels)
 
@@ -204,7 +205,7 @@ class ChannelBlock(Module):
 
         self.expand = linear(channels, hidden, rngs=rngs)
         self.hidden_norm = norm(hidden)
-        self.neuron = neuron(config)
+        self.neuron = neuron(config, hidden)
         self.project = linear(hidden, channels, rngs=rngs)
         self.norm = norm(channels)
 
@@ -227,10 +228,11 @@ class Block(Module):
     """
 
     def __init__(self, config: ModelConfig, stage: int, *, rngs: nnx.Rngs):
+        channels = config.stage_dim(stage)
         self.token = TokenBlock(config, stage, rngs=rngs)
-        self.token_neuron = neuron(config)
+        self.token_neuron = neuron(config, channels)
         self.channel = ChannelBlock(config, stage, rngs=rngs)
-        self.channel_neuron = neuron(config)
+        self.channel_neuron = neuron(config, channels)
 
     def __call__(
         self, x: Float[Array, "B T H W C"], h: Float[Array, "B T H W C"], record: Recorder
@@ -268,7 +270,7 @@ class Stage(Module):
             self.encode = SpikingPatchEncoding(config, stage, rngs=rngs)
         else:
             self.encode = PlainDownsampling(config, stage, rngs=rngs)
-        self.neuron = neuron(config)
+        self.neuron = neuron(config, config.stage_dim(stage))
 
         @nnx.split_rngs(splits=self.depth)
         @nnx.vmap
@@ -276,6 +278,11 @@ class Stage(Module):
             return Block(config, stage, rngs=rngs)
 
         self.blocks = stack(rngs)
+
+    def set_view(self, use_running_average: bool | None = None) -> None:
+        """Called by `nnx.view`; see `BatchNorm.set_view`."""
+        if use_running_average is not None:
+            self.use_running_average = use_running_average
 
     def __call__(self, x: Float[Array, "B T H W C"], record: Recorder) -> Float[Array, "B T H2 W2 C2"]:
         """Spikes of the previous stage, or images with a time axis of length 1, to spikes."""
@@ -412,6 +419,9 @@ class Recorder:
     def __init__(self, observe: Observe | None, prefix: str = "", seen: dict[str, Any] | None = None):
         self.observe, self.prefix = observe, prefix
         self.seen: dict[str, Any] = {} if seen is None else seen
+
+    def __repr__(self) -> str:
+        return "Recorder"  # nnx.tabulate shows the arguments of every layer
 
     def within(self, prefix: str, seen: dict[str, Any] | None = None) -> Recorder:
         """A recorder of names with a longer prefix, into the same dict or another."""

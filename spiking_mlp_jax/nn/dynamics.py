@@ -59,7 +59,10 @@ class Mode:
 
 
 class Constants(NamedTuple):
-    """Scalars in the potential's dtype: time constant in steps, threshold, potential after a spike."""
+    """Time constant in steps, threshold, potential after a spike.
+
+    In the potential's dtype; scalars, or arrays that broadcast to the neurons' shape (x's without the time axis).
+    """
 
     tau: Array
     v_threshold: Array
@@ -164,9 +167,15 @@ def backward(
         dv, (dx, dk) = _loop(body, dv, (cotangents, residuals), reverse=True)
         dk = [dk]
     if mode.learned:
-        sums = [jax.tree.map(jnp.sum, parts) for parts in dk]
-        return _stack(dx, axis), dv, jax.tree.map(lambda *parts: sum(parts), *sums)
+        steps = [jax.tree.map(unbroadcast, parts, k) for parts in dk]
+        return _stack(dx, axis), dv, jax.tree.map(lambda *parts: sum(parts), *steps)
     return _stack(dx, axis), dv, None
+
+
+def unbroadcast(x: Array, like: Array) -> Array:
+    """x, summed over the axes along which `like` broadcasts to it: the transpose of broadcasting."""
+    lengths = (1,) * (x.ndim - like.ndim) + like.shape
+    return jnp.sum(x, [i for i, n in enumerate(lengths) if n == 1]).reshape(like.shape)
 
 
 def _split(x: Array, axis: int) -> list[Array] | Array:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from spiking_mlp_jax.nn import neuron
-from spiking_mlp_jax.nn.dynamics import Constants, Mode
+from spiking_mlp_jax.nn.dynamics import Constants, Mode, unbroadcast
 from spiking_mlp_jax.nn.norm import affine, batch_norm_backward, moments
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def normalize_and_fire(
 def _potential(axis, gain, over, k, z, shift, scale, bias, skip, statistics=None):
     wide = z.astype(k.tau.dtype)
     if shift is not None:
-        wide = wide + shift.astype(wide.dtype)
+        wide = wide + shift.astype(wide.dtype).reshape((1,) * (wide.ndim - 1) + (-1,))
     mean, var = moments(wide, axis, over) if statistics is None else statistics
     factor, offset = affine(mean, var, scale, bias, gain)
     potential = wide * factor + offset
@@ -90,7 +90,7 @@ def _backward(mode, axis, gain, over, residuals, cotangents):
     dp, drest, dk = neuron.backward(mode, TIME_AXIS, k, potential, rest, ds, jnp.zeros_like(rest))
     dp = jax.lax.optimization_barrier(dp + dpotential)
     dwide, dscale, dbias = batch_norm_backward(dp.reshape(wide.shape), wide - mean, var, scale, gain, over)
-    dk = jax.tree.map(jnp.zeros_like, k) if dk is None else dk._replace(v_reset=dk.v_reset + jnp.sum(drest))
+    dk = jax.tree.map(jnp.zeros_like, k) if dk is None else dk._replace(v_reset=dk.v_reset + unbroadcast(drest, k.v_reset))
     dshift = None if shift is None else jnp.sum(dwide, tuple(range(dwide.ndim - 1))).astype(shift.dtype)
     dskip = None
     if skip is not None:

@@ -14,8 +14,8 @@ from spiking_mlp_jax.nn.dynamics import Constants, Mode
 from spiking_mlp_jax.nn.fused import TIME_AXIS, normalize_and_fire, potential_shape
 from spiking_mlp_jax.nn.kernels.sharding import match_vma
 from spiking_mlp_jax.nn.module import Module
-from spiking_mlp_jax.nn.neuron import plif_weight, potential_dtype, rest, run
-from spiking_mlp_jax.nn.norm import BatchNorm, LayerNorm, feature_shape, uniform_fan_in
+from spiking_mlp_jax.nn.neuron import plif_weight, potential_dtype, rest, run, with_axes
+from spiking_mlp_jax.nn.norm import BatchNorm, LayerNorm, feature_shape, uniform_fan_in, update_running_averages
 from spiking_mlp_jax.nn.surrogate import SURROGATES
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ class Neuron(Module):
 
     Args:
         kind: "lif", "if" (no leak) or "plif", which learns tau through a parameter w.
+        channels: with "plif", learn a tau for each of this many channels, the last axis; None: one tau.
         tau: membrane time constant in steps; the initial one for "plif".
         v_threshold, v_reset, decay_input, detach_reset, backend: as in `nn.neuron.lif`.
         surrogate: a name in `SURROGATES`.
@@ -39,6 +40,7 @@ class Neuron(Module):
         self,
         kind: str = "lif",
         *,
+        channels: int | None = None,
         tau: float = 2.0,
         v_threshold: float = 1.0,
         v_reset: float | None = 0.0,
@@ -54,30 +56,34 @@ class Neuron(Module):
         self.decay_input, self.detach_reset = decay_input, detach_reset
         self.surrogate, self.surrogate_alpha = surrogate, surrogate_alpha
         self.time_steps, self.dtype, self.backend = time_steps, dtype, backend
-        self.w = nnx.Param(jnp.asarray(plif_weight(tau), float)) if kind == "plif" else None
+        shape = () if channels is None else (channels,)
+        self.w = nnx.Param(jnp.full(shape, plif_weight(tau), float)) if kind == "plif" else None
 
     @jax.named_scope("neuron")
     def __call__(self, x: Float[Array, "B T *shape"]) -> Float[Array, "B T *shape"]:
         """Spikes, 0 or 1, of neurons that start at rest and receive x."""
-        mode, k = self.equations(potential_dtype(x.dtype))
-        steps = self.time_steps or x.shape[TIME_AXIS]
+        mode, k = equations(self, potential_dtype(x.dtype))
+        steps, k = self.time_steps or x.shape[TIME_AXIS], with_axes(k, x.ndim - 1)
         outputs: Any = run(mode, TIME_AXIS, steps, *match_vma((k, x, rest(k, x, TIME_AXIS))))
         spikes, _ = outputs
         return spikes.astype(self.dtype or x.dtype)
 
-    def equations(self, dtype) -> tuple[Mode, Constants]:
-        """The equations and their constants, in the given dtype."""
-        mode = Mode(
-            leaky=self.kind != "if",
-            decay_input=self.decay_input,
-            hard_reset=self.v_reset is not None,
-            detach_reset=self.detach_reset,
-            surrogate=SURROGATES[self.surrogate](self.surrogate_alpha),
-            learned=self.w is not None,
-            backend=self.backend,
-        )
-        tau = self.tau if self.w is None else 1 / jax.nn.sigmoid(self.w[...])
-        return mode, Constants(*(jnp.asarray(value, dtype) for value in (tau, self.v_threshold, self.v_reset or 0.0)))
+
+# A function: what is not an array, such as Mode, may not leave a method under nnx.tabulate.
+def equations(neuron: Neuron, dtype) -> tuple[Mode, Constants]:
+    """The equations of a layer of neurons and their constants, in the given dtype."""
+    mode = Mode(
+        leaky=neuron.kind != "if",
+        decay_input=neuron.decay_input,
+        hard_reset=neuron.v_reset is not None,
+        detach_reset=neuron.detach_reset,
+        surrogate=SURROGATES[neuron.surrogate](neuron.surrogate_alpha),
+        learned=neuron.w is not None,
+        backend=neuron.backend,
+    )
+    tau = neuron.tau if neuron.w is None else 1 / jax.nn.sigmoid(neuron.w[...])
+    values = tau, neuron.v_threshold, neuron.v_reset or 0.0
+    return mode, Constants(*(jnp.asarray(value, dtype) for value in values))
 
 
 def fire(
@@ -106,21 +112,22 @@ def fire(
         (spikes, 0 or 1, in z's dtype; potential, the input of the neurons, at least float32), both of z's shape.
     """
     if isinstance(norm, BatchNorm) and not norm.use_running_average and norm.step_scale is None:
-        mode, k = neuron.equations(potential_dtype(z.dtype))
+        mode, k = equations(neuron, potential_dtype(z.dtype))
         axis = norm.axis % z.ndim
-        inputs = match_vma((k, z, bias, norm.scale[...], norm.bias[...], skip))
+        neurons = z if skip is None else skip
+        inputs = match_vma((with_axes(k, neurons.ndim - 1), z, bias, norm.scale[...], norm.bias[...], skip))
         spikes, potential, mean, var = normalize_and_fire(  # pyright: ignore[reportGeneralTypeIssues]
             mode, axis, norm.gain, norm.sync_axes, *inputs
         )
         if feature_bias is not None:
             # Batch statistics cancel what is constant over a feature; only the running mean depends on it.
             mean = mean.reshape(-1) + feature_bias
-        norm.update_running_averages(mean, var, z.size // z.shape[axis])
+        update_running_averages(norm, mean, var, z.size // z.shape[axis])
         return spikes, potential
     # Biases are added in at least float32, as in training.
     wide = z.astype(potential_dtype(z.dtype))
     if bias is not None:
-        wide = wide + bias
+        wide = wide + bias.reshape(feature_shape(z, -1))
     if feature_bias is not None:
         wide = wide + feature_bias.reshape(feature_shape(z, feature_axis))
     potential = norm(wide)

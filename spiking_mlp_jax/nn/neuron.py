@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from spiking_mlp_jax.nn import dynamics
 from spiking_mlp_jax.nn.dynamics import BACKENDS, MAX_UNROLLED_STEPS, Constants, Mode
 from spiking_mlp_jax.nn.kernels.sharding import match_vma, on_one_device
-from spiking_mlp_jax.nn.surrogate import SpikeFunction, sigmoid
+from spiking_mlp_jax.nn.surrogate import SURROGATES, SpikeFunction, sigmoid
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
@@ -29,9 +29,9 @@ PAPER_SURROGATE = sigmoid(4.0)
 def lif(
     x: Float[Array, "T *shape"],
     *,
-    tau: float | Float[Array, ""] = 2.0,
-    v_threshold: float = 1.0,
-    v_reset: float | None = 0.0,
+    tau: float | Float[Array, "..."] = 2.0,
+    v_threshold: float | Float[Array, "..."] = 1.0,
+    v_reset: float | Float[Array, "..."] | None = 0.0,
     decay_input: bool = True,
     detach_reset: bool = True,
     surrogate: SpikeFunction | None = None,
@@ -47,8 +47,9 @@ def lif(
 
     Args:
         x: input current, floating, with T time steps along `time_axis`.
-        tau: membrane time constant in steps, at least 1. An array or traced scalar is not checked, and has a gradient.
-        v_threshold: firing threshold, above `v_reset`. May be an array, as tau.
+        tau: membrane time constant in steps, at least 1. An array is not checked, and has a gradient of its own shape;
+            it broadcasts to the neurons' shape, which is x's without the time axis, e.g. [C] is one tau per channel.
+        v_threshold: firing threshold, above `v_reset`. May be an array, as tau; so may `v_reset`.
         v_reset: potential after a spike; None: soft reset, which subtracts the threshold instead.
         decay_input: whether the input is divided by tau, as the leak is.
         detach_reset: stop the gradient through the spike in the reset.
@@ -65,8 +66,9 @@ def lif(
         v: potential after the last step, x's shape without the time axis; at least float32.
 
     Raises:
-        ValueError: tau < 1, v_threshold not above v_reset, no time steps or not `time_steps`, x not floating, or an
-            unknown backend.
+        ValueError: tau < 1, v_threshold not above v_reset, an array that does not broadcast to the neurons' shape, no
+            time steps or not `time_steps`, x not floating, a surrogate that is not a spike function, or an unknown
+            backend.
 
     Examples:
         With this input above the threshold, a neuron fires every third step.
@@ -86,8 +88,8 @@ def lif(
 def integrate_and_fire(
     x: Float[Array, "T *shape"],
     *,
-    v_threshold: float = 1.0,
-    v_reset: float | None = 0.0,
+    v_threshold: float | Float[Array, "..."] = 1.0,
+    v_reset: float | Float[Array, "..."] | None = 0.0,
     detach_reset: bool = True,
     surrogate: SpikeFunction | None = None,
     v_init: Float[Array, "*shape"] | float | None = None,
@@ -106,9 +108,9 @@ def integrate_and_fire(
 
 
 def plif(
-    x: Float[Array, "T *shape"], w: Float[Array, ""], **lif_arguments
+    x: Float[Array, "T *shape"], w: Float[Array, "..."], **lif_arguments
 ) -> tuple[Float[Array, "T *shape"], Float[Array, "*shape"]]:
-    """Parametric LIF neurons: `lif` with 1 / tau = sigmoid(w), where the scalar w is learned.
+    """Parametric LIF neurons: `lif` with 1 / tau = sigmoid(w), where w is learned; w broadcasts as tau does.
 
     `lif_arguments` are those of `lif` except tau; `plif_weight` gives the w of a tau.
 
@@ -137,23 +139,36 @@ def _checked_run(mode, constants, x, v_init, time_axis, time_steps):
     _, v_threshold, v_reset = constants
     if mode.backend not in BACKENDS:
         raise ValueError(f'backend must be "auto", "xla" or "pallas", got {mode.backend!r}')
+    if not callable(mode.surrogate) or mode.surrogate in SURROGATES.values():
+        given = f"surrogate.{mode.surrogate.__name__}" if callable(mode.surrogate) else repr(mode.surrogate)
+        raise ValueError(f"surrogate must be a spike function, e.g. surrogate.sigmoid(4.0), got {given}")
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(f"x must be floating, got {x.dtype}")
-    if x.ndim == 0 or x.shape[time_axis] < 1:
+    if not -x.ndim <= time_axis < x.ndim:
+        raise ValueError(f"time_axis must be an axis of x, which has shape {x.shape}, got {time_axis}")
+    if x.shape[time_axis] < 1:
         raise ValueError(f"x must have at least one time step on axis {time_axis}, got shape {x.shape}")
     if isinstance(v_threshold, int | float) and isinstance(v_reset, int | float) and not v_threshold > v_reset:
         raise ValueError(f"v_threshold must be above v_reset ({v_reset}), got {v_threshold}")
     axis = time_axis % x.ndim
     steps = x.shape[axis] if time_steps is None else time_steps
-    if x.shape[axis] not in (1, steps):
-        raise ValueError(f"x must have 1 or {steps} time steps on axis {time_axis}, got shape {x.shape}")
+    if x.shape[axis] not in (1, steps) or steps < 1:
+        raise ValueError(f"x must have 1 or time_steps={steps} time steps on axis {time_axis}, got shape {x.shape}")
     dtype = potential_dtype(x.dtype)
     # Python numbers have no gradient; NumPy and JAX values may.
     learned = not all(value is None or type(value) in (int, float) for value in constants)
     mode = dataclasses.replace(mode, learned=learned)
-    k = Constants(*(jnp.asarray(0.0 if value is None else value, dtype) for value in constants))
-    v = rest(k, x, axis) if v_init is None else _per_neuron(jnp.asarray(v_init, dtype), x, axis)
-    return run(mode, axis, steps, *match_vma((k, x, v)))
+    k: Any = Constants(*(jnp.asarray(0.0 if value is None else value, dtype) for value in constants))
+    neurons = x.shape[:axis] + x.shape[axis + 1 :]
+    start = {} if v_init is None else {"v_init": jnp.asarray(v_init, dtype)}
+    for name, value in {**k._asdict(), **start}.items():
+        # One that has more axes, even of length 1, would change the shape of the potential.
+        if value.ndim > len(neurons) or any(
+            n not in (1, m) for n, m in zip(value.shape[::-1], neurons[::-1], strict=False)
+        ):
+            raise ValueError(f"{name} must broadcast to the neurons' shape {neurons}, got shape {value.shape}")
+    v = _per_neuron(start.get("v_init", k.v_reset), x, axis)
+    return run(mode, axis, steps, *match_vma((with_axes(k, len(neurons)), x, v)))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
@@ -193,20 +208,21 @@ run.defvjp(_run_forward, _run_backward)
 
 def forward(mode: Mode, axis: int, k: Constants, x: Array, v: Array) -> tuple[Array, Array]:
     """`dynamics.forward`, or the kernel that computes the same, by mode.backend."""
-    return _program("forward", mode, axis, x)(k, x, v)
+    return _program("forward", mode, axis, k, x)(k, x, v)
 
 
 def backward(
     mode: Mode, axis: int, k: Constants, x: Array, v: Array, ds: Array, dv: Array
 ) -> tuple[Array, Array, Constants | None]:
     """`dynamics.backward`, or the kernel that computes the same, by mode.backend."""
-    return _program("backward", mode, axis, x)(k, x, v, ds, dv)
+    return _program("backward", mode, axis, k, x)(k, x, v, ds, dv)
 
 
-def _program(name: str, mode: Mode, axis: int, x: Array) -> Callable[..., Any]:
+def _program(name: str, mode: Mode, axis: int, k: Constants, x: Array) -> Callable[..., Any]:
     plain = functools.partial(getattr(dynamics, name), mode, axis)
     few = mode.backend == "auto" and x.shape[axis] <= MAX_UNROLLED_STEPS
-    if mode.backend == "xla" or few or x.dtype == jnp.float64:
+    shared = all(value.ndim == 0 for value in k)  # the kernels read the constants as scalars
+    if mode.backend == "xla" or few or x.dtype == jnp.float64 or not shared:
         return plain
     # Imported here because Pallas is slow to import.
     from spiking_mlp_jax.nn.kernels import neuron as kernels
@@ -226,6 +242,11 @@ def _program(name: str, mode: Mode, axis: int, x: Array) -> Callable[..., Any]:
     return chosen
 
 
+def with_axes(k: Constants, ndim: int) -> Constants:
+    """The constants with as many axes as the neurons have, where they are arrays; leading ones have length 1."""
+    return Constants(*(x.reshape((1,) * (ndim - x.ndim) + x.shape) if x.ndim else x for x in k))
+
+
 def rest(k: Constants, x: Array, axis: int) -> Array:
     """The resting potential v_reset of each neuron: x's shape without the time axis."""
     return _per_neuron(k.v_reset, x, axis)
@@ -233,7 +254,8 @@ def rest(k: Constants, x: Array, axis: int) -> Array:
 
 def potential_dtype(dtype) -> jnp.dtype:
     """The dtype of potentials for inputs of the given one: at least float32."""
-    return jnp.promote_types(dtype, jnp.float32)
+    # Only float64 is wider. `jnp.promote_types` would follow the user's jax_numpy_dtype_promotion, and refuse bfloat16.
+    return jnp.dtype(jnp.float64 if dtype == jnp.float64 else jnp.float32)
 
 
 def _per_neuron(v, x, axis):

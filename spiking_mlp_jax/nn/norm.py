@@ -79,20 +79,30 @@ class BatchNorm(Module):
                 x, self.scale[...], self.bias[...], self.axis % x.ndim, self.gain, self.sync_axes
             )
             y, mean, var = outputs
-            self.update_running_averages(mean, var, x.size // x.shape[self.axis] * repeats)
+            update_running_averages(self, mean, var, x.size // x.shape[self.axis] * repeats)
         if self.step_scale is not None:
             y = y * self.step_scale[...].reshape((1, -1) + (1,) * (x.ndim - 2)).astype(y.dtype)
         return y
 
-    def update_running_averages(self, mean: Array, var: Array, count: int) -> None:
-        """Update the averages with a batch's statistics, any shape, over `count` values per feature and device."""
-        count *= devices_along(self.sync_axes)
-        # A single value has no unbiased variance; PyTorch raises, here the biased one (0) is used.
-        unbiased = var * (count / max(count - 1, 1))
-        for average, value in ((self.mean, mean), (self.var, unbiased)):
-            value = jax.lax.stop_gradient(value).astype(average.dtype).reshape(-1)
-            average[...] = (1 - MOMENTUM) * average[...] + MOMENTUM * value
-        self.num_batches[...] = self.num_batches[...] + 1
+    def set_view(self, use_running_average: bool | None = None) -> None:
+        """Called by `nnx.view`.
+
+        Args:
+            use_running_average: True normalises by the running averages, False by the batch; None changes nothing.
+        """
+        if use_running_average is not None:
+            self.use_running_average = use_running_average
+
+
+def update_running_averages(norm: BatchNorm, mean: Array, var: Array, count: int) -> None:
+    """Update a norm's averages with a batch's statistics, any shape, over `count` values per feature and device."""
+    count *= devices_along(norm.sync_axes)
+    # A single value has no unbiased variance; PyTorch raises, here the biased one (0) is used.
+    unbiased = var * (count / max(count - 1, 1))
+    for average, value in ((norm.mean, mean), (norm.var, unbiased)):
+        value = jax.lax.stop_gradient(value).astype(average.dtype).reshape(-1)
+        average[...] = (1 - MOMENTUM) * average[...] + MOMENTUM * value
+    norm.num_batches[...] = norm.num_batches[...] + 1
 
 
 class LayerNorm(Module):

@@ -77,7 +77,15 @@ def atan(alpha: float = 2.0) -> SpikeFunction:
     References: Fang et al., "Incorporating learnable membrane time constant ...", ICCV 2021.
     """
     alpha = _check_alpha(alpha)
-    return spike_function(lambda u: alpha / 2 / (1 + (math.pi / 2 * alpha * u) ** 2))
+    slope = math.pi / 2 * alpha
+
+    def derivative(u):
+        # Clipped where the square would overflow: there infinities would make the second derivative NaN.
+        largest = float(jnp.finfo(u.dtype).max)
+        bound = min(0.9 * math.sqrt(largest) / slope, largest)
+        return alpha / 2 / (1 + (slope * jnp.clip(u, -bound, bound)) ** 2)
+
+    return spike_function(derivative)
 
 
 def triangle(alpha: float = 1.0) -> SpikeFunction:
@@ -110,9 +118,9 @@ def dspike(alpha: float = 2.0) -> SpikeFunction:
 
     def derivative(u):
         inside = jnp.abs(u) <= 0.5
-        # Clipped first: exp overflows far outside the window, where its value is not used. Kernels have no cosh.
-        e = jnp.exp(alpha * jnp.clip(u, -0.5, 0.5))
-        return jnp.where(inside, height / ((e + 1 / e) / 2) ** 2, 0).astype(u.dtype)
+        # 1 / cosh(x)^2 is 4 e / (1 + e)^2 with e = exp(-2 |x|), which cannot overflow. Kernels have no cosh.
+        e = jnp.exp(-2 * alpha * jnp.minimum(jnp.abs(u), 0.5))
+        return jnp.where(inside, 4 * height * e / (1 + e) ** 2, 0).astype(u.dtype)
 
     return spike_function(derivative)
 

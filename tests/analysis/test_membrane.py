@@ -16,6 +16,7 @@ IMAGES = np.random.default_rng(0).normal(0.3, 1, size=(3, 16, 16, 1)).astype(np.
 # Every neuron, reset, norm and encoding at least once; blocks are stacked, and learned time constants differ.
 NETWORKS = [
     dict(neuron="plif", v_reset=None, norm="tebn"),
+    dict(neuron="plif", tau_per_channel=True),
     dict(neuron="lif", v_reset=None, norm="layer", tau=1.25, decay_input=False),
     dict(neuron="lif", v_reset=-0.2, norm="tdbn", encoding="plain", v_threshold=0.7, tau=3.0),
     dict(neuron="if", norm_features="channel"),

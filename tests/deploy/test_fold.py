@@ -55,6 +55,7 @@ def test_every_norm(encoding, features, norm, x64):
     [
         dict(neuron="if"),
         dict(neuron="plif", encoding="plain"),
+        dict(neuron="plif", tau_per_channel=True),
         dict(v_reset=None),
         dict(v_reset=-0.25, v_threshold=0.7, norm="tdbn"),
         dict(decay_input=False, tau=3.0),

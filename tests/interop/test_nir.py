@@ -26,6 +26,7 @@ VARIANTS = [
     dict(norm_features="channel", norm="tdbn", depths=(1, 1)),
     dict(neuron="if", depths=(1,)),
     dict(neuron="plif", encoding="plain", depths=(1, 1)),
+    dict(neuron="plif", tau_per_channel=True, decay_input=False, depths=(1,)),
     dict(decay_input=False, tau=3.0, depths=(1,)),
     dict(v_reset=-0.25, v_threshold=0.7, tau=1.25, depths=(1,)),
     dict(depths=(1, 1, 1), in_channels=3, time_steps=3),

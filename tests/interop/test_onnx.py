@@ -75,6 +75,7 @@ VARIANTS = [
     dict(norm="tdbn", time_steps=1),
     dict(neuron="if", v_reset=-0.25),
     dict(neuron="plif", encoding="plain"),
+    dict(neuron="plif", tau_per_channel=True),
     dict(neuron="plif", v_reset=None, norm="tebn", decay_input=False),
     dict(v_reset=None),
     dict(v_reset=-0.25, v_threshold=0.75, tau=4.0),

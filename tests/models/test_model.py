@@ -23,6 +23,7 @@ KINDS = [
     dict(norm="tdbn", norm_features="channel", v_threshold=0.7),
     dict(norm="tebn", encoding="plain"),
     dict(neuron="plif", v_reset=None),
+    dict(neuron="plif", tau_per_channel=True),
     dict(neuron="if", surrogate="atan"),
 ]
 # Millions, counted on the official models (mlp_spe_b: from its dimensions).

@@ -14,6 +14,7 @@ from spiking_mlp_jax.nn.layers import mix_axis, spike_dense
 from spiking_mlp_jax.nn.neuron import lif, run
 from spiking_mlp_jax.nn.norm import EPSILON, batch_normalize
 from spiking_mlp_jax.nn.surrogate import sigmoid
+from tests.support.tiers import rest_slow
 
 SURROGATE = sigmoid(4.0)
 MODES = [
@@ -53,7 +54,7 @@ def assert_same(ours, plain):
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize(("steps", "axis"), [(4, 0), (3, 1), (MAX_UNROLLED_STEPS + 2, 1)])
+@pytest.mark.parametrize(("steps", "axis"), rest_slow([(3, 1), (4, 0), (MAX_UNROLLED_STEPS + 2, 1)]))
 def test_neurons_have_the_gradient_of_their_equations(mode, steps, axis, x64):
     shape = [5, 6]
     v = 0.1 * normal(1, *shape)
@@ -70,7 +71,7 @@ def test_neurons_have_the_gradient_of_their_equations(mode, steps, axis, x64):
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("axis", [2, 3, 4])
+@pytest.mark.parametrize("axis", rest_slow([4, 2, 3]))
 @pytest.mark.parametrize("skip_steps", [None, 1, 3])
 def test_fused_is_the_composition(mode, axis, skip_steps, x64):
     b, t, h, w, c = 2, 3, 4, 5, 6

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -55,7 +55,7 @@ def constants32(mode):
 
 
 @pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("steps", [1, 4, 17])
+@pytest.mark.parametrize("steps", rest_slow([4, 1, 17]))
 @pytest.mark.parametrize("mode", MODES)
 def test_every_mode(mode, steps, target):
     assert_equal_neurons(mode, (2, steps, 3, 47), 1, target)
@@ -63,14 +63,13 @@ def test_every_mode(mode, steps, target):
 
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("name", SURROGATES)
-@pytest.mark.parametrize("learned", [True, False])
+@pytest.mark.parametrize("learned", rest_slow([True, False]))
 def test_every_surrogate(name, learned, target):
     mode = dataclasses.replace(MODES[0], surrogate=SURROGATES[name](2.0), learned=learned)
     assert_equal_neurons(mode, (9, 2, 150), 0, target)
 
 
 @pytest.mark.parametrize("target", TARGETS)
-@settings(max_examples=8)
 @given(st.lists(st.integers(1, 7), min_size=0, max_size=3), st.integers(1, 10), st.integers(0, 3), st.integers(1, 700))
 def test_any_shape(target, before, steps, axis, last):
     shape = [*before, last]
@@ -89,7 +88,7 @@ def lowered(function, platform, *arguments):
 
 
 @pytest.mark.parametrize("platform", CALLS)
-@pytest.mark.parametrize("steps", [4, 9, 40])
+@pytest.mark.parametrize("steps", rest_slow([9, 4, 40]))
 @pytest.mark.parametrize("mode", MODES)
 def test_lowers_forward_and_backward(mode, steps, platform):
     mode = dataclasses.replace(mode, backend="pallas")

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from spiking_mlp_jax.nn.dynamics import MAX_UNROLLED_STEPS
 from spiking_mlp_jax.nn.neuron import integrate_and_fire, lif, plif, plif_weight
-from spiking_mlp_jax.nn.surrogate import SURROGATES
+from spiking_mlp_jax.nn.surrogate import SURROGATES, sigmoid
+from tests.support.tiers import rest_slow
 
 GOLDEN = Path(__file__).parents[1] / "oracles" / "golden" / "lif.npz"
 MODES = [
@@ -116,6 +117,58 @@ def test_plif_is_lif_at_its_tau_and_learns_it(tau, x64):
     np.testing.assert_allclose(jax.grad(final)(w), numeric, rtol=1e-6)
 
 
+SHAPES = [((4,), (3, 1), ()), ((), (4,), (3, 4)), ((1, 4), (3, 4), (4,))]
+
+
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("steps", [3, MAX_UNROLLED_STEPS + 1])
+@pytest.mark.parametrize("shapes", rest_slow([(shapes,) for shapes in SHAPES]))
+def test_constants_of_any_shape_have_gradients_of_that_shape(shapes, steps, axis, soft, x64):
+    rng = np.random.default_rng(3)
+    shape = [3, 4]
+    shape.insert(axis, steps)
+    x, spike_weights, v_weights = (jnp.asarray(rng.normal(1, 1, s)) for s in (shape, shape, (3, 4)))
+    bounds = (1.5, 4.0), (0.5, 1.0), (-0.2, 0.2)
+    constants = [jnp.asarray(rng.uniform(*bound, own)) for bound, own in zip(bounds, shapes, strict=True)]
+    spike = sigmoid(4.0)
+
+    def naive(tau, threshold, reset):
+        reset = 0.0 if soft else reset
+        v, spikes = jnp.broadcast_to(reset, (3, 4)), []
+        for x_t in jnp.moveaxis(x, axis, 0):
+            h = v + (x_t - (v - reset)) / tau
+            s = spike(h - threshold)
+            gate = jax.lax.stop_gradient(s)
+            v = h - gate * threshold if soft else h * (1 - gate) + reset * gate
+            spikes.append(s)
+        return jnp.stack(spikes, axis), v
+
+    def ours(tau, threshold, reset):
+        return lif(x, tau=tau, v_threshold=threshold, v_reset=None if soft else reset, time_axis=axis)
+
+    def loss(neurons, *constants):
+        spikes, v = neurons(*constants)
+        return (spikes * spike_weights).sum() + (v * v_weights).sum()
+
+    every = (1, 2) if soft else (1, 2, 3)
+    got, want = (jax.grad(loss, every)(f, *constants) for f in (ours, naive))
+    for a, b in zip(got, want, strict=True):
+        assert a.shape == b.shape
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
+@pytest.mark.parametrize("tau", [2.0, np.full(4, 2.0, np.float32)], ids=["shared", "per channel"])
+@pytest.mark.parametrize("steps", [3, MAX_UNROLLED_STEPS + 1])
+def test_under_strict_promotion(steps, tau, dtype):
+    x = jnp.full((steps, 2, 4), 1.3, dtype)
+    expected = jax.grad(lambda x: lif(x, tau=tau)[0].sum().astype(jnp.float32))(x)
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        got = jax.grad(lambda x: lif(x, tau=tau)[0].sum().astype(jnp.float32))(x)
+    np.testing.assert_array_equal(got, expected)
+
+
 def test_spikes_at_the_threshold():
     spikes, v = lif(jnp.asarray([[2.0, 1.9999999]]))
     assert spikes.tolist() == [[1.0, 0.0]] and float(v[0]) == 0.0
@@ -141,6 +194,13 @@ def test_settings_may_be_traced():
         (dict(tau=0.5), "tau must be at least 1"),
         (dict(v_threshold=0.0), "must be above v_reset"),
         (dict(v_reset=1.0), "must be above v_reset"),
+        (dict(surrogate="sigmoid"), "surrogate must be a spike function.*got 'sigmoid'"),
+        (dict(surrogate=SURROGATES["atan"]), r"surrogate must be a spike function.*got surrogate\.atan"),
+        (dict(time_axis=2), "time_axis must be an axis of x"),
+        (dict(time_steps=5), "1 or time_steps=5 time steps on axis 0"),
+        (dict(tau=jnp.ones(2)), r"tau must broadcast to the neurons' shape \(3,\), got shape \(2,\)"),
+        (dict(v_threshold=jnp.ones((1, 3))), "v_threshold must broadcast"),
+        (dict(v_init=jnp.ones(2)), "v_init must broadcast"),
     ],
 )
 def test_impossible_settings_are_refused(arguments, message):

@@ -50,6 +50,17 @@ def test_spikes_are_zero_or_one_in_the_inputs_dtype(name, dtype):
     assert gradient.dtype == dtype and bool(jnp.isfinite(gradient).all())
 
 
+@pytest.mark.parametrize("name", SURROGATES)
+@pytest.mark.parametrize("alpha", [1e-3, 2.0, 100.0])
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
+def test_second_derivatives_are_finite(name, alpha, dtype):
+    largest = float(jnp.finfo(dtype).max)
+    u = jnp.asarray([0, 0.5, 1, 10, 100, 1e4, largest, jnp.inf], dtype)
+    first = jax.grad(lambda u: SURROGATES[name](alpha)(u))
+    for derivative in (first, jax.grad(lambda u: first(u).astype(jnp.float32))):
+        assert bool(jnp.isfinite(jax.vmap(derivative)(jnp.concatenate([u, -u]))).all())
+
+
 @given(st.sampled_from(sorted(SURROGATES)), st.sampled_from([0.0, -1.0, float("nan"), float("inf")]))
 def test_impossible_alpha_is_refused(name, alpha):
     with pytest.raises(ValueError, match="alpha must be a positive number, got"):

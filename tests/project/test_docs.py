@@ -18,6 +18,8 @@ from tests.support.tiers import rest_slow
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "spiking_mlp_jax"
 FILES = sorted(PACKAGE.rglob("*.py"))
+# Those of nn/ first, which run in the fast tier.
+EXAMPLES = sorted((path for path in FILES if ">>> " in path.read_text()), key=lambda path: "nn" not in path.parts)
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.M | re.S)
 
@@ -30,7 +32,7 @@ def blocks(path, language):
     return [text for found, text in FENCE.findall(path.read_text()) if found == language]
 
 
-@pytest.mark.parametrize("path", [path for path in FILES if ">>> " in path.read_text()], ids=relative)
+@pytest.mark.parametrize("path", rest_slow(EXAMPLES, fast=6), ids=relative)
 def test_examples_in_docstrings(path):
     module = importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
     results = doctest.testmod(module)

@@ -20,7 +20,7 @@ from spiking_mlp_jax.analysis.activity.stream import POTENTIAL, SPIKES, observed
 from spiking_mlp_jax.errors import InputError, nearest
 from spiking_mlp_jax.models.spiking_mlp import SpikingMLP
 from spiking_mlp_jax.models.topology import neurons
-from spiking_mlp_jax.nn import dynamics
+from spiking_mlp_jax.nn import dynamics, layers
 from spiking_mlp_jax.nn.dynamics import Constants, Mode
 from spiking_mlp_jax.nn.neuron import potential_dtype
 
@@ -74,7 +74,7 @@ def equations(model: SpikingMLP, layer: str, dtype: Any = jnp.float32) -> tuple[
     neuron: Any = model
     for part in rows[layer].path:
         neuron = neuron[part] if isinstance(part, int) else getattr(neuron, part)
-    mode, k = neuron.equations(dtype)
+    mode, k = layers.equations(neuron, dtype)
     block = re.search(r"\.block(\d+)\.", layer)
     # The blocks of a stage are stacked, and so are their neurons' parameters.
     return mode, k._replace(tau=k.tau[int(block[1])]) if block and k.tau.ndim else k

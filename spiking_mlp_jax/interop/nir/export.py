@@ -197,7 +197,7 @@ class _Export(Walk):
 
     def fire(self, neurons, potential):
         c = self.c
-        tau = float(self.arrays[f"{neurons.short}.neurons"]["tau"]) if c.neuron == "plif" else c.tau
+        tau = np.asarray(self.arrays[f"{neurons.short}.neurons"]["tau"], np.float64) if c.neuron == "plif" else c.tau
         constants = Neurons(c.neuron != "if", tau, c.v_threshold, c.v_reset or 0.0, c.decay_input)
         norm = self.per_token(self.layers[neurons.layer]) if neurons.per_token and self.in_neurons else None
         size = Size(neurons.shape[2], neurons.shape[0])

@@ -38,14 +38,14 @@ class Neurons:
 
     Attributes:
         leaky: False for IF neurons.
-        tau: time constant in steps.
+        tau: time constant in steps; or one a channel, [C].
         threshold: above `reset`.
         reset: potential after a spike and without input.
         decay_input: whether the input decays like the potential.
     """
 
     leaky: bool
-    tau: float
+    tau: float | np.ndarray
     threshold: float
     reset: float
     decay_input: bool
@@ -175,8 +175,9 @@ class Form(abc.ABC):
         threshold, reset = (self._array(x, shape) for x in (k.threshold, k.reset))
         if not k.leaky:
             return self.nir.IF(self._array(scale / self.dt, shape), threshold, reset)
-        gain = 1.0 if k.decay_input else k.tau
-        constants = k.tau * self.dt, gain * scale, k.reset + gain * offset
+        tau = np.repeat(k.tau, np.prod(shape) // np.size(k.tau)).reshape(shape)  # channels lead
+        gain = 1.0 if k.decay_input else tau
+        constants = tau * self.dt, gain * scale, k.reset + gain * offset
         return self.nir.LIF(*(self._array(x, shape) for x in constants), threshold, reset)
 
     def _over_tokens(self, values, shape):

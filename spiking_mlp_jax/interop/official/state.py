@@ -89,6 +89,8 @@ def load_state_dict(model: SpikingMLP, state: Mapping[str, Any]) -> None:
 
 def state_dict(model: SpikingMLP) -> dict[str, np.ndarray]:
     """The model's weights under official names: floating parameters in their dtype, counters as int64."""
+    if model.config.tau_per_channel:
+        raise InputError("the official format has one time constant per layer: it cannot hold tau_per_channel=True")
     variables = {path: np.asarray(variable[...]) for path, variable in _variables(model).items()}
     state = {}
     for entry in official_entries(model.config):
