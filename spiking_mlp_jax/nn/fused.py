@@ -90,7 +90,10 @@ def _backward(mode, axis, gain, over, residuals, cotangents):
     dp, drest, dk = neuron.backward(mode, TIME_AXIS, k, potential, rest, ds, jnp.zeros_like(rest))
     dp = jax.lax.optimization_barrier(dp + dpotential)
     dwide, dscale, dbias = batch_norm_backward(dp.reshape(wide.shape), wide - mean, var, scale, gain, over)
-    dk = jax.tree.map(jnp.zeros_like, k) if dk is None else dk._replace(v_reset=dk.v_reset + unbroadcast(drest, k.v_reset))
+    if dk is None:
+        dk = jax.tree.map(jnp.zeros_like, k)
+    else:
+        dk = dk._replace(v_reset=dk.v_reset + unbroadcast(drest, k.v_reset))
     dshift = None if shift is None else jnp.sum(dwide, tuple(range(dwide.ndim - 1))).astype(shift.dtype)
     dskip = None
     if skip is not None:

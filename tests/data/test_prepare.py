@@ -58,7 +58,7 @@ def test_imagenet_through_the_command_without_tensorflow(archives, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "train: 16 images in 1 shard, 0.00 GB; 3 of 1,000 classes, 0 to 6 images each" in done.stdout
-    assert "2 re-encoded as RGB or grey JPEG: 1 CMYK JPEG, 1 RGB PNG" in done.stdout
+    assert "2 re-encoded as RGB or gray JPEG: 1 CMYK JPEG, 1 RGB PNG" in done.stdout
     assert "['train', 'validation'] (40, 48, 3) (40, 48, 3)" in done.stdout
     assert "train: 16 of 16 images" in done.stderr, "plain lines where there is no terminal"
 

@@ -156,4 +156,4 @@ def test_a_trained_network_carries_its_metadata():
 def test_layers_show_the_signature_of_their_constructor():
     assert list(inspect.signature(SpikingMLP).parameters) == ["config", "rngs"]
     assert list(inspect.signature(Block).parameters) == ["config", "stage", "rngs"]
-    assert list(inspect.signature(Neuron).parameters)[:3] == ["kind", "tau", "v_threshold"]
+    assert list(inspect.signature(Neuron).parameters)[:3] == ["kind", "channels", "tau"]

@@ -159,5 +159,5 @@ def test_one_step_stands_for_equal_steps(x64):
     short = jax.value_and_grad(lambda x: jnp.sum(lif(x, time_axis=1, time_steps=4)[0] * weights))
     long = jax.value_and_grad(lambda x: jnp.sum(lif(jnp.repeat(x, 4, 1), time_axis=1)[0] * weights))
     assert_same(short(x), long(x))
-    with pytest.raises(ValueError, match="1 or 4 time steps"):
+    with pytest.raises(ValueError, match="1 or time_steps=4 time steps"):
         lif(normal(0, 2, 3, 5), time_axis=1, time_steps=4)
