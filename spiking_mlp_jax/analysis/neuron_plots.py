@@ -105,7 +105,7 @@ def spike_count_gradient(
         InputError: no steps, or a current that is not finite.
     """
     current = _current(current)
-    neurons = neuron(dataclasses.replace(config, time_steps=len(current)))
+    neurons = neuron(dataclasses.replace(config, time_steps=len(current)), 1)
     return np.asarray(jax.grad(lambda x: jnp.sum(neurons(x[None])))(jnp.asarray(current)))
 
 
