@@ -46,7 +46,7 @@ _HASHED = _PREFIX.size - 32
 
 
 def is_compiled(where: str | os.PathLike[str]) -> bool:
-    """Whether a path means a compiled network, by its name (.smlp) or its first bytes."""
+    """Whether a path is that of a compiled network, by its ending (.smlp) or its first bytes."""
     path = user_path(where)
     if path.suffix == ".smlp":
         return not os.path.isdir(path)
@@ -57,17 +57,19 @@ def is_compiled(where: str | os.PathLike[str]) -> bool:
 
 
 def save(net: IntegerNet, path: str | os.PathLike[str]) -> None:
-    """Writes an artifact atomically, replacing an older one.
+    """Write an artifact atomically, replacing an older one.
 
     Args:
         net: any integer network.
-        path: of the file; missing parent folders are created.
+        path: of the file, ending in .smlp; missing parent folders are created.
 
     Raises:
-        InputError: the network would not pass `load`, or the file cannot be written.
+        InputError: the network would not pass `load`, the path does not end in .smlp, or the file cannot be written.
     """
     if not isinstance(net, IntegerNet):
         raise InputError(f"save takes an integer network, quantize(...), got a {type(net).__name__}")
+    if user_path(path).suffix != ".smlp":
+        raise InputError(f"a compiled network's file must end in .smlp, got {os.fspath(path)}")
     prefix, header, parts = _encode(net)
     write_whole(path, [prefix, header, *parts])
 
@@ -83,7 +85,7 @@ def size(net: IntegerNet) -> int:
 
 
 def load(path: str | os.PathLike[str]) -> IntegerNet:
-    """Reads an artifact.
+    """Read an artifact.
 
     Args:
         path: a file that `save` wrote. It must not be modified while the network is in use; `save` replaces the file,
@@ -117,7 +119,7 @@ def load(path: str | os.PathLike[str]) -> IntegerNet:
 
 
 def check(net: IntegerNet) -> None:
-    """Checks a network as `save` and `load` do.
+    """Check a network as `save` and `load` do.
 
     Raises:
         InputError: the description is invalid, the arrays are not those it needs, a value is out of its limits, or a
@@ -258,7 +260,7 @@ def digest(*parts) -> bytes:
 
 def _map(path: Path) -> np.ndarray:
     """The file as read-only uint8, mapped."""
-    # A pipe would block.
+    # Opening a pipe would block.
     if not os.path.isfile(path):
         raise InputError(f"there is no file {path}: give a .smlp file, as spiking-mlp compile writes it")
     try:

@@ -44,14 +44,16 @@ def test_what_is_saved_is_loaded(tmp_path):
 
 def test_what_comes_with_the_pictures_is_kept(tmp_path):
     net = tiny_net(0)
-    artifact.save(changed(net, data={**DATA, "mean": (np.float64(0.25),), "more": {"a": [None, True]}}), tmp_path / "a")
-    assert artifact.load(tmp_path / "a").description.data == {**DATA, "more": {"a": [None, True]}}
+    artifact.save(
+        changed(net, data={**DATA, "mean": (np.float64(0.25),), "more": {"a": [None, True]}}), tmp_path / "a.smlp"
+    )
+    assert artifact.load(tmp_path / "a.smlp").description.data == {**DATA, "more": {"a": [None, True]}}
 
 
 @pytest.mark.parametrize("bits", [8, 4, 3, 2])
 def test_arrays_lie_in_the_file(tmp_path, bits):
-    artifact.save(tiny_net(1, bits=bits, per_token=True), tmp_path / "a")
-    net = artifact.load(tmp_path / "a")
+    artifact.save(tiny_net(1, bits=bits, per_token=True), tmp_path / "a.smlp")
+    net = artifact.load(tmp_path / "a.smlp")
     maps = set()
     for name, x in net.arrays.items():
         with pytest.raises(ValueError, match="read-only"):
@@ -85,8 +87,8 @@ def test_every_nibble_survives():
 
 def test_the_bytes_are_as_documented(tmp_path):
     net = tiny_net(2, bits=8)
-    artifact.save(net, tmp_path / "a")
-    data = (tmp_path / "a").read_bytes()
+    artifact.save(net, tmp_path / "a.smlp")
+    data = (tmp_path / "a.smlp").read_bytes()
     magic, version, length, total = struct.unpack("<8sIIQ", data[:24])
     assert (magic, version, total) == (b"\x89SMLP\r\n\x1a", 1, len(data))
     entries = json.loads(data[64 : 64 + length])["arrays"]
@@ -101,7 +103,7 @@ def test_the_bytes_are_as_documented(tmp_path):
 
 def test_loads_and_runs_without_jax(tmp_path):
     net = tiny_net(5)
-    artifact.save(net, tmp_path / "a")
+    artifact.save(net, tmp_path / "a.smlp")
     np.save(tmp_path / "images.npy", random_images(net, 3))
     program = """
 import sys
@@ -110,13 +112,13 @@ for name in ("jax", "jaxlib", "flax", "PIL", "safetensors"):
 import numpy as np
 from spiking_mlp_jax.deploy import artifact, reference
 from spiking_mlp_jax.deploy.c import export
-net = artifact.load(sys.argv[1] + "/a")
-artifact.save(net, sys.argv[1] + "/b")
+net = artifact.load(sys.argv[1] + "/a.smlp")
+artifact.save(net, sys.argv[1] + "/b.smlp")
 export.export_c(net, sys.argv[1] + "/b.c")
 np.save(sys.argv[1] + "/logits.npy", reference.run(net, np.load(sys.argv[1] + "/images.npy")))
 """
     subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True)
-    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    assert (tmp_path / "a.smlp").read_bytes() == (tmp_path / "b.smlp").read_bytes()
     expected = reference.run(net, random_images(net, 3))
     assert np.array_equal(np.load(tmp_path / "logits.npy"), expected)
 
@@ -153,7 +155,7 @@ REFUSED_FIELDS = [
 @pytest.mark.parametrize(("field", "value", "sentence"), REFUSED_FIELDS)
 def test_no_impossible_description_is_written(tmp_path, field, value, sentence):
     net = tiny_net(6, encoding="spe", neuron="lif", leak=1)
-    assert sentence in refusal(lambda: artifact.save(changed(net, **{field: value}), tmp_path / "a"))
+    assert sentence in refusal(lambda: artifact.save(changed(net, **{field: value}), tmp_path / "a.smlp"))
     assert not list(tmp_path.iterdir())
 
 
@@ -165,7 +167,9 @@ def test_no_impossible_format_is_written(tmp_path, field, value):
     net = tiny_net(7)
     formats = {**net.description.formats}
     formats["head"] = dataclasses.replace(formats["head"], **{field: value})
-    assert f"{field} of head must be" in refusal(lambda: artifact.save(changed(net, formats=formats), tmp_path / "a"))
+    assert f"{field} of head must be" in refusal(
+        lambda: artifact.save(changed(net, formats=formats), tmp_path / "a.smlp")
+    )
 
 
 def test_no_impossible_arrays_are_written(tmp_path):
@@ -184,9 +188,9 @@ def test_no_impossible_arrays_are_written(tmp_path):
         ("stage0.block0.expand.below", below.astype(np.uint8), "below must be bool"),
         ("head.more", kernel, 'unexpected array "head.more"'),
     ]:
-        assert sentence in refusal(lambda: artifact.save(changed(net, {name: value}), tmp_path / "a"))  # noqa: B023
+        assert sentence in refusal(lambda: artifact.save(changed(net, {name: value}), tmp_path / "a.smlp"))  # noqa: B023
     missing = IntegerNet(net.description, {name: x for name, x in net.arrays.items() if name != "head.bias"})
-    assert 'the array "head.bias" is missing' in refusal(lambda: artifact.save(missing, tmp_path / "a"))
+    assert 'the array "head.bias" is missing' in refusal(lambda: artifact.save(missing, tmp_path / "a.smlp"))
     far = changed(net, {"head.bias": np.full_like(net.arrays["head.bias"], 2**31 - 1)})
     assert "potentials at head can reach" in refusal(lambda: artifact.check(far))
 
@@ -223,12 +227,20 @@ def test_foreign_files_are_named(tmp_path):
 @pytest.mark.parametrize("wrong", [None, 3, b"net.smlp"])
 def test_what_is_no_network_and_no_path(wrong, tmp_path):
     assert "load takes a path" in refusal(lambda: artifact.load(wrong))
-    assert "save takes an integer network" in refusal(lambda: artifact.save(wrong, tmp_path / "a"))
+    assert "save takes an integer network" in refusal(lambda: artifact.save(wrong, tmp_path / "a.smlp"))
+
+
+@pytest.mark.parametrize("name", ["net.txt", "net", "net.smlp.bak", ".smlp"])
+def test_another_ending_is_refused(tmp_path, name):
+    assert refusal(lambda: artifact.save(tiny_net(0), tmp_path / name)).startswith(
+        "a compiled network's file must end in"
+    )
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").touch()
     assert "cannot be written" in refusal(lambda: artifact.save(tiny_net(0), tmp_path / "file" / "net.smlp"))
-    (tmp_path / "folder").mkdir()
-    assert "cannot be written" in refusal(lambda: artifact.save(tiny_net(0), tmp_path / "folder"))
-    assert sorted(f.name for f in tmp_path.iterdir()) == ["file", "folder"]
+    (tmp_path / "folder.smlp").mkdir()
+    assert "cannot be written" in refusal(lambda: artifact.save(tiny_net(0), tmp_path / "folder.smlp"))
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["file", "folder.smlp"]

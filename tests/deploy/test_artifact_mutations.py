@@ -146,8 +146,8 @@ def test_ten_thousand_mutations(tmp_path):
     ]
     originals = []
     for net in nets:
-        artifact.save(net, tmp_path / "net")
-        originals.append((tmp_path / "net").read_bytes())
+        artifact.save(net, tmp_path / "net.smlp")
+        originals.append((tmp_path / "net.smlp").read_bytes())
     images = [random_images(net, 1) for net in nets]
     rng = random.Random(0)
     kinds = [mutate_document, mutate_text, mutate_arrays, mutate_blindly, mutate_prefix]
@@ -157,14 +157,14 @@ def test_ten_thousand_mutations(tmp_path):
         which = rng.randrange(3)
         data, (kind,) = originals[which], rng.choices(kinds, (30, 20, 15, 25, 10))
         mutated = kind(rng, data, originals[which - 1]) if kind is mutate_blindly else kind(rng, data)
-        (tmp_path / "net").write_bytes(mutated)
+        (tmp_path / "net.smlp").write_bytes(mutated)
         if watched := i % 50 == 0:
             tracemalloc.start()
         try:
-            net = artifact.load(tmp_path / "net")
+            net = artifact.load(tmp_path / "net.smlp")
         except InputError as error:
             sentence = str(error)
-            assert sentence.startswith(str(tmp_path / "net")) and "\n" not in sentence and len(sentence) < 1000
+            assert sentence.startswith(str(tmp_path / "net.smlp")) and "\n" not in sentence and len(sentence) < 1000
             reasons.add(re.sub(r"[\d'\"].*", "", sentence[len(str(tmp_path)) + 5 :]))
             count["refused"] += 1
         else:
