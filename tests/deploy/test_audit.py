@@ -360,6 +360,7 @@ def test_table():
         (lambda x: x @ x, (X,), "<lambda> cannot be traced for arguments of these shapes and dtypes"),
         (lambda x: x, (X, X), "cannot be traced"),
         (lambda x: x, ("text",), "cannot be traced"),
+        (3, (), "^audit takes a function and its arguments, got int$"),
         (lambda x: [][0], (X,), "IndexError: list index out of range"),
     ],
 )

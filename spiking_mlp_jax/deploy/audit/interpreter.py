@@ -33,7 +33,7 @@ CALLS = {
 # Their names in other versions of JAX.
 OTHER_NAMES = {"checkpoint": "remat2", "pjit": "jit"}
 
-# The values of a loop are joined for this many iterations, then their bounds widened, and after as many again given up.
+# The values of a loop are joined for this many iterations, then widened for as many, then given up.
 PATIENCE = 3
 
 
@@ -101,7 +101,7 @@ class Report:
 
 
 def audit(fn: Callable[..., Any], *example_args: Any) -> Report:
-    """Classifies every operation of a function.
+    """Classify every operation of a function.
 
     Args:
         fn: traceable by JAX. Arrays that it closes over are constants with known values.
@@ -116,7 +116,7 @@ def audit(fn: Callable[..., Any], *example_args: Any) -> Report:
         random bits, and any that neither networks nor tests use.
 
     Raises:
-        InputError: the function cannot be traced for these arguments.
+        InputError: fn is not callable, or cannot be traced for these arguments.
 
     Examples:
         >>> spikes, x, w = (jax.ShapeDtypeStruct(*of) for of in (((4,), bool), ((4,), "float32"), ((4, 2), "float32")))
@@ -125,6 +125,8 @@ def audit(fn: Callable[..., Any], *example_args: Any) -> Report:
         >>> audit(lambda x, w: x @ w, x, w).total("multiplication")
         8
     """
+    if not callable(fn):
+        raise InputError(f"audit takes a function and its arguments, got {type(fn).__name__}")
     try:
         # A lambda, because a module is callable but not a function.
         closed = jax.make_jaxpr(lambda *args: fn(*args))(*example_args)
@@ -196,7 +198,7 @@ def _frame(source_info) -> str | None:
 
 
 class _Walk:
-    """Interprets jaxprs with abstract values, and counts their operations."""
+    """An interpreter of jaxprs with abstract values, which counts their operations."""
 
     def __init__(self):
         self.counts: dict[tuple[str, Kind, str], int] = {}
@@ -318,7 +320,7 @@ class _Walk:
         return self.combine(p["jaxpr"], p.get("consts", ()), entries, place.repeated(count))
 
     def scatter(self, equation: Any, operands: list[Value], place: _Place) -> list[Value]:
-        """Replaces entries by a function of them and the updates, or by the updates."""
+        """Replace entries by a function of them and the updates, or by the updates."""
         p = equation.params
         operand, _, updates = operands
         entry = join(operand, updates).forget_constant()
@@ -337,7 +339,7 @@ class _Walk:
         return settled
 
 
-# Primitives whose jaxprs are read in their own way.
+# Primitives whose jaxprs need their own handling.
 NESTED: dict[str, Callable[[_Walk, Any, list[Value], _Place], list[Value]]] = {
     "cond": _Walk.cond,
     "reduce": _Walk.reduce,

@@ -53,7 +53,7 @@ RULES: dict[str, Rule] = {}
 
 
 def rule(kind: str, *names: str) -> Callable[[Rule], Rule]:
-    """Decorates the rule of the named primitives."""
+    """Decorate the rule of the named primitives."""
 
     def register(function: Rule) -> Rule:
         assert not KINDS.keys() & set(names), names
@@ -169,7 +169,7 @@ def _moved(equation, x, *sizes):
             a = a.transpose(p["permutation"])
         case _:
             a = a.reshape(shape)
-    # What is left of a constant may be more regular than the whole.
+    # A part of a constant may be more regular than all of it.
     return of_array(a) if 0 < a.size <= CONSTANT_SIZE else x.forget_constant()
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-# Of larger constants only the bounds are kept.
+# Larger constants are reduced to their bounds.
 CONSTANT_SIZE = 1 << 16
 
 # Floats represent every integer up to 2**bits. Nothing is assumed of other floating dtypes.
