@@ -246,10 +246,10 @@ class Cost:
         }
 
     def table(self) -> str:
-        """A line a layer, and the total."""
+        """One line per layer, then the total."""
         width = max(map(len, self.layers))
         head = ("bytes", "zero w. %", "silent %", "MACs", "ACs", "dense", "of dense %")
-        lines = [f"{'layer':{width}}" + "".join(f"{title:>14}" for title in head)]
+        lines = [_line("layer", width, head, 14)]
         for name, x in {**self.layers, "total": self.total}.items():
             silent = "-" if x.activation_sparsity is None else f"{100 * x.activation_sparsity:.1f}"
             share = f"{100 * x.effective / x.Dense:.1f}" if x.Dense else "-"
@@ -260,7 +260,7 @@ class Cost:
                 *(f"{n:,.0f}" for n in (x.Effective_MACs, x.Effective_ACs, x.Dense)),
                 share,
             )
-            lines.append(f"{name:{width}}" + "".join(f"{cell:>14}" for cell in cells))
+            lines.append(_line(name, width, cells, 14))
         return "\n".join(lines)
 
     def __str__(self) -> str:
@@ -277,21 +277,26 @@ class Cost:
             lines.append(f"beside synapses: {found}")
         lines += ["", f"energy of an image in µJ, 45 nm, {self.constants.name} (assumptions: deploy/cost.py)"]
         titles = ("compute", "stem", "head", "weights", "potentials", "with memory")
-        lines.append(f"{'':18}" + "".join(f"{title:>13}" for title in titles))
+        lines.append(_line("", 18, titles, 13))
         for name, e in self.energy().items():
             values = (e.compute, e.stem, e.head, e.weights, e.potentials, e.with_memory)
-            lines.append(f"{name:18}" + "".join(f"{value / 1e6:13.4g}" for value in values))
+            lines.append(_line(name, 18, [f"{value / 1e6:.4g}" for value in values], 13))
         return "\n".join(lines)
 
 
+def _line(name: str, name_width: int, cells: Iterable[str], width: int) -> str:
+    """A row of a text table: a name, then right-aligned cells."""
+    return f"{name:{name_width}}" + "".join(f"{cell:>{width}}" for cell in cells)
+
+
 def cost(net: Network, batches: Iterable[np.ndarray]) -> Cost:
-    """Counts what a network costs on given images.
+    """Count what a network costs on given images.
 
     Args:
         net: a trained network, counted in evaluation mode, with its norms; `fold`'s; or `quantize`'s, whose spikes
             are its own: they are taken from the integer program, which is bit-exact with the reference.
-        batches: images [B, H, W, C], uint8, or normalised floating ones for networks of floating point. uint8 are
-            normalised with the network's `pixels`, as `fold` does it.
+        batches: images [B, H, W, C], uint8, or normalized floating ones for networks of floating point. uint8 are
+            normalized with the network's `pixels`, as `fold` does it.
 
     Returns:
         means over the images, from exact counts.
