@@ -26,7 +26,7 @@ def compile(
     dataset: str | None = None,
     data_dir: str | os.PathLike[str] | None = None,
 ) -> IntegerNet:
-    """Folds and quantizes a trained network, calibrated on training images.
+    """Fold and quantize a trained network, calibrated on training images.
 
     Args:
         network: a `SpikingMLP` with `pixels`, a workdir, a weights folder, or the name of a network in the package.
@@ -55,7 +55,7 @@ def compile(
 
 
 def save(network: IntegerNet | SpikingMLP, path: str | os.PathLike[str]) -> None:
-    """Writes a compiled network as a .smlp file, or a trained one as a weights folder.
+    """Write a compiled network as a .smlp file, or a trained one as a weights folder.
 
     Args:
         network: from `compile` or `quantize`, or a `SpikingMLP`.

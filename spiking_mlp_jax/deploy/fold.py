@@ -49,7 +49,7 @@ class FoldedNet:
         arrays: weights, biases, thresholds, by layer name ("stage0.block1.fuse"); see `fold`. A leading axis S is 1,
             or T where each time step has its own.
         config: the network it came from.
-        mean: of the pixels in [0, 1], per channel, which the inputs were normalised with.
+        mean: of the pixels in [0, 1], per channel, which the inputs were normalized with.
         std: likewise.
         pixels: the network's preprocessing, or None.
     """
@@ -61,10 +61,10 @@ class FoldedNet:
     pixels: Pixels | None = dataclasses.field(default=None, metadata={"static": True})
 
     def __call__(self, images: Float[Array, "B H W C"], observe: Observe | None = None) -> Float[Array, "T B K"]:
-        """Logits of normalised images, those of the network in evaluation mode.
+        """Logits of normalized images, those of the network in evaluation mode.
 
         Args:
-            images: normalised pixels, floating.
+            images: normalized pixels, floating.
             observe: when given, called with the name of each layer and what it multiplies by its weights,
                 [B, T, ..., fan_in].
 
@@ -76,19 +76,19 @@ class FoldedNet:
         if not isinstance(images, jax.Array):
             images = jnp.asarray(as_array(images, "images"))
         if images.ndim != 4 or images.shape[1:] != expected or not images.shape[0]:
-            raise InputError(f"images must be [batch, {', '.join(map(str, expected))}], but they are {images.shape}")
+            raise InputError(f"images must be [batch, {', '.join(map(str, expected))}], got {images.shape}")
         if not jnp.issubdtype(images.dtype, jnp.floating):
-            raise InputError(f"images must be normalised floating pixels, but they are {images.dtype}")
+            raise InputError(f"images must be normalized floating-point pixels, got {images.dtype}")
         dtype = jnp.promote_types(images.dtype, self.arrays["head"]["kernel"].dtype)
         return Folded(self.arrays, c, observe).logits(images.astype(dtype))
 
 
 def fold(model: SpikingMLP, mean: tuple[float, ...] | None = None, std: tuple[float, ...] | None = None) -> FoldedNet:
-    """Folds a trained network.
+    """Fold a trained network.
 
     Args:
         model: with concrete parameters and running statistics; in any mode. It is not changed.
-        mean: of the pixels in [0, 1], per channel, that its inputs are normalised with; by default `model.pixels`, or
+        mean: of the pixels in [0, 1], per channel, that its inputs are normalized with; by default `model.pixels`, or
             0 if that is None. `quantize` and exports of pixels use it.
         std: likewise; 1 if `model.pixels` is None.
 

@@ -96,7 +96,7 @@ def _format(place: str, document: Any) -> Format:
 
 
 def _check_data(c: Description, data: Any) -> None:
-    """Checks how images become pixels; the resize mode is checked where it is used."""
+    """Check how images become pixels; the resize mode is checked where it is used."""
     if not isinstance(data, dict):
         refuse("data must be an object", data)
     for name, kind in (("dataset", str), ("resize_mode", str), ("eval_resize", int)):
@@ -115,7 +115,7 @@ def _check_data(c: Description, data: Any) -> None:
 
 
 def check_values(net: IntegerNet) -> None:
-    """Checks the limits of each array's values; `ranges.check` checks biases, thresholds and offsets."""
+    """Check the limits of each array's values; `ranges.check` checks biases, thresholds and offsets."""
     for name, x in net.arrays.items():
         entry = name.rpartition(".")[2]
         limits = _VALUES.get(entry)
@@ -145,6 +145,6 @@ def _integer(name: str, value: Any, low: int, high: int) -> None:
 
 
 def refuse(requirement: str, value: Any) -> NoReturn:
-    """Raises the InputError of a value that does not meet a requirement."""
+    """Raise the InputError of a value that does not meet a requirement."""
     # Shortened: values from a file can be of any length.
     raise InputError(f"{requirement}, got {reprlib.repr(value)}")

@@ -1,4 +1,4 @@
-"""The integer network, which `quantize` makes, an artifact stores and every engine runs. NumPy alone.
+"""The integer network, made by `quantize`, stored in an artifact, run by every engine. Needs NumPy only.
 
 All of it is defined by three operations on integers, which `reference.py` writes out:
 
@@ -48,12 +48,9 @@ class Format:
 
 @dataclasses.dataclass(frozen=True)
 class Description(Geometry):
-    """An integer network without its arrays; all JSON values.
+    """An integer network without its arrays; all JSON values. Fields up to per_token are as in `ModelConfig`.
 
     Attributes:
-        image_size, in_channels, num_classes, patch_size, dim, depths, expansion, encoding, time_steps: as in
-            `ModelConfig`.
-        per_token: whether the channel block's constants are per token (`norm_features="token"`).
         neuron: "lif" or "if".
         leak: k, where the membrane time constant is 2^k steps; 0 for "if".
         decay_input: as in `ModelConfig`.
@@ -62,7 +59,7 @@ class Description(Geometry):
         formats: of the potentials, by place: "stage0" (all sums that the stage's skip connection joins: encoding,
             fuse, channel), "stage0.block0.height", ".width", ".identity" ("plain"), ".hidden", ".project" (per_token:
             what is multiplied by a token's scale) and "head" (logits).
-        data: how pictures become pixels, and the names of the classes: the "data" of the weights' config.json, or {}.
+        data: preprocessing of images and class names: the "data" of the weights' config.json, or {}.
     """
 
     image_size: int
@@ -90,7 +87,7 @@ class IntegerNet:
 
     Attributes:
         description: see there.
-        arrays: by name, "LAYER.ENTRY". A layer is a map of spikes:
+        arrays: by name, "LAYER.ENTRY". Linear layers are:
 
             stage0.encode                           fan_in: the patch's bytes (row, column, channel)
             stageI.encode                           "plain": fan_in (row, column, channel) of 2 x 2
@@ -175,7 +172,7 @@ def as_array(images, name: str) -> np.ndarray:
 
 
 def is_whole(number) -> bool:
-    """Whether something is an integer of Python or NumPy, and not a bool."""
+    """Whether a value is a Python or NumPy integer, and not a bool."""
     return isinstance(number, numbers.Integral) and not isinstance(number, bool)
 
 
@@ -183,9 +180,9 @@ def check_pixels(c: Description, shape: tuple[int, ...], dtype) -> None:
     """`check_images` for a shape and dtype alone."""
     expected = (c.image_size, c.image_size, c.in_channels)
     if len(shape) != 4 or shape[1:] != expected or not shape[0]:
-        raise InputError(f"images must be [batch, {', '.join(map(str, expected))}], but they are {shape}")
+        raise InputError(f"images must be [batch, {', '.join(map(str, expected))}], got {shape}")
     if dtype != np.uint8:
-        raise InputError(f"images must be raw pixels of dtype uint8, but they are {dtype}")
+        raise InputError(f"images must be raw pixels of dtype uint8, got {dtype}")
 
 
 def array_shapes(c: Description) -> dict[str, tuple[str, tuple[int | str, ...]]]:

@@ -55,7 +55,7 @@ def classify(
 ) -> list[list[Guess]]:
     """The best classes of each image.
 
-    Images of any size, grey or colour, are resized as the network's test images were.
+    Images of any size, gray or color, are resized as the network's test images were.
 
     Args:
         network: a trained network with `pixels`, as `from_pretrained` returns it, or its name or folder; or a compiled

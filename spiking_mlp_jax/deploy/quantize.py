@@ -1,4 +1,4 @@
-"""Post-training quantisation: a folded network in integers.
+"""Post-training quantization: a folded network in integers.
 
 What is exact, rounded or approximated, with its error, for weights of `bits` bits:
 
@@ -8,7 +8,7 @@ What is exact, rounded or approximated, with its error, for weights of `bits` bi
     sums of weights    exact; brought to u by a shift that rounds only where s > fraction: u / 2
     leak               a right shift, rounding down: less than u a step (after the comparison, which is exact)
     scale per token    k signed powers of two: at most `scale_error` of it, and u / 2 for each of the k shifts
-    pixels             exact: eight bit planes; the normalisation is in the stem's weights and bias
+    pixels             exact: eight bit planes; the normalization is in the stem's weights and bias
 
 Rounding weights also moves a layer's mean output; the bias corrects it for the mean inputs of the calibration images.
 
@@ -50,8 +50,8 @@ def quantize(
     """Post-training quantization of a folded network.
 
     Args:
-        folded: from `fold`; its mean and std must be those that its inputs are normalised with.
-        calibration_images: typical images [N, H, W, C], raw (uint8) or normalised (floating).
+        folded: from `fold`; its mean and std must be those that its inputs are normalized with.
+        calibration_images: typical images [N, H, W, C], raw (uint8) or normalized (floating).
         bits: of each weight, 2 to 8.
         scale_error: largest relative error of a token's scale (`norm_features="token"`), which sets its number of
             powers of two.
@@ -134,10 +134,10 @@ def _statistics(folded: FoldedNet, images) -> dict[str, _Inputs]:
         )
     raw = images.dtype == np.uint8
     if not raw and not jnp.issubdtype(images.dtype, jnp.floating):
-        raise InputError(f"calibration images must be raw uint8 or normalised floating pixels, not {images.dtype}")
+        raise InputError(f"calibration images must be raw uint8 or normalized floating pixels, not {images.dtype}")
     if not raw and not np.all(np.abs(images) <= LARGEST_PIXEL):
         raise InputError(
-            f"calibration images hold NaN, infinity or pixels beyond {LARGEST_PIXEL:g}: give normalised pixels, or raw "
+            f"calibration images hold NaN, infinity or pixels beyond {LARGEST_PIXEL:g}: give normalized pixels, or raw "
             "uint8 ones"
         )
 
@@ -172,7 +172,7 @@ def _statistics(folded: FoldedNet, images) -> dict[str, _Inputs]:
 
 
 def _fold_pixels(entries, folded: FoldedNet) -> None:
-    """Folds the normalisation (p / 255 - mean) / std into the stem, which then takes raw bytes p."""
+    """Fold the normalization (p / 255 - mean) / std into the stem, which then takes raw bytes p."""
     kernel = entries["kernel"].astype(np.float64)
     inputs = kernel.shape[1] // len(folded.std)
     std, mean = np.tile(folded.std, inputs), np.tile(folded.mean, inputs)
@@ -222,7 +222,7 @@ def _positive(centred: np.ndarray) -> np.ndarray:
 
 
 def _round_in_turn(weights, spread, most, block=64):
-    """Rounds rows of weights [fan_in, out] in order; later rows are updated once per block."""
+    """Round rows of weights [fan_in, out] in order; later rows are updated once per block."""
     rest, rounded = weights.copy(), np.zeros_like(weights)
     for start in range(0, len(weights), block):
         end = min(start + block, len(weights))
@@ -266,7 +266,7 @@ def signed_digits(scale: np.ndarray, error: float) -> tuple[np.ndarray, np.ndarr
 
 
 def _fit(description: Description, arrays, rounded, config, scale_error) -> IntegerNet:
-    """Chooses the formats: 16 bits where the range analysis proves that they suffice, else 32."""
+    """Choose the formats: 16 bits where the range analysis proves that they suffice, else 32."""
     places = format_names(description)
     words = {place: 32 if place == "head" else 16 for place in places}
     fractions = {place: MOST_32 if words[place] == 32 else MOST_16 for place in places}

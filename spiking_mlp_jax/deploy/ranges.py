@@ -29,7 +29,7 @@ class Bounds(NamedTuple):
 
 
 def check(net: IntegerNet) -> dict[str, tuple[int, int]]:
-    """Proves that no value of a network leaves the word of its format.
+    """Prove that no value of a network leaves the word of its format.
 
     Returns:
         the smallest and largest value at each place (`Description.formats`), over all that happens there.
@@ -42,7 +42,7 @@ def check(net: IntegerNet) -> dict[str, tuple[int, int]]:
         word = net.description.formats[place].word
         if bits(low, high) > word:
             raise InputError(
-                f"potentials at {place} can reach {low} to {high}, which does not fit into {word} bits: quantise the "
+                f"potentials at {place} can reach {low} to {high}, which does not fit into {word} bits: quantize the "
                 "network again"
             )
     return found

@@ -82,11 +82,11 @@ class Reads:
 
 
 def observe(net: Network, batches: Iterable[np.ndarray]) -> tuple[int, dict[str, Reads], dict[str, int]]:
-    """Runs a network.
+    """Run a network.
 
     Args:
         net: a trained network, run in evaluation mode and not changed, or its folded or integer form.
-        batches: images [B, H, W, C], raw (uint8), or for floating-point networks normalised.
+        batches: images [B, H, W, C], raw (uint8), or for floating-point networks normalized.
 
     Returns:
         number of images; what each layer read, by layer; spikes of each layer of neurons ("stage0.encode.spikes").

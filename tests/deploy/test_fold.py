@@ -131,7 +131,7 @@ def test_wrong_images():
     for images in (jnp.zeros((2, 16, 16)), jnp.zeros((2, 8, 8, 1)), jnp.zeros((0, 16, 16, 1))):
         with pytest.raises(InputError, match="images must be"):
             folded(images)
-    with pytest.raises(InputError, match="normalised"):
+    with pytest.raises(InputError, match="normalized"):
         folded(jnp.zeros((2, 16, 16, 1), jnp.uint8))
 
 

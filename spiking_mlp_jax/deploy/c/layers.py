@@ -48,7 +48,7 @@ def _stem(source: Source) -> str:
     if several:
         body = f"    {step} {{\n" + re.sub("^", indent, body, flags=re.M).rstrip(" ") + "    }\n"
     return f"""\
-// Patches of pixels, bit by bit from the highest: what is summed so far is doubled by adding it to itself.
+// Patches of pixels, bit by bit from the highest: the partial sums are doubled by adding them to themselves.
 static void stage0_encode(const uint8_t pixels[], uint32_t steps)
 {{
     uint32_t row, column, top, from, start, to = 0, y, i, k, bit{declared(layer.counters(), "t" * several)};
@@ -211,7 +211,7 @@ static void {name}(uint32_t steps)
         fill(v_hidden, {wide}, {hidden_reset});
         fill(v_last, {channels}, {here.reset});
         {loop("t", "0", "steps", counters)} {{
-            // Fuse the three.
+            // Fuse identity, height and width.
             fill(sum, {channels}, 0);
             {identity}
             gather(sum, height_spikes, from, {channels}, {fuse.kernel(channels)}, {fuse.width}, {channels});

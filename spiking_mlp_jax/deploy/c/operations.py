@@ -109,7 +109,7 @@ static void fire(const int32_t input[], int32_t v[], uint32_t count, uint8_t bit
     }}
 }}
 
-// All steps of the neurons that see a part of what is held: count channels of each token from the first of stride.
+// All time steps of neurons that read a slice of the stored potentials: count of stride channels of each token.
 static void fire_grid(uint8_t bits[], uint32_t steps, uint32_t tokens, uint32_t count, uint32_t first, uint32_t stride,
                       uint32_t held_step, uint32_t bits_step, int32_t level, int32_t reset{turned})
 {{
@@ -123,8 +123,8 @@ static void fire_grid(uint8_t bits[], uint32_t steps, uint32_t tokens, uint32_t 
     }}
 }}
 
-// A map and its neurons along lines of side tokens, which lie stride bits apart. The lines come in groups outer_stride
-// bits apart, and those of a group begin side by side.
+// A linear layer and its neurons along lines of side tokens, stride bits apart. Groups of lines are outer_stride bits
+// apart; the lines of a group start at consecutive bits.
 static void mix(uint8_t bits[], uint32_t steps, uint32_t bits_step, uint32_t outer, uint32_t outer_stride,
                 uint32_t inner, uint32_t side, uint32_t stride, const {weight} kernel[], uint32_t kernel_step,
                 uint32_t width, const int8_t shifts[], const int32_t biases[], uint32_t out_step, int32_t level,
@@ -148,7 +148,7 @@ static void mix(uint8_t bits[], uint32_t steps, uint32_t bits_step, uint32_t out
 """
     if source.nodes:
         text += f"""
-// Adds the rows of the spikes in a window of 3 x 3 tokens, but for those beyond the edges. Its first token is at
+// Adds the rows of the spikes in a window of 3 x 3 tokens, except those outside the grid. Its first token is at
 // (row, column) and has its bits at from; a token has inside bits, a line of them line, and block bytes of the kernel.
 static void window(int32_t sum[], const uint8_t bits[], int32_t from, int32_t row, int32_t column, int32_t side,
                    int32_t line, int32_t inside, const {weight} kernel[], uint32_t block, uint32_t width,

@@ -88,7 +88,7 @@ class Source:
         return f"{place.threshold << self.c.leak}, {place.reset}" + ", 0" * self.c.per_token
 
     def constant(self, ctype: str, name: str, values: np.ndarray, comment: str = "") -> None:
-        """Writes a constant array."""
+        """Write a constant array."""
         numbers = values.reshape(-1).tolist()
         self.constant_bytes += values.size * itemsize(ctype)
         words = [str(number) for number in numbers]
@@ -101,7 +101,7 @@ class Source:
         )
 
     def layer(self, key: str) -> Layer:
-        """Writes a layer's constants."""
+        """Write a layer's constants."""
         kernel, by, bias = (self.arrays[f"{key}.{entry}"] for entry in ("kernel", "shift", "bias"))
         name = key.replace(".", "_")
         steps, rows, out = kernel.shape

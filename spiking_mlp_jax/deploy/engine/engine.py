@@ -22,7 +22,7 @@ from spiking_mlp_jax.deploy.engine.program import Program
 from spiking_mlp_jax.deploy.network import Description, IntegerNet, check_images, is_whole
 from spiking_mlp_jax.errors import InputError
 
-# Many images in flight amortise a call from Python; the buffers of a few stay in the cache. Measured on the
+# Many images in flight amortize a call from Python; the buffers of a few stay in the cache. Measured on the
 # Fashion-MNIST network, in microseconds per image: 152 at 2^18, 128, 119, 113, 109 at 2^22.
 IN_FLIGHT_BYTES = 1 << 21
 # With fewer possible additions per time step, a second thread costs more than it gains.
@@ -188,7 +188,7 @@ class Engine:
         return int(steps)
 
     def _over_images(self, run, count: int, most: int):
-        """Calls run(start, stop, team) for parts of a batch: one thread per part, or all threads for one part."""
+        """Call run(start, stop, team) for parts of a batch: one thread per part, or all threads for one part."""
         if self._process != os.getpid():
             self._begin()
         if self._pool is None or (count < self.threads and not self._team):

@@ -87,7 +87,7 @@ def check(engine: Engine) -> Report:
 
 
 def check_kernels(compiled: Mapping[str, Any]) -> Report:
-    """Compiles functions of numba again for all types with which they were called, and reads the result.
+    """Recompile numba functions for all types that they were called with, and read the result.
 
     Args:
         compiled: functions by name. If none has been called there is nothing to read, and the report is not ok.

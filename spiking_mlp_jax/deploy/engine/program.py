@@ -117,7 +117,7 @@ class Program:
     def layer(
         self, name, tokens, source, dtype, *, norm="", neuron=None, addend=None, also=None, result=None, out=None
     ):
-        """Adds a call of `kernels.layer`, whose result is the sum of the layer, `addend` and `also`."""
+        """Add a call of `kernels.layer`, whose result is the sum of the layer, `addend` and `also`."""
         synapses = self.constants.synapses(name, dtype)
         constants = self.constants.norm(name, dtype, tokens, norm)
         storage = next((p.values.dtype for p in (addend, also, result) if p is not None), np.dtype(dtype))
@@ -139,7 +139,7 @@ class Program:
         self.calls.append(Call("layer", tokens, arguments, scratch=2))
 
     def fire(self, potential: Place, tokens: int, channels: int, place: Format, out: Spikes):
-        """Adds the call of the neurons of a stored potential."""
+        """Add the call of the neurons of a stored potential."""
         lanes, neuron, zero = padded(channels), self.neuron(place), np.zeros(1, place.dtype)
         state = self.state(place.dtype, tokens, lanes)
 
@@ -150,7 +150,7 @@ class Program:
         self.calls.append(Call("fire", tokens, arguments))
 
     def encode(self, i: int) -> Place:
-        """Adds the calls from pixels or spikes to the stage's spikes, `self.words`; returns its potential."""
+        """Add the calls from pixels or spikes to the stage's spikes, `self.words`; return its potential."""
         c, name, place = self.c, f"stage{i}.encode", self.c.formats[f"stage{i}"]
         tokens, channels = c.stage_side(i) ** 2, c.stage_dim(i)
         self.pitch = 3 * padded(channels) // 32
@@ -171,7 +171,7 @@ class Program:
         return potential
 
     def stem(self, tokens: int, channels: int, place: Format) -> Place:
-        """Adds the call from bytes of pixels to the first potential."""
+        """Add the call from bytes of pixels to the first potential."""
         c = self.c
         synapses = self.constants.synapses("stage0.encode", np.int32, 64)
         counts = len(self.net.arrays["stage0.encode.kernel"])
@@ -195,7 +195,7 @@ class Program:
         return potential
 
     def patch_encoding(self, name: str, before: np.ndarray, potential: Place, place: Format):
-        """Adds the calls of spiking patch encoding's three nodes."""
+        """Add the calls of spiking patch encoding's three nodes."""
         tokens, node = self.rows[f"{name}.edge1"].positions, self.rows[f"{name}.edge1"].out
         pitch = padded(node) // 32
         first, second = (
@@ -211,7 +211,7 @@ class Program:
         self.window(f"{name}.edge2", second, addend=at[2], also=at[0], result=at[2])
 
     def window(self, name: str, words: np.ndarray, **places):
-        """Adds the call of a convolution, `layer` over the tokens under each window."""
+        """Add the call of a convolution, `layer` over the tokens under each window."""
         row = self.rows[name]
         assert row.window is not None
         size, stride, padding = row.window
@@ -230,7 +230,7 @@ class Program:
         self.layer(name, row.positions, source, self.c.formats[row.place].dtype, **places)
 
     def block(self, i: int, name: str, potential: Place):
-        """Adds the calls of a block."""
+        """Add the calls of a block."""
         c, place = self.c, self.c.formats[f"stage{i}"]
         side, channels = c.stage_side(i), c.stage_dim(i)
         tokens, width, hidden = side * side, padded(channels) // 32, c.expansion * channels
@@ -273,7 +273,7 @@ class Program:
         )  # fmt: skip
 
     def mix(self, i: int, name: str, axis: int):
-        """Adds the call of row or column mixing along an axis."""
+        """Add the call of row or column mixing along an axis."""
         c, place = self.c, self.c.formats[name]
         side, width = c.stage_side(i), padded(c.stage_dim(i)) // 32
         token = self.steps * self.pitch
@@ -291,7 +291,7 @@ class Program:
         self.calls.append(Call("mix", side, arguments))
 
     def identity(self, i: int, name: str):
-        """Adds the call of the identity's neurons of "plain" encoding."""
+        """Add the call of the identity's neurons of "plain" encoding."""
         c, place = self.c, self.c.formats[name]
         tokens, channels = c.stage_side(i) ** 2, c.stage_dim(i)
         lanes = padded(channels)
@@ -305,7 +305,7 @@ class Program:
         )
 
     def head(self):
-        """Adds the call of the head, which sums a row of weights for each spike."""
+        """Add the call of the head, which sums a row of weights for each spike."""
         c = self.c
         last = c.stages - 1
         tokens, channels = c.stage_side(last) ** 2, c.stage_dim(last)

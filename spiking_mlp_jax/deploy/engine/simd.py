@@ -152,7 +152,7 @@ def load(typing, like, array, position):
 
 @instruction
 def store(typing, array, position, vector):
-    """Writes the vector from a position on, in the array's bits."""
+    """Write the vector from a position on, in the array's bits."""
 
     def generate(context, builder, signature, arguments):
         data, start, value = arguments
@@ -179,7 +179,7 @@ def load_mask(typing, like, words, position):
 
 @instruction
 def store_mask(typing, words, position, mask, valid, place):
-    """Writes a bit for each lane, masked by the words of `valid` from `place` on."""
+    """Write a bit for each lane, masked by the words of `valid` from `place` on."""
 
     def generate(context, builder, signature, arguments):
         data, start, value, seen, second = arguments
