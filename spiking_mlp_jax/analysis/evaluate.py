@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from spiking_mlp_jax.data.sources import Chosen, Source
+from spiking_mlp_jax.data.sources import Chosen, Source, check_same, differences, identity
 from spiking_mlp_jax.data.transforms import fitted
 from spiking_mlp_jax.deploy.artifact import is_compiled
 from spiking_mlp_jax.deploy.engine import Engine
@@ -59,6 +59,7 @@ def evaluate(
     steps: int | None = None,
     margin: float | None = None,
     against: SpikingMLP | str | os.PathLike[str] | None = None,
+    allow_other_data: bool = False,
     shown: Callable[[Iterable, int], Iterable] | None = None,
 ) -> Evaluation | CompiledEvaluation:
     """Evaluate a network on the test split of a dataset.
@@ -72,17 +73,18 @@ def evaluate(
         steps: compiled networks: time steps to run, 1 to T; None for T.
         margin: compiled networks: stop an image early, see `deploy.predict.classify`.
         against: compiled networks: the trained network to measure the agreement with.
+        allow_other_data: evaluate on classes with other names than the network's, label by label.
         shown: function of the batches and their number that shows progress and returns the batches.
 
     Returns:
         accuracy, loss, confusion matrix and firing rates of a trained network; accuracy and speed of a compiled one.
 
     Raises:
-        InputError: there is no such network or dataset, they do not fit, an argument is out of range, or too many
-            images are damaged.
+        InputError: there is no such network or dataset, they do not fit, classes have other names, an argument is out
+            of range, or too many images are corrupt.
     """
     if isinstance(network, Engine | IntegerNet) or (isinstance(network, str | os.PathLike) and is_compiled(network)):
-        return _compiled(network, dataset, data_dir, limit, batch_size, steps, margin, against, shown)
+        return _compiled(network, dataset, data_dir, limit, batch_size, steps, margin, against, allow_other_data, shown)
     for name, value in (("steps", steps), ("margin", margin), ("against", against)):
         if value is not None:
             raise InputError(f"{name} needs a compiled network (.smlp)")
@@ -92,15 +94,38 @@ def evaluate(
     trained = network if isinstance(network, Trained) else open_trained(network)
     if dataset is None or isinstance(dataset, str):
         dataset = trained.source("test", dataset, data_dir)
+        check_labels(trained.data, dataset, trained.name, allow_other_data)
     source, bad = _first(dataset, limit), trained.max_bad_images
     return evaluate_source(trained.model, source, trained.data, batch_size=batch_size, max_bad_images=bad, shown=shown)
 
 
-def _compiled(network, dataset, data_dir, limit, batch_size, steps, margin, against, shown) -> CompiledEvaluation:
+def check_labels(data: Mapping[str, Any], source: Source, name: str, allowed: bool) -> list[str]:
+    """Refuses data whose classes have other names than a network's, so that labels would be wrong.
+
+    Args:
+        data: "data" of the network.
+        source: the test images.
+        name: of the network, for the message.
+        allowed: whether other classes are allowed.
+
+    Returns:
+        how the data differ from those of the training run, in words.
+
+    Raises:
+        InputError: class names differ and `allowed` is False.
+    """
+    check_same({"class_names": data.get("class_names")}, {"class_names": list(source.class_names)}, name, allowed)
+    return differences(data, identity({"test": source}))
+
+
+def _compiled(
+    network, dataset, data_dir, limit, batch_size, steps, margin, against, allow_other_data, shown
+) -> CompiledEvaluation:
     engine: Any = open_network(network)
     c, pixels = engine.description, pixels_of(engine)
     if dataset is None or isinstance(dataset, str):
         dataset = test_images(engine, dataset, data_dir)
+        check_labels(c.data, dataset, "the compiled network", allow_other_data)
     source = _first(dataset, limit)
     other = None if against is None else open_network(against)
     if other is not None:

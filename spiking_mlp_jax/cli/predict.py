@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import sys
+from typing import Any
 
 from spiking_mlp_jax.cli.options import (
     NETWORK,
@@ -58,6 +59,9 @@ def add_commands(commands) -> None:
     add_data(parser, batch_size=256, limit="only the first N test images")
     add_json(parser)
     group = _add_compiled(parser)
+    parser.add_argument(
+        "--allow-other-data", action="store_true", help="evaluate classes with other names, label by label"
+    )
     group.add_argument("--against", metavar="WEIGHTS", help="also compare predictions with this trained network's")
 
     parser = add_command(
@@ -133,12 +137,14 @@ def _evaluate(chosen: argparse.Namespace) -> None:
     options = {name: getattr(chosen, name) for name in ("limit", "batch_size", "steps", "margin", "against")}
     if not _check_compiled(chosen):
         return _evaluate_trained(chosen, options)
-    from spiking_mlp_jax.analysis.evaluate import CompiledEvaluation, evaluate
-    from spiking_mlp_jax.deploy.predict import config_of, open_network
+    from spiking_mlp_jax.analysis.evaluate import CompiledEvaluation, check_labels, evaluate
+    from spiking_mlp_jax.deploy.predict import config_of, open_network, test_images
     from spiking_mlp_jax.utils.progress import tracked
 
-    network = open_network(chosen.network)
-    found = evaluate(network, chosen.dataset, chosen.data_dir, shown=tracked, **options)
+    network: Any = open_network(chosen.network)
+    source = test_images(network, chosen.dataset, chosen.data_dir)
+    _note(check_labels(network.description.data, source, chosen.network, chosen.allow_other_data))
+    found = evaluate(network, source, shown=tracked, **options)
     assert isinstance(found, CompiledEvaluation)
     if chosen.json:
         against = {} if chosen.against is None else {"against": chosen.against}
@@ -154,7 +160,7 @@ def _evaluate(chosen: argparse.Namespace) -> None:
 
 def _evaluate_trained(chosen: argparse.Namespace, options) -> None:
     from spiking_mlp_jax.analysis.activity.stream import SPIKES, in_network_order
-    from spiking_mlp_jax.analysis.evaluate import evaluate
+    from spiking_mlp_jax.analysis.evaluate import check_labels, evaluate
     from spiking_mlp_jax.data.trained import open_trained
     from spiking_mlp_jax.train.evaluate import Evaluation, silent_and_saturated
     from spiking_mlp_jax.train.logging import to_json
@@ -163,8 +169,7 @@ def _evaluate_trained(chosen: argparse.Namespace, options) -> None:
     trained = open_trained(chosen.network)
     dataset = chosen.dataset or trained.data["dataset"]
     source = trained.source("test", chosen.dataset, chosen.data_dir)
-    if list(source.class_names) != trained.data["class_names"]:
-        print(f"note: the classes of {dataset} have other names than those of the training set", file=sys.stderr)
+    _note(check_labels(trained.data, source, trained.name, chosen.allow_other_data))
     result = evaluate(trained, source, shown=tracked, **options)
     assert isinstance(result, Evaluation)
     rates = in_network_order(result.firing_rates, trained.model.config)
@@ -187,6 +192,11 @@ def _evaluate_trained(chosen: argparse.Namespace, options) -> None:
     for name, rate in rates.items():
         mark = "  silent (< 0.1 %)" if name in silent else "  saturated (> 95 %)" if name in saturated else ""
         print(f"  {name.removesuffix(SPIKES):{width}}  {100 * rate:6.2f} %{mark}")
+
+
+def _note(found: list[str]) -> None:
+    if found:
+        print(f"note: other data than the training run's: {'; '.join(found)}", file=sys.stderr)
 
 
 def _plot(chosen: argparse.Namespace) -> None:

@@ -1,9 +1,11 @@
 """Labelled images with random access: embedded, in IDX files, in folders, or from TFDS."""
 
+import contextlib
+import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -123,6 +125,83 @@ def check_classes(source: Source, num_classes: int, name: str, dataset: str) -> 
     return source
 
 
+def identity(sources: Mapping[str, Source]) -> dict[str, Any]:
+    """What tells a dataset from another, as JSON values; the folder it is in does not matter.
+
+    Args:
+        sources: {"train" or "test": source}, with the same classes.
+
+    Returns:
+        {"class_names": [...], split: {"images": count, "digest": of names and sizes of the files, or of the arrays}}.
+        The digest is None for a source without `fingerprint`.
+    """
+    found: dict[str, Any] = {}
+    for split, source in sources.items():
+        fingerprint = getattr(source, "fingerprint", lambda: None)
+        found["class_names"] = list(source.class_names)
+        found[split] = {"images": len(source), "digest": fingerprint()}
+    return found
+
+
+def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """How two identities of datasets differ, in words; what one of them lacks is not compared.
+
+    Examples:
+        >>> differences({"class_names": ["a", "b"]}, {"class_names": ["b", "zebra"]})
+        ['class 0 is "a" there, "b" now', 'class 1 is "b" there, "zebra" now']
+    """
+    found = []
+    names, ours = saved.get("class_names") or [], now.get("class_names") or []
+    numbers = [list(map(str, range(len(x)))) for x in (names, ours)]
+    # IDX files hold numbers in place of names.
+    if names and ours and names != numbers[0] and ours != numbers[1]:
+        if len(names) != len(ours):
+            found.append(f"{len(names)} classes there, {len(ours)} now")
+        other = [i for i, (a, b) in enumerate(zip(names, ours, strict=False)) if a != b]
+        found += [f'class {i} is "{names[i]}" there, "{ours[i]}" now' for i in other[:3]]
+        found += [f"{len(other) - 3} more classes differ"] if len(other) > 3 else []
+    for split, word in (("train", "training"), ("test", "test")):
+        before, after = saved.get(split), now.get(split)
+        if not before or not after:
+            continue
+        if before["images"] != after["images"]:
+            found.append(f"{before['images']:,} {word} images there, {after['images']:,} now")
+        elif before["digest"] and after["digest"] and before["digest"] != after["digest"]:
+            found.append(f"the {word} images differ in names, sizes or contents")
+    return found
+
+
+def check_same(saved: Mapping[str, Any], now: Mapping[str, Any], where: str, allowed: bool) -> str | None:
+    """Compares the data with those of a run or of a network.
+
+    Args:
+        saved: their `identity`; {} where an older version saved none.
+        now: the identity of the data in use.
+        where: what has the other data, e.g. "the run in DIR".
+        allowed: whether other data are allowed.
+
+    Returns:
+        the differences that are allowed, in words; None if there are none.
+
+    Raises:
+        InputError: the data differ, and that is not allowed.
+    """
+    found = differences(saved, now)
+    if not found:
+        return None
+    text = f"{where} has other data: {'; '.join(found)}"
+    if allowed:
+        return text
+    raise InputError(f"{text}: use the same data, or set allow_other_data")
+
+
+def _digest(parts) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
+
+
 def _open_fashion_mnist(split: str, folder: Path | None) -> Source:
     if folder is None:
         return EmbeddedSource(split)
@@ -152,6 +231,11 @@ class _ArraySource:
 
     def __getitem__(self, index: int, /) -> dict:
         return {"image": self._images[index], "label": self._labels[index]}
+
+    def fingerprint(self) -> str:
+        """A digest of the arrays."""
+        arrays = self._images, self._labels
+        return _digest(part for x in arrays for part in (str((x.shape, x.dtype)).encode(), np.ascontiguousarray(x)))
 
 
 class EmbeddedSource(_ArraySource):
@@ -253,6 +337,15 @@ class FolderSource:
     def path(self, index: int) -> str:
         """The file of an image."""
         return f"{self._root}/{self._files[index]}"
+
+    def fingerprint(self) -> str:
+        """A digest of the files' names and sizes."""
+        sizes = []
+        for file in self._files:
+            sizes.append(-1)
+            with contextlib.suppress(OSError):  # a file that has vanished counts as damaged when it is read
+                sizes[-1] = os.stat(f"{self._root}/{file}").st_size
+        return _digest(b"%s %d\0" % (os.fsencode(file), size) for file, size in zip(self._files, sizes, strict=True))
 
     def listing(self) -> tuple[Path, list[str], np.ndarray]:
         """The split's folder, the files' paths relative to it, and their labels, int32 [N]."""

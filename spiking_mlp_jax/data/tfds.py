@@ -5,6 +5,7 @@ tensorflow_datasets is imported in functions: it takes a second, and most users 
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import tempfile
@@ -93,13 +94,15 @@ class TfdsSource:
             self._records = as_data_source(split=names[0], decoders=decoders)
             # The test splits of competitions, e.g. ImageNet's, label every image -1.
             if len(names) == 2 and self._records[0]["label"] < 0:
-                self._records = as_data_source(split=names[1], decoders=decoders)
+                names = names[1:]
+                self._records = as_data_source(split=names[0], decoders=decoders)
         except NotImplementedError as error:
             raise InputError(
                 f'the TFDS dataset in {folder} has no random access: prepare it with file_format="array_record"'
             ) from error
         except RuntimeError as error:  # the only error that array_record raises
             raise InputError(f"cannot read the TFDS dataset in {folder} ({error}): prepare it again") from error
+        self._files = builder.info.splits[names[0]].filepaths
 
     def __len__(self) -> int:
         return len(self._records)
@@ -125,6 +128,11 @@ class TfdsSource:
                 "classes, from 0: prepare it again"
             )
         return {"image": image, "label": label}
+
+    def fingerprint(self) -> str:
+        """A digest of the record files' names and sizes."""
+        sizes = "".join(f"{file.name} {file.stat().length}\0" for file in self._files)
+        return hashlib.blake2b(sizes.encode(), digest_size=16).hexdigest()
 
     def __reduce__(self):
         return TfdsSource, self._arguments  # open files cannot be pickled; workers open their own

@@ -94,10 +94,11 @@ def measure(config: Config, workdir: Path, test_time_steps: Sequence[int]) -> di
 def save_final(config: Config, workdir: Path) -> Path:
     """Saves the weights that a run evaluated last, from its newest checkpoint, and returns their folder."""
     mesh = make_mesh(fsdp=config.fsdp)
-    state = newest_state(config, epath.Path(workdir), mesh)
+    found = newest_state(config, epath.Path(workdir), mesh)
     evaluation = workdir / "evaluation.json"
-    if state is None or not evaluation.is_file():
+    if found is None or not evaluation.is_file():
         raise InputError(f"{workdir} has no finished training; run the sweep again")
+    state, _ = found
     found = json.loads(evaluation.read_text())
     if found["step"] != int(state.step):
         raise InputError(f"{workdir}: the checkpoint is of step {int(state.step)}, the evaluation of {found['step']}")

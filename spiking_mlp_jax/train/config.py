@@ -89,6 +89,7 @@ FIELDS = {
     "max_bad_images": Field(
         0.001, "largest share of corrupt images, which are skipped", least=0.0, most=1.0, added=True, free=True
     ),
+    "allow_other_data": Field(False, "resume or evaluate on data that differ from the run's", added=True, free=True),
     "mean": Field((0.485, 0.456, 0.406), "of each channel, of pixels in [0, 1]"),
     "std": Field((0.229, 0.224, 0.225), "of each channel, of pixels in [0, 1]"),
     "workers": Field(0, "processes that read images (0: threads of this one)", least=0),

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from spiking_mlp_jax.data.damaged import Damaged
 from spiking_mlp_jax.data.pipeline import eval_batches
-from spiking_mlp_jax.data.sources import Source
+from spiking_mlp_jax.data.sources import Source, check_same, identity
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.models import adapt as finetune
 from spiking_mlp_jax.models import weights
@@ -244,11 +244,15 @@ def evaluate_only(config: Config, workdir: epath.Path, source: Source) -> tuple[
     mesh, model = make_mesh(fsdp=config.fsdp), model_config(config)
     # Only the learning rate depends on the number of steps an epoch.
     optimizer = make_optimizer(config, steps_per_epoch=1)
-    state = newest_state(config, workdir, mesh)
-    if state is not None:
+    found = newest_state(config, workdir, mesh)
+    data = identity({"test": source})
+    if found is not None:
+        state, saved = found
         origin = f"checkpoint of step {int(state.step)}"
+        other_data = check_same(saved, data, f"the run in {workdir}", config.allow_other_data)
     elif config.init_weights:
-        _check_head(config)
+        named = {"class_names": _check_head(config)}
+        other_data = check_same(named, data, f"the network in {config.init_weights}", config.allow_other_data)
         state = load_state(model, optimizer, config.init_weights, mesh)
         origin = finetune.describe(config.init_weights, model)
     else:
@@ -264,6 +268,8 @@ def evaluate_only(config: Config, workdir: epath.Path, source: Source) -> tuple[
     try:
         started = time.monotonic()
         display.start(0)
+        if other_data:
+            display.say(f"warning: {other_data}")
         batches = _shown(evaluation_batches(config, source, damaged), display, config.eval_batch_size)
         result = evaluate(eval_step, *evaluated(state, make_quantized(config, model)), batches, mesh)
         damaged.share()
@@ -276,8 +282,8 @@ def evaluate_only(config: Config, workdir: epath.Path, source: Source) -> tuple[
     return step, result
 
 
-def newest_state(config: Config, workdir: epath.Path, mesh: Mesh) -> TrainState | None:
-    """The state in the newest checkpoint of a run, gathered on every device, or None.
+def newest_state(config: Config, workdir: epath.Path, mesh: Mesh) -> tuple[TrainState, dict[str, Any]] | None:
+    """The state in the newest checkpoint of a run, gathered on every device, and the identity of its data; or None.
 
     Raises:
         InputError: the checkpoints are damaged, or of another configuration.
@@ -293,16 +299,18 @@ def newest_state(config: Config, workdir: epath.Path, mesh: Mesh) -> TrainState 
         restored = checkpoints.restore(abstract_with_sharding(abstract, mesh))
     finally:
         checkpoints.close()
-    return None if restored is None else replicate(restored.state, mesh)
+    return None if restored is None else (replicate(restored.state, mesh), restored.progress.get("dataset", {}))
 
 
 def _check_head(config):
-    saved, _ = weights.read_config(weights.find(config.init_weights))
+    """The class names of the weights, [] if unknown."""
+    saved, meta = weights.read_config(weights.find(config.init_weights))
     if saved.num_classes != config.num_classes:
         raise InputError(
             f"the weights that init_weights names know {saved.num_classes} classes, but num_classes is "
             f"{config.num_classes}: a new head has to be trained before it is evaluated"
         )
+    return meta.get("data", {}).get("class_names", [])
 
 
 def _shown(batches, display, size) -> Iterator[dict[str, np.ndarray]]:

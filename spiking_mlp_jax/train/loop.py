@@ -17,7 +17,7 @@ from flax import nnx
 
 from spiking_mlp_jax.data.damaged import Damaged
 from spiking_mlp_jax.data.pipeline import batch_records, steps_per_epoch, train_batches
-from spiking_mlp_jax.data.sources import Source, open_source
+from spiking_mlp_jax.data.sources import Source, check_same, differences, identity, open_source
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.models import adapt as finetune
 from spiking_mlp_jax.models import weights
@@ -103,7 +103,7 @@ def fit(config: Config, workdir: str | os.PathLike[str]) -> Result:
         if config.eval_only:
             stack.push(end_together)
             test_source = _open_source(config, "test")
-            _check_alike(config, [test_source])
+            _check_alike(config, identity({"test": test_source}))
             _make_workdir(root)
             step, result = evaluate_only(config, root, test_source)
             return Result(step, True, result.accuracy if np.isfinite(result.loss) else None, main)
@@ -111,6 +111,7 @@ def fit(config: Config, workdir: str | os.PathLike[str]) -> Result:
         # Devices, data and everything that is compiled.
         signals = stack.enter_context(StopRequest())
         source, test_source = _open_source(config, "train"), _open_source(config, "test")
+        data = identity({"train": source, "test": test_source})
         epoch_steps = steps_per_epoch(source, config.batch_size)
         total = config.epochs * epoch_steps
         last = min(total, config.max_steps or total)
@@ -147,25 +148,32 @@ def fit(config: Config, workdir: str | os.PathLike[str]) -> Result:
         stop = StopVote(signals)
         checkpoints = Checkpoints(root / "checkpoints", to_dict(config), config.keep)
         stack.callback(checkpoints.close)
-        _check_alike(config, [source, test_source])
+        _check_alike(config, data)
         check_alike({"list of checkpoints": checkpoints.steps()})
         restored = checkpoints.restore(abstract_with_sharding(abstract, mesh))
         # What a checkpoint holds besides the state and the position in the data; older versions saved less.
-        progress: dict[str, Any] = {"epoch_steps": epoch_steps, "best": None, "evaluation_due": False}
+        progress: dict[str, Any] = {"epoch_steps": epoch_steps, "best": None, "evaluation_due": False, "dataset": data}
+        other_data = None
         totals = Report.empty_window(config)
         if restored is not None:
-            if restored.progress["epoch_steps"] != epoch_steps:
+            saved = restored.progress.get("dataset", {})
+            other_data = check_same(saved, data, f"the run in {root}", config.allow_other_data)
+            if restored.progress["epoch_steps"] != epoch_steps and not config.allow_other_data:
                 raise InputError(
                     f"the run in {root} had {restored.progress['epoch_steps']} steps an epoch, but this data has "
-                    f"{epoch_steps}: use the same data, or another workdir"
+                    f"{epoch_steps}: use the same data or another workdir, or set allow_other_data=True"
                 )
             state = restored.state
             batches.set_state(restored.data)
-            damaged.seen.update(restored.progress.get("damaged", ()))
+            if other_data is None:
+                damaged.seen.update(restored.progress.get("damaged", ()))
             totals |= restored.progress["window"]
-            progress |= restored.progress
+            progress |= restored.progress | {"epoch_steps": epoch_steps, "dataset": data}
         elif config.init_weights:
             state = load_state(model, optimizer, config.init_weights, mesh, config.seed)
+            named = weights.read_config(weights.find(config.init_weights))[1].get("data", {}).get("class_names", [])
+            if len(named) == config.num_classes and (found := differences({"class_names": named}, data)):
+                other_data = f"the head of init_weights is for other classes: {'; '.join(found)}"
         else:
             state = init_state(model, optimizer, config.seed, mesh)
         if config.ema_decay and state.average is None:
@@ -193,7 +201,7 @@ def fit(config: Config, workdir: str | os.PathLike[str]) -> Result:
             f"{origin}: {count:,} parameters, {len(source):,} training and {len(test_source):,} test images, "
             f"{last} steps of {config.batch_size} images, {jax.device_count()} {jax.devices()[0].platform} device(s)"
         )
-        for message in checkpoints.damaged:
+        for message in [*checkpoints.damaged, *([other_data] if other_data else [])]:
             display.say(f"warning: {message}")
 
         def save(accuracy: float | None = None, position: dict[str, Any] | None = None) -> None:
@@ -271,7 +279,7 @@ def fit(config: Config, workdir: str | os.PathLike[str]) -> Result:
                     if main:
                         # On the host: this process alone cannot compute with arrays on the devices of all.
                         network = nnx.merge(graphdef, *jax.device_get((params, stats)), copy=True)
-                        _save_weights(root, config, network, source.class_names, step, result)
+                        _save_weights(root, config, network, data, step, result)
                 save(result.accuracy if sound else None)
             elif pausing and pending is not None:
                 save()
@@ -329,9 +337,9 @@ def _until_signal(stop: StopVote, batches: Iterable[Any]) -> Iterator[Any]:
         stop.count()
 
 
-def _save_weights(workdir: epath.Path, config: Config, model, class_names, step: int, result: Evaluation) -> None:
+def _save_weights(workdir: epath.Path, config: Config, model, dataset, step: int, result: Evaluation) -> None:
     data = {name: config[name] for name in ("dataset", "resize_mode", "eval_resize")}
-    data |= {"mean": list(config.mean), "std": list(config.std), "class_names": list(class_names)}
+    data |= {"mean": list(config.mean), "std": list(config.std), **dataset}
     summary = {"step": step, "accuracy": result.accuracy, "loss": result.loss, "images": result.images}
     meta = {"data": data, "result": summary}
     write_folder(workdir / "weights", lambda folder: weights.save(folder, model, meta))
@@ -356,11 +364,11 @@ def _make_workdir(workdir: epath.Path) -> None:
         raise InputError(f'workdir "{workdir}" cannot be made ({error.strerror}): name another folder') from error
 
 
-def _check_alike(config: Config, sources: list[Source]) -> None:
+def _check_alike(config: Config, data: dict[str, Any]) -> None:
     paths = "data_dir", "compilation_cache"  # may differ between machines
     fields = {name: value for name, value in to_dict(config).items() if name not in paths}
-    sizes = [[len(source), list(source.class_names)] for source in sources]
-    check_alike({"configuration": fields, "number of images or list of classes": sizes})
+    sizes = [data["class_names"], *(data[split]["images"] for split in ("train", "test") if split in data)]
+    check_alike({"configuration": fields, "number of images or list of classes": sizes, "list of images": data})
 
 
 @contextlib.contextmanager

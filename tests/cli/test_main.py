@@ -181,14 +181,16 @@ def test_plot_prints_its_files(capsys, workdir):
         assert os.path.getsize(line) > 1000
 
 
-def test_other_class_names_are_mentioned(capsys, model, workdir, tmp_path):
+def test_other_class_names_are_refused_or_taken_on_request(capsys, model, workdir, tmp_path):
     weights.save(tmp_path, model, meta_for(model, class_names=["x", "y", "z"]))
-    status, out, err = run(
-        capsys, "evaluate", tmp_path, "--dataset", "folder", "--data-dir", workdir / "data", "--limit", "1"
-    )
+    words = "evaluate", tmp_path, "--dataset", "folder", "--data-dir", workdir / "data", "--limit", "1"
+    status, out, err = run(capsys, *words)
+    assert (status, out) == (2, "")
+    assert 'other data: class 0 is "x" there, "bird" now; class 1 is' in err
+    status, out, err = run(capsys, *words, "--allow-other-data")
     assert status == 0
     assert "bird" in out
-    assert "other names" in err
+    assert 'note: other data than the training run\'s: class 0 is "x" there, "bird" now' in err
 
 
 @pytest.mark.parametrize(

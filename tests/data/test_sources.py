@@ -1,6 +1,7 @@
 """Sources: embedded Fashion-MNIST, IDX files, image folders, and what each says to bad input."""
 
 import importlib.util
+import json
 import pickle
 import shutil
 import sys
@@ -13,7 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from spiking_mlp_jax.data.idx import read_idx
-from spiking_mlp_jax.data.sources import FASHION_MNIST_CLASSES, FASHION_MNIST_FILE, open_source
+from spiking_mlp_jax.data.sources import FASHION_MNIST_CLASSES, FASHION_MNIST_FILE, differences, identity, open_source
 from spiking_mlp_jax.errors import InputError
 from tests.support.small_sources import idx_bytes, write_folder, write_idx
 
@@ -227,6 +228,32 @@ def test_folder(tmp_path):
     assert items[0]["image"].shape == (4, 6, 3)
     assert items[0]["label"].dtype == np.int32
     assert len(open_source("folder", "test", tmp_path)) == 6, "val stands in for test"
+
+
+def test_the_identity_of_a_folder(tmp_path):
+    def now():
+        return identity({split: open_source("folder", split, tmp_path / "data") for split in ("train", "test")})
+
+    write_folder(tmp_path / "data", count=2)
+    before = now()
+    assert before["class_names"] == ["ant", "bee", "cat"] and before["train"]["images"] == 6
+    shutil.copytree(tmp_path / "data", tmp_path / "copy")
+    assert identity({"train": open_source("folder", "train", tmp_path / "copy")})["train"] == before["train"]
+    assert json.loads(json.dumps(before)) == before == now() and not differences(before, now())
+    file = tmp_path / "data" / "train" / "bee" / "0.png"
+    file.rename(file.with_name("9.png"))
+    assert differences(before, now()) == ["the training images differ in names, sizes or contents"]
+    file.with_name("9.png").rename(file)
+    file.write_bytes(file.read_bytes() + b" ")
+    assert differences(before, now()) == ["the training images differ in names, sizes or contents"]
+    for split in ("train", "val"):
+        (tmp_path / "data" / split / "ant").rename(tmp_path / "data" / split / "zebra")
+    assert differences(before, now())[:3] == [
+        'class 0 is "ant" there, "bee" now',
+        'class 1 is "bee" there, "cat" now',
+        'class 2 is "cat" there, "zebra" now',
+    ]
+    assert differences({}, now()) == []
 
 
 def test_folder_prefers_test_to_val(tmp_path):

@@ -12,7 +12,9 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
+from PIL import Image
 
+import spiking_mlp_jax as smlp
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.models import weights
 from spiking_mlp_jax.train import loop
@@ -296,6 +298,68 @@ def test_another_configuration_is_refused_by_name(shared, whole):
     assert (workdir / "config.json").read_text() == before
 
 
+def test_other_data_are_refused_or_taken_on_request(shared, whole, tmp_path, capsys):
+    workdir, other = tmp_path / "run", tmp_path / "other"
+    shutil.copytree(whole[0], workdir)
+    other.mkdir()
+    write_shades(other, train=100, test=30, side=14, step=91)
+    config = make_config(shared, data_dir=str(other))
+    different = "the training images differ in names, sizes or contents; 36 test images there, 30 now"
+    with pytest.raises(InputError, match=f"the run in .*run has other data: {different}: use the same data, or set"):
+        loop.fit(config, workdir)
+    with pytest.raises(InputError, match="has other data: 36 test images there, 30 now: "):
+        loop.fit(make_config(shared, data_dir=str(other), eval_only=True), workdir)
+    config.allow_other_data = True
+    assert loop.fit(config, workdir).finished
+    assert f"has other data: {different}" in capsys.readouterr().out
+    # The same files in another folder are the same data.
+    shutil.copytree(shared, tmp_path / "moved")
+    assert loop.fit(make_config(shared, data_dir=str(tmp_path / "moved")), workdir).finished
+    # A checkpoint of an earlier version does not know its data.
+    run = workdir / "checkpoints" / "12" / "run" / "metadata"
+    saved = json.loads(run.read_text())
+    del saved["progress"]["dataset"]
+    run.write_text(json.dumps(saved))
+    (workdir / "checkpoints" / "12" / "manifest.json").unlink()
+    assert loop.fit(make_config(shared, data_dir=str(other)), workdir).finished
+    saved["progress"]["epoch_steps"] = 12
+    run.write_text(json.dumps(saved))
+    with pytest.raises(InputError, match="12 steps an epoch, but this data has 6"):
+        loop.fit(make_config(shared, data_dir=str(other)), workdir)
+    assert "other data" not in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_renamed_classes_are_named(shared, whole, tmp_path, capsys):
+    for name in ("b", "c", "zebra"):
+        for split in ("train", "test"):
+            (tmp_path / "data" / split / name).mkdir(parents=True)
+            for i in range(4):
+                Image.new("L", (14, 14)).save(tmp_path / "data" / split / name / f"{i}.png")
+    shutil.copytree(whole[0] / "weights", tmp_path / "weights")
+    file = tmp_path / "weights" / "config.json"
+    meta = json.loads(file.read_text())
+    assert meta["data"]["train"]["images"] == 100 and meta["data"]["test"]["digest"]
+    meta["data"]["class_names"] = ["a", "b", "c"]
+    file.write_text(json.dumps(meta))
+    config = make_config(
+        shared, dataset="folder", data_dir=str(tmp_path / "data"), init_weights=str(tmp_path / "weights"), batch_size=8
+    )
+    different = 'class 0 is "a" there, "b" now; class 1 is "b" there, "c" now; class 2 is "c" there, "zebra" now'
+    with config.unlocked():
+        config.eval_only = True
+    with pytest.raises(InputError, match=f"the network in .* has other data: {different}"):
+        loop.fit(config, tmp_path / "run")
+    with pytest.raises(InputError, match=f"the network in .* has other data: {different}"):
+        smlp.evaluate(tmp_path / "weights", "folder", tmp_path / "data")
+    found = smlp.evaluate(tmp_path / "weights", "folder", tmp_path / "data", allow_other_data=True)
+    assert found.images == 12
+    config.eval_only = False
+    config.max_steps = 1
+    loop.fit(config, tmp_path / "run")
+    assert f"warning: the head of init_weights is for other classes: {different}" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("remat", [False, "none"])
 def test_an_older_workdir_resumes(shared, whole, tmp_path, remat):
     workdir, _ = whole
@@ -339,7 +403,7 @@ def test_other_data_is_refused(shared, whole, tmp_path):
     for path in shared.glob("t10k*"):
         for prefix in ("train", "t10k"):
             shutil.copy(path, tmp_path / path.name.replace("t10k", prefix))
-    with pytest.raises(InputError, match="6 steps an epoch, but this data has 2"):
+    with pytest.raises(InputError, match="has other data: 100 training images there, 36 now"):
         loop.fit(make_config(shared, data_dir=str(tmp_path)), workdir)
     with pytest.raises(InputError, match="num_classes is 4"):
         loop.fit(make_config(shared, num_classes=4), workdir)
