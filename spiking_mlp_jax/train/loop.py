@@ -42,6 +42,7 @@ from spiking_mlp_jax.train.step import make_eval_step, make_train_step
 from spiking_mlp_jax.utils.compilation_cache import use_compilation_cache
 from spiking_mlp_jax.utils.files import as_path, storage_error, write_folder, write_whole
 from spiking_mlp_jax.utils.interrupt import StopRequest, out_of_reach
+from spiking_mlp_jax.utils.lock import locked
 from spiking_mlp_jax.utils.memory import keep_freed_memory, return_freed_memory
 
 
@@ -80,7 +81,7 @@ def fit(config: Config, workdir: str | os.PathLike[str]) -> Result:
         how it ended. A dry run only prints, and has taken no step; with eval_only, best_accuracy is the accuracy found.
 
     Raises:
-        InputError: a configuration, data set or workdir that cannot be used.
+        InputError: a configuration, data set or workdir that cannot be used, or another process trains in the workdir.
         NonFiniteError: the loss or gradient of a step was not finite, and on_nonfinite is "stop".
         StorageError: the disk of the workdir is full, or the workdir cannot be written to.
     """
@@ -105,6 +106,7 @@ def fit(config: Config, workdir: str | os.PathLike[str]) -> Result:
             test_source = _open_source(config, "test")
             _check_alike(config, identity({"test": test_source}))
             _make_workdir(root)
+            stack.enter_context(locked(root) if main else contextlib.nullcontext())
             step, result = evaluate_only(config, root, test_source)
             return Result(step, True, result.accuracy if np.isfinite(result.loss) else None, main)
 
@@ -145,6 +147,9 @@ def fit(config: Config, workdir: str | os.PathLike[str]) -> Result:
         )
 
         # Start at the newest checkpoint, else at the weights that init_weights names, else at weights from the seed.
+        with contextlib.ExitStack() as alone:
+            alone.push(end_together)  # the others do not know that the workdir is taken
+            stack.enter_context(locked(root) if main else contextlib.nullcontext())
         stop = StopVote(signals)
         checkpoints = Checkpoints(root / "checkpoints", to_dict(config), config.keep)
         stack.callback(checkpoints.close)
