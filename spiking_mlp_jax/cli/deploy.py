@@ -95,6 +95,8 @@ def add_commands(commands) -> None:
 
 def _compile(chosen: argparse.Namespace) -> None:
     output = output_file(chosen.output)
+    if output.suffix != ".smlp":
+        raise InputError(f"-o must name a file that ends in .smlp, got {output}")
     from spiking_mlp_jax.deploy import artifact
     from spiking_mlp_jax.deploy.compile import compile
     from spiking_mlp_jax.models import weights

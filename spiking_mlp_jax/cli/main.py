@@ -13,6 +13,7 @@ from typing import NoReturn
 from spiking_mlp_jax.cli import demo, deploy, export, predict, prepare, probe, report, sweep, train, weights
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.utils import __version__
+from spiking_mlp_jax.utils.files import system_error
 
 TRAINING_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax", "chex", "grain", "ml_collections")
 
@@ -43,7 +44,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
     except InputError as error:
         print("error:", " ".join(str(error).split()), file=sys.stderr)
-        return 2
+        return error.exit_code
+    except BrokenPipeError:
+        # Python flushes stdout once more at exit, which must not fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except OSError as error:
+        if not error.errno:
+            raise
+        refused = system_error(error, "a file")
+        print("error:", refused, file=sys.stderr)
+        return refused.exit_code
     except ModuleNotFoundError as error:
         # Compiled networks run where only numpy, numba and Pillow are installed.
         if (error.name or "").partition(".")[0] not in TRAINING_PACKAGES:
@@ -53,10 +64,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        # Python flushes stdout once more at exit, which must not fail again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -93,6 +100,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
         # Commands that take a configuration leave --config.NAME=VALUE to it.
         chosen.overrides = [x for x in rest if re.match(r"--(no)?config\.", x)]
         rest = [x for x in rest if x not in chosen.overrides]
+    for name, value in vars(chosen).items():
+        if value == "" or (isinstance(value, list) and "" in value):
+            parser.error(f"argument {name}: expected a value, got an empty one")
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if chosen.command is None:

@@ -57,6 +57,14 @@ def whole(least: int) -> Callable[[str], int]:
 positive = whole(1)
 
 
+def path_type(text: str) -> Path:
+    """An argument type: paths."""
+    try:
+        return user_path(text)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 def number(least: float, most: float = math.inf) -> Callable[[str], float]:
     """An argument type: numbers from `least` to `most`, both included."""
 

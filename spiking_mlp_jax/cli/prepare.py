@@ -11,9 +11,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from spiking_mlp_jax.cli.options import add_command, positive
+from spiking_mlp_jax.cli.options import add_command, path_type, positive
 from spiking_mlp_jax.errors import InputError
-from spiking_mlp_jax.utils.paths import output_folder, real_name, user_path
+from spiking_mlp_jax.utils.paths import output_folder, real_name
 from spiking_mlp_jax.utils.progress import shown_progress
 
 
@@ -43,12 +43,12 @@ def add_commands(commands) -> None:
         "--config.dataset=tfds:imagenet2012 --config.data_dir=DIR.",
         run=_imagenet,
     )
-    imagenet.add_argument("--train", metavar="TAR", type=user_path, help="ILSVRC2012_img_train.tar, 138 GB")
-    imagenet.add_argument("--val", metavar="TAR", type=user_path, help="ILSVRC2012_img_val.tar, 6.3 GB")
+    imagenet.add_argument("--train", metavar="TAR", type=path_type, help="ILSVRC2012_img_train.tar, 138 GB")
+    imagenet.add_argument("--val", metavar="TAR", type=path_type, help="ILSVRC2012_img_val.tar, 6.3 GB")
     imagenet.add_argument(
         "--val-labels",
         metavar="FILE",
-        type=user_path,
+        type=path_type,
         help="other labels of the validation images: one synset per line, or the ids of the development kit's "
         "ILSVRC2012_validation_ground_truth.txt with meta.mat in the same folder",
     )
@@ -65,7 +65,7 @@ def add_commands(commands) -> None:
         run=_folder,
     )
     folder.add_argument(
-        "--data", metavar="DIR", type=user_path, required=True, help="folder that holds train, val or test"
+        "--data", metavar="DIR", type=path_type, required=True, help="folder that holds train, val or test"
     )
     folder.add_argument("--name", metavar="NAME", help="name of the dataset (default: that of the folder)")
     _add_options(folder)

@@ -7,9 +7,9 @@ import re
 import sys
 from pathlib import Path
 
-from spiking_mlp_jax.cli.options import add_command, positive
+from spiking_mlp_jax.cli.options import add_command, path_type, positive
 from spiking_mlp_jax.errors import EXIT_INTERRUPTED, InputError
-from spiking_mlp_jax.utils.paths import user_path
+from spiking_mlp_jax.utils.paths import output_folder
 
 
 def add_commands(commands) -> None:
@@ -30,9 +30,7 @@ def add_commands(commands) -> None:
         "missing), 2 bad input, 75 stopped (rerun to resume).",
     )
     parser.add_argument("sweep", metavar="SWEEP", help="Python file with a function get_sweep, as in configs/sweeps")
-    parser.add_argument(
-        "--workdir", metavar="DIR", type=user_path, required=True, help="folder for everything it writes"
-    )
+    parser.add_argument("--workdir", metavar="DIR", type=path_type, required=True, help="folder of all that it writes")
     parser.add_argument(
         "--workers", metavar="N", type=positive, help="trainings at a time (default: 1; with --slurm: all)"
     )
@@ -49,7 +47,7 @@ def add_commands(commands) -> None:
         "--collect",
         metavar="DIR",
         nargs="*",
-        type=user_path,
+        type=path_type,
         help="train nothing; gather results of DIR... and --workdir",
     )
     parser.add_argument("--retime", action="store_true", help="measure latency again, of all finished runs here")
@@ -75,11 +73,10 @@ def _sweep(chosen: argparse.Namespace) -> int:
     from spiking_mlp_jax.sweep import run
     from spiking_mlp_jax.sweep.plan import load_sweep, shard
     from spiking_mlp_jax.sweep.results import gather
-    from spiking_mlp_jax.utils.files import storage_error
+    from spiking_mlp_jax.utils.files import system_error
 
     workdir, others = chosen.workdir, chosen.collect or []
-    if workdir.exists() and not workdir.is_dir():
-        raise InputError(f"{workdir} is a file; --workdir needs a folder")
+    output_folder(workdir, "--workdir")
     sweep = load_sweep(chosen.sweep, chosen.overrides, chosen.seeds)
     for folder in others:
         if not (folder / "results").is_dir():
@@ -97,9 +94,7 @@ def _sweep(chosen: argparse.Namespace) -> int:
             found = gather(sweep, [workdir])
         incomplete = _compare(sweep, found, workdir)
     except OSError as error:
-        if (full := storage_error(error, workdir)) is None:
-            raise
-        raise full from error
+        raise system_error(error, workdir) from error
     failed = any("error" in found.get(one.key, {}) for one in runs)
     return 1 if failed or (chosen.collect is not None and incomplete) else 0
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from spiking_mlp_jax.cli.options import positive, whole
 from spiking_mlp_jax.errors import EXIT_INTERRUPTED, InputError, nearest
+from spiking_mlp_jax.utils.files import system_error
 
 if TYPE_CHECKING:
     from ml_collections import config_dict
@@ -51,6 +52,13 @@ def main(arguments: Sequence[str] | None = None, prog: str = "spiking-mlp train"
     except InputError as error:
         print("error:", " ".join(str(error).split()), file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        # The disk may fill up while the plots are drawn.
+        if not error.errno:
+            raise
+        refused = system_error(error, "a file of the run")
+        print("error:", refused, file=sys.stderr)
+        return refused.exit_code
     except KeyboardInterrupt:
         print("stopped: rerun the same command to resume from the last checkpoint, if any", file=sys.stderr)
         return 130

@@ -61,15 +61,13 @@ def save(net: IntegerNet, path: str | os.PathLike[str]) -> None:
 
     Args:
         net: any integer network.
-        path: of the file, ending in .smlp; missing parent folders are created.
+        path: of the file; missing parent folders are created.
 
     Raises:
-        InputError: the network would not pass `load`, the path does not end in .smlp, or the file cannot be written.
+        InputError: the network would not pass `load`, or the file cannot be written.
     """
     if not isinstance(net, IntegerNet):
         raise InputError(f"save takes an integer network, quantize(...), got a {type(net).__name__}")
-    if user_path(path).suffix != ".smlp":
-        raise InputError(f"a compiled network's file must end in .smlp, got {os.fspath(path)}")
     prefix, header, parts = _encode(net)
     write_whole(path, [prefix, header, *parts])
 

@@ -86,6 +86,7 @@ def run_sweep(
                 work, limit = dict.fromkeys((run.key for run in todo), 1), 1
             if not todo:
                 continue
+            workdir.mkdir(parents=True, exist_ok=True)  # before the announcement, so that a failure is one line
             what = {"train": "training", "time": "timing"}[task]
             print(f"{what} {len(todo)} of {len(runs)} runs in {workdir}", file=sys.stderr)
             limit = limit or (1 if slurm is None else len(todo))

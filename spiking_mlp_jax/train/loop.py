@@ -40,7 +40,7 @@ from spiking_mlp_jax.train.sharding import abstract_with_sharding, make_mesh, re
 from spiking_mlp_jax.train.state import abstract_state, init_state, load_state, with_average
 from spiking_mlp_jax.train.step import make_eval_step, make_train_step
 from spiking_mlp_jax.utils.compilation_cache import use_compilation_cache
-from spiking_mlp_jax.utils.files import as_path, storage_error, write_folder, write_whole
+from spiking_mlp_jax.utils.files import as_path, system_error, write_folder, write_whole
 from spiking_mlp_jax.utils.interrupt import StopRequest, out_of_reach
 from spiking_mlp_jax.utils.lock import locked
 from spiking_mlp_jax.utils.memory import keep_freed_memory, return_freed_memory
@@ -99,7 +99,7 @@ def fit(config: Config, workdir: str | os.PathLike[str]) -> Result:
         return Result(0, True, None, main)
     use_compilation_cache(config.compilation_cache)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_full_disks(workdir))
+        stack.enter_context(_system_errors(workdir))
         root = as_path(workdir)
         if config.eval_only:
             stack.push(end_together)
@@ -377,11 +377,11 @@ def _check_alike(config: Config, data: dict[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def _full_disks(workdir: str | os.PathLike[str]) -> Iterator[None]:
-    """Turns the operating system's errors about a full disk into StorageError."""
+def _system_errors(workdir: str | os.PathLike[str]) -> Iterator[None]:
+    """Turn the operating system's errors into messages: the disk is full, read-only, gone."""
     try:
         yield
     except OSError as error:
-        if (full := storage_error(error, workdir)) is None:
+        if not error.errno:
             raise
-        raise full from error
+        raise system_error(error, workdir) from error

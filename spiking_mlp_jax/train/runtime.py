@@ -22,7 +22,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from spiking_mlp_jax.errors import EXIT_LOST, InputError
-from spiking_mlp_jax.utils.files import storage_error
+from spiking_mlp_jax.utils.files import system_error
 from spiking_mlp_jax.utils.interrupt import StopRequest
 
 TIMEOUT = 60  # seconds
@@ -178,8 +178,8 @@ def end_together(kind: type[BaseException] | None, error: BaseException | None, 
     if error is None or jax.process_count() == 1:
         return
     who = f"process {jax.process_index()} of {jax.process_count()}"
-    if isinstance(error, OSError):
-        error = storage_error(error, "a file of the workdir") or error
+    if isinstance(error, OSError) and error.errno:
+        error = system_error(error, "a file of the workdir")
     if isinstance(error, InputError):
         message, code = f"error: {error} ({who})", error.exit_code
     elif isinstance(error, KeyboardInterrupt):

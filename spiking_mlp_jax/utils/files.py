@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 SUMS = "SHA256SUMS"
 _SUM = re.compile(r"([0-9a-f]{64}) [ *]([^/\\\0]+)")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_BROKEN = (errno.EROFS, errno.ESTALE, errno.EIO, errno.ENODEV, errno.ENOTCONN)
 
 
 def as_path(where: str | os.PathLike[str]) -> epath.Path:
@@ -105,8 +106,12 @@ def write_together(contents: Mapping[Path, Iterable[bytes]]) -> None:
 def _write_error(error: OSError, path: str | os.PathLike[str]) -> InputError:
     # Without the error's file name, which is that of the temporary file.
     reason = error.strerror or error
-    refused = InputError(f"{path} cannot be written ({reason}): use another path")
-    return storage_error(OSError(error.errno, reason), path) or refused
+    found = system_error(OSError(error.errno, reason), path)
+    return (
+        found
+        if isinstance(found, StorageError)
+        else InputError(f"{path} cannot be written ({reason}): use another path")
+    )
 
 
 def write_folder(folder: epath.Path, write: Callable[[Path], None]) -> None:
@@ -189,19 +194,19 @@ def short_reason(error: Exception) -> str:
     return next((os.strerror(number) for number in _FULL if os.strerror(number) in text), text[:200])
 
 
-def storage_error(error: OSError, where: str | os.PathLike[str]) -> StorageError | None:
-    """The error for a full disk; None for every other reason.
+def system_error(error: OSError, where: str | os.PathLike[str]) -> InputError:
+    """The message for what the operating system refuses; a StorageError if the fault is the disk's, not the path's.
 
     Args:
         error: from the operating system.
-        where: what was being written.
+        where: what was being read or written, if the error does not name it.
     """
-    if error.errno not in _FULL:
-        return None
-    return StorageError(
-        f"{error.filename or os.fspath(where)} could not be written ({error.strerror}): free disk space, then rerun "
-        "the same command"
-    )
+    path, reason = error.filename or os.fspath(where), error.strerror or error
+    if error.errno in _FULL:
+        return StorageError(f"{path} could not be written ({reason}): free disk space, then rerun the same command")
+    if error.errno in _BROKEN:
+        return StorageError(f"{path} cannot be used ({reason}): remount that disk, then rerun the same command")
+    return InputError(f"{path} cannot be used ({reason}): change its permissions, or use another path")
 
 
 def file_hash(path: str | os.PathLike[str]) -> str:

@@ -8,6 +8,8 @@ from typing import Any
 
 from spiking_mlp_jax.errors import InputError
 
+LONGEST_NAME = 255  # bytes, on every common file system
+
 
 def is_remote(path: str | os.PathLike[str]) -> bool:
     """Whether a path names an object store (gs://, s3://) rather than a disk."""
@@ -18,7 +20,16 @@ def user_path(path: str | os.PathLike[str]) -> Path:
     """A path with `~` expanded and otherwise as the user wrote it; that of an object store is an unchanged epath.Path.
 
     Every command and public function that takes a path passes it through here first.
+
+    Raises:
+        InputError: it is empty, or no file can have such a name.
     """
+    text = os.fspath(path)
+    if not text:
+        raise InputError("a path is empty: name a file or folder")
+    # Most functions of os.path return False for these, those of pathlib raise.
+    if "\0" in text or any(len(os.fsencode(part)) > LONGEST_NAME for part in text.split(os.sep)):
+        raise InputError(f"{text[:60]!r}... is not a path: a name has at most {LONGEST_NAME} bytes, none of them zero")
     if is_remote(path):
         from etils import epath
 
@@ -59,9 +70,10 @@ def output_folder(path: str | os.PathLike[str], option: str = "-o") -> Path:
         option: the command-line option that names it, for the message.
 
     Raises:
-        InputError: it exists and is not a folder.
+        InputError: it, or the nearest folder above that exists, is not a folder.
     """
     path = user_path(path)
-    if os.path.exists(path) and not os.path.isdir(path):
-        raise InputError(f"{path} is not a folder: name another with {option}")
+    existing = next(x for x in (path, *path.absolute().parents) if os.path.exists(x))
+    if not os.path.isdir(existing):
+        raise InputError(f"{existing} is not a folder: name another with {option}")
     return path
