@@ -146,7 +146,7 @@ sys.exit(main(sys.argv[1:]))
 
 @pytest.mark.parametrize(
     ("command", "status"),
-    [("evaluate {} --data-dir {}/../data", 0), ("audit {}", 2), ("cost {}", 2), ("compile x -o {}.2", 2)],
+    [("evaluate {} --data-dir {}/../data", 0), ("audit {}", 2), ("cost {}", 2), ("compile x -o {}.2.smlp", 2)],
 )
 def test_without_jax(network, command, status):
     arguments = [part.format(network).replace("net.smlp/..", "") for part in command.split()]
