@@ -29,7 +29,7 @@ from benchmarks.precision import add_options, train
 from benchmarks.report import fail, line, make_parser, refusal
 from spiking_mlp_jax.analysis.activity.stream import in_network_order
 from spiking_mlp_jax.analysis.plots import BLUE, GREY, ORANGE, write
-from spiking_mlp_jax.data.sources import open_source
+from spiking_mlp_jax.data.sources import open_source, spread
 from spiking_mlp_jax.data.transforms import fitted
 from spiking_mlp_jax.deploy.compile import compile
 from spiking_mlp_jax.deploy.engine import Engine
@@ -79,8 +79,8 @@ def engine_speeds(workdirs: list[Path], data_dir: str | None) -> list[float]:
     """Images/s of each run's compiled network: medians over alternating rounds."""
     engines = [Engine(compile(workdir, data_dir=data_dir)) for workdir in workdirs]
     c = engines[0].description
-    source = open_source(c.data["dataset"], "test", data_dir)
-    images = fitted((source[i]["image"] for i in range(min(TIMED_IMAGES, len(source)))), c, Pixels.from_data(c.data))
+    source = spread(open_source(c.data["dataset"], "test", data_dir), TIMED_IMAGES)
+    images = fitted((source[i]["image"] for i in range(len(source))), c, Pixels.from_data(c.data))
     seconds: list[list[float]] = [[] for _ in engines]
     for number in range(ROUNDS + 1):
         for engine, taken in zip(engines, seconds, strict=True):

@@ -23,7 +23,7 @@ import numpy as np
 
 from benchmarks.report import fail, head, line, make_parser
 from spiking_mlp_jax.cli.options import WHERE, add_data_dir, positive
-from spiking_mlp_jax.data.sources import open_source
+from spiking_mlp_jax.data.sources import open_source, spread
 from spiking_mlp_jax.data.transforms import fitted
 from spiking_mlp_jax.deploy.fold import FoldedNet, fold
 from spiking_mlp_jax.deploy.forward import Folded
@@ -144,8 +144,9 @@ def image_batches(where: str, data_dir: str | None, limit: int, size: int):
     model, meta = weights.load(weights.find(where))
     data = meta["data"]
     source = open_source(data["dataset"], "test", data_dir)
-    for start in range(0, min(limit, len(source)), size):
-        items = [source[i] for i in range(start, min(start + size, limit, len(source)))]
+    source = spread(source, limit)
+    for start in range(0, len(source), size):
+        items = [source[i] for i in range(start, min(start + size, len(source)))]
         images = fitted((x["image"] for x in items), model.config, Pixels.from_data(data))
         yield normalize(images, data["mean"], data["std"]), np.array([x["label"] for x in items])
 

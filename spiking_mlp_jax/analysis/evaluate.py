@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from spiking_mlp_jax.data.sources import Chosen, Source, check_same, differences, identity
+from spiking_mlp_jax.data.sources import Source, check_same, differences, identity, spread
 from spiking_mlp_jax.data.transforms import fitted
 from spiking_mlp_jax.deploy.artifact import is_compiled
 from spiking_mlp_jax.deploy.engine import Engine
@@ -68,7 +68,7 @@ def evaluate(
         network: a trained or compiled network, or the name or path of one, see `deploy.predict.open_network`.
         dataset: see `data.sources.open_source`, or an open source; None for the dataset the network was trained on.
         data_dir: folder of the dataset; None where the package or the network's training run knows it.
-        limit: only the first `limit` images.
+        limit: use only this many images, evenly spaced.
         batch_size: images per batch.
         steps: compiled networks: time steps to run, 1 to T; None for T.
         margin: compiled networks: stop an image early, see `deploy.predict.classify`.
@@ -95,7 +95,7 @@ def evaluate(
     if dataset is None or isinstance(dataset, str):
         dataset = trained.source("test", dataset, data_dir)
         check_labels(trained.data, dataset, trained.name, allow_other_data)
-    source, bad = _first(dataset, limit), trained.max_bad_images
+    source, bad = spread(dataset, limit), trained.max_bad_images
     return evaluate_source(trained.model, source, trained.data, batch_size=batch_size, max_bad_images=bad, shown=shown)
 
 
@@ -126,7 +126,7 @@ def _compiled(
     if dataset is None or isinstance(dataset, str):
         dataset = test_images(engine, dataset, data_dir)
         check_labels(c.data, dataset, "the compiled network", allow_other_data)
-    source = _first(dataset, limit)
+    source = spread(dataset, limit)
     other = None if against is None else open_network(against)
     if other is not None:
         sizes = [(x.image_size, x.in_channels, x.num_classes) for x in (c, config_of(other))]
@@ -151,7 +151,3 @@ def _compiled(
     count = len(source)
     agreement = None if other is None else agreed / count
     return CompiledEvaluation(count, correct / count, taken / count, count / seconds, engine.threads, agreement)
-
-
-def _first(source: Source, limit: int | None) -> Source:
-    return source if limit is None else Chosen(source, range(min(limit, len(source))))

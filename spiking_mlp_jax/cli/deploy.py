@@ -76,7 +76,7 @@ def add_commands(commands) -> None:
     )
     parser.add_argument("network", metavar="NETWORK", help=f"{WHERE}; or {NETWORK}")
     parser.add_argument("--folded", action="store_true", help="trained networks: fold the norms first")
-    add_data(parser, batch_size=100, limit="only the first N test images")
+    add_data(parser, batch_size=100, limit="use only N test images, evenly spaced")
     add_json(parser)
     parser.add_argument("--plot", metavar="FILE", help="also draw operations and energy into a PNG file")
 
@@ -148,6 +148,7 @@ def _open(chosen: argparse.Namespace) -> tuple[Any, Any]:
 
 def _cost(chosen: argparse.Namespace) -> None:
     plot = output_file(chosen.plot) if chosen.plot else None
+    from spiking_mlp_jax.data.sources import spread
     from spiking_mlp_jax.data.trained import open_trained
     from spiking_mlp_jax.data.transforms import fitted
     from spiking_mlp_jax.deploy.cost import cost
@@ -164,10 +165,10 @@ def _cost(chosen: argparse.Namespace) -> None:
         where, pixels, config = trained.folder, trained.pixels, trained.model.config
         net = fold(trained.model) if chosen.folded else trained.model
         source = trained.source("test", chosen.dataset, chosen.data_dir)
-    count = min(len(source), chosen.limit or len(source))
+    source = spread(source, chosen.limit)
     batches = (
-        fitted((source[i]["image"] for i in range(at, min(at + chosen.batch_size, count))), config, pixels)
-        for at in range(0, count, chosen.batch_size)
+        fitted((source[i]["image"] for i in range(at, min(at + chosen.batch_size, len(source)))), config, pixels)
+        for at in range(0, len(source), chosen.batch_size)
     )
     found = cost(net, batches)
     if plot is not None:

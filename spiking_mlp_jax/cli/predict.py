@@ -56,7 +56,7 @@ def add_commands(commands) -> None:
         run=_evaluate,
     )
     parser.add_argument("network", metavar="NETWORK", help=f"{WHERE}; or {NETWORK}")
-    add_data(parser, batch_size=256, limit="only the first N test images")
+    add_data(parser, batch_size=256, limit="use only N test images, evenly spaced")
     add_json(parser)
     group = _add_compiled(parser)
     parser.add_argument(

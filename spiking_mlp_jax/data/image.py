@@ -8,7 +8,7 @@ from os import PathLike
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from spiking_mlp_jax.errors import InputError
 
@@ -74,8 +74,9 @@ def read_encoded(path: str | PathLike[str]) -> Encoded:
 def decode_image(data: bytes, where: str) -> np.ndarray:
     """Decode an encoded image.
 
-    The EXIF rotation is applied, transparent pixels become black (like padding), 16-bit grey is scaled to 8 bits,
-    palette and CMYK images become RGB, and an animation its first frame.
+    The EXIF rotation is applied, transparent pixels become black (like padding), palette and CMYK images become RGB,
+    and an animation its first frame. Grey of more than 8 bits is scaled by what its values show: 0 to 1 (floating),
+    0 to 255 or 0 to 65535. Broken metadata is ignored.
 
     Args:
       data: the bytes of a JPEG, PNG, ... file.
@@ -85,11 +86,12 @@ def decode_image(data: bytes, where: str) -> np.ndarray:
       uint8 [H, W, 1] for grey images, uint8 [H, W, 3] for all others.
 
     Raises:
-      DamagedImageError: the bytes are not a readable image.
+      DamagedImageError: the bytes are not a readable image, it has far more pixels than its size explains, or values
+        of another range.
     """
     with _opened(data, where) as picture:
-        ImageOps.exif_transpose(picture, in_place=True)
-        return _to_array(picture)
+        picture.load()
+        return _to_array(_upright(picture))
 
 
 def pillow_array(picture: Image.Image) -> np.ndarray:
@@ -101,7 +103,9 @@ def pillow_array(picture: Image.Image) -> np.ndarray:
     if not isinstance(picture, Image.Image):
         raise InputError(f"an image must be a path, a Pillow image or a uint8 array, got {type(picture).__name__}")
     try:
-        return _to_array(ImageOps.exif_transpose(picture))
+        return _to_array(_upright(picture))
+    except DamagedImageError as error:
+        raise DamagedImageError(f"a Pillow image {error}") from error
     except DAMAGED as error:
         raise DamagedImageError("cannot decode a Pillow image: replace the corrupt image") from error
 
@@ -127,7 +131,7 @@ def decode_crop(encoded: Encoded, choose: Callable[[int, int], Box], least: int)
       DamagedImageError: the bytes are not a readable image.
     """
     with _opened(*encoded) as picture:
-        plain = picture.format == "JPEG" and picture.mode in ("RGB", "L") and not picture.getexif().get(_ORIENTATION)
+        plain = picture.format == "JPEG" and picture.mode in ("RGB", "L") and _orientation(picture) not in _UPRIGHT
         if not plain:
             image = decode_image(*encoded)
             top, left, height, width = choose(*image.shape[:2])
@@ -143,26 +147,72 @@ def decode_crop(encoded: Encoded, choose: Callable[[int, int], Box], least: int)
 
 
 _ORIENTATION = 0x0112  # the EXIF tag of the camera's rotation
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def _orientation(picture: Image.Image) -> int:
+    # Broken metadata raises nearly anything, and is not broken pixels.
+    try:
+        value = picture.getexif().get(_ORIENTATION, 1)
+    except Exception:
+        return 1
+    return value if isinstance(value, int) else 1
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    # Not `ImageOps.exif_transpose`, which writes all metadata again and fails where any of it is broken.
+    turn = _UPRIGHT.get(_orientation(picture))
+    return picture if turn is None else picture.transpose(turn)
+
+
+# A photograph has at least 1 / 16 byte a pixel. Less is a small file that would take gigabytes.
+MOST_PIXELS, MOST_PIXELS_PER_BYTE = 2**24, 16
 
 
 @contextlib.contextmanager
 def _opened(data: bytes, where: str) -> Iterator[Image.Image]:
     try:
         with Image.open(io.BytesIO(data)) as picture:
+            width, height = picture.size
+            if width * height > MOST_PIXELS + MOST_PIXELS_PER_BYTE * len(data):
+                raise DamagedImageError(f"has {width} x {height} pixels in {len(data):,} bytes: reduce or remove it")
             yield picture
+    except DamagedImageError as error:
+        raise DamagedImageError(f"image {where} {error}") from error
     except DAMAGED as error:
         raise DamagedImageError(f"cannot decode image {where}: replace or remove the corrupt file") from error
 
 
 def _to_array(picture: Image.Image) -> np.ndarray:
     mode = picture.mode
-    if mode.startswith("I"):  # 16-bit grey; Pillow's own conversion to "L" would clip instead of scale
-        return np.clip(np.asarray(picture).astype(np.int64) >> 8, 0, 255).astype(np.uint8)[..., None]
+    if mode.startswith("I") or mode == "F":
+        return _scaled(np.asarray(picture).astype(np.float64))[..., None]
     grey = mode in ("1", "L", "LA", "La")
     if picture.has_transparency_data:
         flat = _over_black(np.array(picture.convert("RGBA")))
         return np.ascontiguousarray(flat[..., :1]) if grey else flat
     return np.array(picture.convert("L"))[..., None] if grey else np.array(picture.convert("RGB"))
+
+
+def _scaled(values: np.ndarray) -> np.ndarray:
+    # Pillow's own conversion to "L" would clip. A dark image of 16 bits and one of 8 bits in a wider type look alike:
+    # below 256 it would be black, so that it is taken for the latter.
+    least, most = values.min(), values.max()
+    if not (least >= 0 and most < 65536):  # or NaN
+        raise DamagedImageError(f"holds values from {least:g} to {most:g}: save it with 8 or 16 bits")
+    if most <= 1 and (values % 1).any():
+        values = 255 * values
+    elif most >= 256:
+        return (values // 256).astype(np.uint8)
+    return np.rint(values).clip(0, 255).astype(np.uint8)
 
 
 def _over_black(rgba: np.ndarray) -> np.ndarray:

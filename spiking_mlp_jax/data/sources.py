@@ -67,6 +67,13 @@ class Chosen:
         return self._source[self.positions[index]]
 
 
+def spread(source: Source, limit: int | None) -> Source:
+    """At most `limit` images of a source, evenly spaced: sources are often sorted by class. None for all."""
+    if limit is None or limit >= len(source):
+        return source
+    return Chosen(source, np.linspace(0, len(source) - 1, limit).round().astype(int).tolist())
+
+
 @runtime_checkable
 class EncodedSource(Source, Protocol):
     """A source that also returns images still encoded, so that a crop decodes only what it needs."""

@@ -111,6 +111,12 @@ def fit_image(
     if resize_mode == "resize":
         return resize(image, image_size, image_size)
     if resize_mode == "resize_crop":
+        # What is far from the centre is cropped anyway; resizing a line of 1 x 5000 pixels first takes gigabytes.
+        most = 16 * min(height, width)
+        if max(height, width) > most:
+            top, left = max(0, (height - most) // 2), max(0, (width - most) // 2)
+            image = image[top : top + min(height, most), left : left + min(width, most)]
+            height, width = image.shape[:2]
         shorter = eval_resize or round(image_size * 8 / 7)
         scale = shorter / min(height, width)
         # Rounded down, as in torchvision; the shorter side must be exact.

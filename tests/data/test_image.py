@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from spiking_mlp_jax.data.image import decode_image, read_image
+from spiking_mlp_jax.data.image import DamagedImageError, Encoded, decode_crop, decode_image, pillow_array, read_image
+from spiking_mlp_jax.data.transforms import fit_image
 from spiking_mlp_jax.errors import InputError
 from tests.support.small_sources import encoded
 
@@ -86,3 +87,64 @@ def test_read_image_names_the_path(tmp_path):
     (tmp_path / "notes.png").write_text("not a picture")
     with pytest.raises(InputError, match=r"cannot decode image .*notes.png"):
         read_image(str(tmp_path / "notes.png"))
+
+
+GREY = np.arange(256, dtype=np.uint8).reshape(16, 16)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        GREY.astype(np.int32),
+        GREY.astype(np.int32) * 257,
+        GREY.astype(np.uint16),
+        GREY.astype(np.uint16) * 257,
+        GREY.astype(np.float32),
+        GREY.astype(np.float32) / 255,
+    ],
+    ids=["int32, 8 bits", "int32, 16 bits", "uint16, 8 bits", "uint16", "float to 255", "float to 1"],
+)
+def test_wide_pixels_are_scaled_by_their_range(values):
+    np.testing.assert_array_equal(decode_image(encoded(values, "TIFF"), "x.tif")[..., 0], GREY)
+    np.testing.assert_array_equal(pillow_array(Image.fromarray(values))[..., 0], GREY)
+
+
+@pytest.mark.parametrize(
+    "values", [GREY.astype(np.float32) - 1, GREY * np.float32("nan"), GREY.astype(np.int32) * 70_000]
+)
+def test_wide_pixels_of_no_plain_range_are_refused(values):
+    with pytest.raises(DamagedImageError, match=r"holds values from .*: save it with 8 or 16 bits"):
+        decode_image(encoded(values, "TIFF"), "x.tif")
+    with pytest.raises(DamagedImageError, match="a Pillow image holds values"):
+        pillow_array(Image.fromarray(values))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+@pytest.mark.parametrize(
+    "exif", [b"Exif\0\0MM\0\x2a\xff\xff\xff\xff" + b"\x01" * 10, b"Exif\0\0II", b"Exif\0\0" + b"\xff" * 40]
+)
+def test_broken_metadata_is_not_a_broken_image(kind, exif):
+    lossless = dict(lossless=True) if kind == "WEBP" else {}
+    plain = encoded(GREY, kind, **lossless)
+    broken = encoded(GREY, kind, exif=b"Exif\0\0" + exif, **lossless)
+    np.testing.assert_array_equal(decode_image(broken, "x"), decode_image(plain, "x"))
+    crops = [decode_crop(Encoded(x, "x"), lambda height, width: (2, 3, 8, 9), 16) for x in (broken, plain)]
+    np.testing.assert_array_equal(*crops)
+
+
+def test_a_line_of_pixels_is_cropped_before_it_is_resized(monkeypatch):
+    line = np.full((5000, 1, 1), 7, np.uint8)
+    sizes = []
+    monkeypatch.setattr(
+        "spiking_mlp_jax.data.transforms.resize",
+        lambda image, h, w: sizes.append(h * w) or np.ones((h, w, 3), np.uint8),
+    )
+    for image in (line, line.transpose(1, 0, 2)):
+        for mode in ("resize_crop", "resize", "pad"):
+            assert fit_image(image, 224, 3, mode).shape == (224, 224, 3)
+    assert max(sizes) < 2_000_000
+
+
+def test_a_small_file_of_many_pixels_is_refused():
+    with pytest.raises(DamagedImageError, match=r"has 9000 x 9000 pixels in [\d,]+ bytes"):
+        decode_image(encoded(np.zeros((9000, 9000), bool)), "x.png")

@@ -14,7 +14,14 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from spiking_mlp_jax.data.idx import read_idx
-from spiking_mlp_jax.data.sources import FASHION_MNIST_CLASSES, FASHION_MNIST_FILE, differences, identity, open_source
+from spiking_mlp_jax.data.sources import (
+    FASHION_MNIST_CLASSES,
+    FASHION_MNIST_FILE,
+    differences,
+    identity,
+    open_source,
+    spread,
+)
 from spiking_mlp_jax.errors import InputError
 from tests.support.small_sources import idx_bytes, write_folder, write_idx
 
@@ -308,3 +315,13 @@ def test_folder_without_test_and_val(tmp_path):
     write_folder(tmp_path, splits=("train",))
     with pytest.raises(InputError, match="has no folder test"):
         open_source("folder", "test", tmp_path)
+
+
+def test_a_limit_takes_evenly_spaced_images():
+    source = open_source("fashion_mnist", "train")
+    assert spread(source, None) is source and spread(source, 10**6) is source
+    some = spread(source, 30)
+    assert len(some) == 30
+    labels = [int(some[i]["label"]) for i in range(30)]
+    assert len(set(labels)) == 10
+    assert (some.positions[0], some.positions[-1]) == (0, len(source) - 1)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from spiking_mlp_jax.data.sources import Chosen, Source, open_source
+from spiking_mlp_jax.data.sources import Chosen, Source, open_source, spread
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.models import weights
 from spiking_mlp_jax.models.config import ModelConfig
@@ -96,8 +96,7 @@ def open_run(where: str, dataset: str | None = None, data_dir: str | None = None
         if dataset is not None or data_dir is not None:
             raise
         without = str(error)
-    if source is not None and limit is not None and limit < len(source):
-        source = Chosen(source, np.linspace(0, len(source) - 1, limit).round().astype(int).tolist())
+    source = None if source is None else spread(source, limit)
     own = folder.name == "weights"
     around = folder.parent if own else folder
     return Run(
