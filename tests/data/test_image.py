@@ -123,6 +123,7 @@ def test_wide_pixels_of_no_plain_range_are_refused(values):
 @pytest.mark.parametrize(
     "exif", [b"Exif\0\0MM\0\x2a\xff\xff\xff\xff" + b"\x01" * 10, b"Exif\0\0II", b"Exif\0\0" + b"\xff" * 40]
 )
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 def test_broken_metadata_is_not_a_broken_image(kind, exif):
     lossless = dict(lossless=True) if kind == "WEBP" else {}
     plain = encoded(GREY, kind, **lossless)
