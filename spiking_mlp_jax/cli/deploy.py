@@ -1,9 +1,10 @@
-"""The commands `compile`, `audit`, `cost` and `export-c`."""
+"""The commands `compile`, `audit`, `cost`, `export-c` and `pixels`."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from typing import Any
 
@@ -91,6 +92,19 @@ def add_commands(commands) -> None:
     )
     parser.add_argument("network", metavar="NETWORK", help=NETWORK)
     add_output(parser, "file to write (default: NETWORK with the ending .c)")
+
+    parser = add_command(
+        commands,
+        "pixels",
+        "write images as the raw bytes that a compiled network takes",
+        "Resizes images as the network's test images were, and writes their bytes (row, column, channel), image after "
+        "image: the standard input of the program that export-c writes.",
+        "spiking-mlp pixels fashion.smlp shoe.png shirt.png -o images.bin && ./fashion < images.bin",
+        run=_pixels,
+    )
+    parser.add_argument("network", metavar="NETWORK", help=f"{NETWORK}; or {WHERE}")
+    parser.add_argument("images", metavar="IMAGE", nargs="+", help="image file, e.g. JPEG or PNG")
+    add_output(parser, "file to write, e.g. images.bin", required=True)
 
 
 def _compile(chosen: argparse.Namespace) -> None:
@@ -195,3 +209,23 @@ def _export_c(chosen: argparse.Namespace) -> None:
     print(f"{output}: {memory.constants:,} bytes of constants, {memory.ram:,} bytes of RAM")
     sys.stdout.flush()
     print(f"try it: cc -std=c99 -O2 -DSMLP_MAIN {output} -o {output.stem}", file=sys.stderr)
+
+
+def _pixels(chosen: argparse.Namespace) -> None:
+    for name in chosen.images:
+        if not os.path.exists(user_path(name)):
+            raise InputError(f"there is no image {name}: give the path of an image file")
+    output = check_export(chosen.output, chosen.network)
+    for name in chosen.images:
+        if output.exists() and output.samefile(user_path(name)):
+            raise InputError(f"{output} is one of the images and would be overwritten: name another file with -o")
+    from spiking_mlp_jax.data.image import read_image
+    from spiking_mlp_jax.data.transforms import fitted
+    from spiking_mlp_jax.deploy.predict import config_of, open_network, pixels_of
+    from spiking_mlp_jax.utils.files import write_together
+
+    network = open_network(chosen.network)
+    inputs = fitted((read_image(user_path(name)) for name in chosen.images), config_of(network), pixels_of(network))
+    write_together({output: [inputs.tobytes()]})
+    sizes = " x ".join(map(str, inputs.shape))
+    print(f"{output}: {inputs.nbytes:,} bytes, {sizes} (image, row, column, channel)")

@@ -276,7 +276,7 @@ def _fit(description: Description, arrays, rounded, config, scale_error) -> Inte
         excess = {place: ranges.bits(*found[place]) - words[place] for place in places}
         over = [place for place in places if excess[place] > 0]
         if not over:
-            return net
+            return _stored(net)
         for place in over:
             fractions[place] -= excess[place]
             if words[place] == 16 and fractions[place] < LEAST_16:
@@ -288,14 +288,29 @@ def _fit(description: Description, arrays, rounded, config, scale_error) -> Inte
                 )
 
 
+def _stored(net: IntegerNet) -> IntegerNet:
+    """The network in the types of a file."""
+
+    def in_word(value, word):
+        # Where no neuron compares with it, a format's threshold is not part of the range analysis.
+        return int(np.clip(value, -(1 << (word - 1)), (1 << (word - 1)) - 1))
+
+    formats = {
+        place: Format(f.fraction, f.word, in_word(f.threshold, f.word), in_word(f.reset, f.word))
+        for place, f in net.description.formats.items()
+    }
+    arrays = {name: x.astype(np.int32) if x.dtype == np.int64 else x for name, x in net.arrays.items()}
+    return IntegerNet(dataclasses.replace(net.description, formats=formats), arrays)
+
+
 def _at(description, arrays, rounded, config, scale_error, words, fractions) -> IntegerNet:
     """The network with given words and fractions, which may overflow."""
     unit = {place: 2.0**fraction for place, fraction in fractions.items()}
     integers: dict[str, np.ndarray] = {}
 
     def scaled(value, place):
-        # The range analysis finds what exceeds 32 bits.
-        return np.clip(np.rint(np.asarray(value) * unit[place]), -(2**31), 2**31 - 1).astype(np.int32)
+        # In 64 bits, so that the range analysis finds what exceeds 32.
+        return np.clip(np.rint(np.asarray(value, np.float64) * unit[place]), -(2.0**40), 2.0**40).astype(np.int64)
 
     for layer in layers(config):
         name, place, entries = layer.name, layer.place, arrays[layer.name]

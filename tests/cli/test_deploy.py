@@ -6,11 +6,14 @@ import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from spiking_mlp_jax.cli.main import main
 from spiking_mlp_jax.deploy import artifact, reference
+from spiking_mlp_jax.deploy.fold import fold
+from spiking_mlp_jax.deploy.quantize import quantize
 from spiking_mlp_jax.models import weights
-from tests.support.random_model import CLASSES, make_data, make_workdir, random_model
+from tests.support.random_model import CLASSES, make_data, make_workdir, meta_for, random_model
 
 # What an edge device does not have. Importing any of it fails.
 NOT_INSTALLED = (
@@ -183,3 +186,25 @@ def test_layer_norm_cannot_be_compiled(capsys, tmp_path):
 def test_weights_without_data(capsys, tmp_path):
     weights.save(tmp_path / "bare", random_model(), {})
     assert 'no "data"' in refusal(capsys, "compile", tmp_path / "bare", "-o", tmp_path / "net.smlp")
+
+
+def test_pixels(compiled_for_pixels, tmp_path, capsys):
+    network, c = compiled_for_pixels
+    pixels = np.random.default_rng(0).integers(0, 256, (2, c.image_size, c.image_size), np.uint8)
+    names = [str(tmp_path / f"{i}.png") for i in range(2)]
+    for name, image in zip(names, pixels, strict=True):
+        Image.fromarray(image).save(name)
+    assert main(["pixels", str(network), *names, "-o", str(tmp_path / "images.bin")]) == 0
+    assert (tmp_path / "images.bin").read_bytes() == pixels.tobytes()
+    capsys.readouterr()
+    for output in (names[0], str(network)):
+        assert main(["pixels", str(network), *names, "-o", output]) == 2
+        assert "would be overwritten" in capsys.readouterr().err
+
+
+@pytest.fixture
+def compiled_for_pixels(tmp_path):
+    model = random_model(depths=(1,))
+    net = quantize(fold(model, (0.3,), (0.4,)), np.zeros((1, 16, 16, 1), np.uint8), data=meta_for(model)["data"])
+    artifact.save(net, tmp_path / "net.smlp")
+    return tmp_path / "net.smlp", net.description

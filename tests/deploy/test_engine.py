@@ -1,10 +1,13 @@
 """The compiled engine against the NumPy reference, bit for bit; its machine code; what it needs to run."""
 
+import copy
 import inspect
+import multiprocessing
 import os
 import pickle
 import subprocess
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numba
@@ -320,3 +323,54 @@ def test_a_multiplication_in_a_kernel_is_found():
 def test_nothing_read_is_not_ok():
     assert not check_kernels({}).ok
     assert not check_kernels({"idle": numba.njit(planted_scalar)}).ok
+
+
+def _summed(engine, images):
+    return engine.predict(images)
+
+
+def test_copies_and_other_processes():
+    net = random_integer_net(5)
+    images = random_images(net, 5)
+    engine = Engine(net, threads=2)
+    want = engine.predict(images)  # its threads run, its buffers are in use
+    for other in (copy.deepcopy(engine), pickle.loads(pickle.dumps(engine))):
+        assert other.threads == 2 and np.array_equal(other.predict(images), want)
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        assert np.array_equal(pool.submit(_summed, engine, images).result(), want)
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), EOFError(), pickle.UnpicklingError()])
+def test_a_cache_that_fails_at_the_first_call(monkeypatch, error):
+    net = random_integer_net(6, depths=(1,))
+    images = random_images(net, 2)
+
+    def fail(*arguments):
+        raise error
+
+    for name in COMPILED:
+        monkeypatch.setitem(COMPILED, name, fail)
+    assert np.array_equal(Engine(net, threads=1).logits(images), reference.run(net, images))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["damaged index", "damaged data", "full"])
+def test_a_cache_on_a_bad_disk(tmp_path, kind):
+    net = random_integer_net(2, per_token=False, depths=(1,))
+    images = random_images(net, 2)
+    environment = dict(os.environ, NUMBA_CACHE_DIR=str(tmp_path / "cache"))
+    # No file can grow beyond 0 bytes: as on a full disk, writing fails after opening.
+    limit = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+    limit += "resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))\n"
+    for turn in range(1 if kind == "full" else 2):
+        done = subprocess.run(
+            [sys.executable, "-c", limit * (kind == "full") + BLOCKED], input=pickle.dumps((net, images)),
+            capture_output=True, check=False, cwd=TESTS.parent, env=environment,
+        )  # fmt: skip
+        assert done.returncode == 0, (turn, done.stderr.decode())
+        assert np.array_equal(pickle.loads(done.stdout), reference.run(net, images))
+        files = [file for file in (tmp_path / "cache").rglob("*") if file.is_file()]
+        assert kind == "full" or files
+        for file in files:
+            if file.suffix == (".nbi" if kind == "damaged index" else ".nbc"):
+                file.write_bytes(b"")

@@ -215,6 +215,9 @@ def test_its_own_main_and_an_odd_name(tmp_path):
     scores = reference.run(net, images).sum(0)
     expected = [[row.argmax(), *row] for row in scores]
     assert [[int(n) for n in line.split()] for line in done.stdout.splitlines()] == expected
+    for wrong in (b"", images.tobytes()[:-1], images.tobytes() + b"x"):
+        done = subprocess.run([tmp_path / "program"], input=wrong, capture_output=True, check=False)
+        assert done.returncode == 1 and b"error: expected images of" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spiking_mlp_jax.deploy import ranges, reference
+from spiking_mlp_jax.deploy import artifact, ranges, reference
 from spiking_mlp_jax.deploy.audit import audit
+from spiking_mlp_jax.deploy.engine import Engine
 from spiking_mlp_jax.deploy.fold import fold
 from spiking_mlp_jax.deploy.quantize import _Inputs, quantize, round_weights, signed_digits
 from spiking_mlp_jax.errors import InputError
@@ -210,3 +211,33 @@ def test_weights_that_are_no_numbers():
     set_value(model, "head.kernel", np.nan)
     with pytest.raises(InputError, match=r"of head has NaN or inf"):
         quantize(fold(model), images())
+
+
+@pytest.mark.parametrize("features", ["token", "channel"])
+@pytest.mark.parametrize(
+    ("threshold", "reset", "more"),
+    [
+        (0.01, 0.0, {}),
+        (15.0, None, {}),
+        (40.0, 0.0, dict(decay_input=False)),
+        (1000.0, -1000.0, {}),
+        (1000.0, 0.0, dict(neuron="if")),
+        (1.0, -500.0, dict(encoding="plain")),
+    ],
+)
+def test_thresholds_and_resets_of_any_size(threshold, reset, more, features, tmp_path):
+    """They take part in the choice of the formats, and the file can be read again."""
+    fields = dict(v_threshold=threshold, v_reset=reset, norm_features=features, depths=(1,), **more)
+    _, net = quantized(**fields)
+    artifact.save(net, tmp_path / "net.smlp")
+    pixels = images(4, seed=1)
+    engine = Engine(tmp_path / "net.smlp", threads=1)
+    assert np.array_equal(engine.logits(pixels), reference.run(net, pixels))
+    place = net.description.formats["stage0"]
+    assert place.threshold == np.rint(threshold * 2.0**place.fraction) > 0
+    assert place.reset == np.rint((reset or 0) * 2.0**place.fraction)
+
+
+def test_a_constant_beyond_32_bits_is_refused():
+    with pytest.raises(InputError, match="32 bits"):
+        quantized(v_threshold=1e11, neuron="if", depths=(1,))

@@ -285,16 +285,25 @@ def _main(c: Description, name: str) -> str:
 #ifdef SMLP_MAIN
 #include <stdio.h>
 
-// Reads images from standard input, {pixels} bytes each; prints one line per image: class, scores.
+// Reads images from standard input, {pixels} bytes each (`spiking-mlp pixels`); prints one line per image: class,
+// scores. Returns 1 if the input is not one or more whole images, or cannot be read.
 int main(void)
 {{
     static uint8_t pixels[{pixels}];
     static int32_t scores[{c.num_classes}];
-    while (fread(pixels, 1, {pixels}, stdin) == {pixels}) {{
+    size_t got;
+    unsigned long images = 0;
+    while ((got = fread(pixels, 1, {pixels}, stdin)) == {pixels}) {{
         int i;
+        images++;
         printf("%d", {name}_classify(pixels, scores));
         for (i = 0; i < {c.num_classes}; i++) printf(" %ld", (long)scores[i]);
         printf("\\n");
+    }}
+    if (got || !images || ferror(stdin)) {{
+        fprintf(stderr, "error: expected images of {pixels} bytes each, got %lu and %lu bytes more\\n", images,
+                (unsigned long)got);
+        return 1;
     }}
     return 0;
 }}

@@ -14,6 +14,7 @@ from spiking_mlp_jax.deploy.engine.ends import head, stem
 from spiking_mlp_jax.deploy.engine.kernels import OPTIONS, fire, identity, layer, mix
 
 SOURCES = ("ends", "kernels", "operands", "simd")
+KERNELS = {function.__name__: function for function in (layer, fire, identity, mix, stem, head)}
 config: Any = numba_config
 
 
@@ -35,9 +36,19 @@ def _compiled(function: Any) -> Any:
 def _all_compiled() -> dict[str, Any]:
     before, config.CACHE_DIR = config.CACHE_DIR, _cache_folder()
     try:
-        return {function.__name__: _compiled(function) for function in (layer, fire, identity, mix, stem, head)}
+        return {name: _compiled(function) for name, function in KERNELS.items()}
     finally:
         config.CACHE_DIR = before
 
 
 COMPILED = _all_compiled()
+
+
+def run(kernel: str, *arguments: Any) -> None:
+    """Call a kernel, compiled without the cache where the cache cannot be read or written."""
+    function = COMPILED[kernel]
+    try:
+        function(*arguments)
+    except Exception:  # a full disk, or any error that unpickling a damaged file can raise; the kernel has not run yet
+        COMPILED[kernel] = numba.njit(**OPTIONS)(KERNELS[kernel])
+        COMPILED[kernel](*arguments)

@@ -16,7 +16,7 @@ from fractions import Fraction
 import numpy as np
 
 from spiking_mlp_jax.deploy import artifact, ranges
-from spiking_mlp_jax.deploy.engine.compiled import COMPILED
+from spiking_mlp_jax.deploy.engine.compiled import run
 from spiking_mlp_jax.deploy.engine.operands import Constants
 from spiking_mlp_jax.deploy.engine.program import Program
 from spiking_mlp_jax.deploy.network import Description, IntegerNet, check_images, is_whole
@@ -71,6 +71,10 @@ class Engine:
         self._begin()
         self._slots = max(1, IN_FLIGHT_BYTES // _bytes_in_flight(self.description))
         self._team = threads > 1 and _additions(net) >= WORTH_A_TEAM
+
+    def __reduce__(self):
+        # Threads, locks and buffers belong to a process: a copy, or another process, makes its own.
+        return type(self), (self.net, self.threads)
 
     def _begin(self):
         """State of this process: after a fork there are no threads, and a lock may have been held."""
@@ -220,16 +224,15 @@ class Engine:
         for call in program.calls:
             if call.once and t:
                 continue
-            function = COMPILED[call.kernel]
             steps = program.stem_steps if call.once else program.steps
             arguments = call.arguments(t)
             pieces = _cut(call.extent, call.unit, self.threads) if team else [(0, call.extent)]
             if len(pieces) == 1:
-                function(active, *pieces[0], steps, *arguments, *(scratch[0][: call.scratch]))
+                run(call.kernel, active, *pieces[0], steps, *arguments, *(scratch[0][: call.scratch]))
             else:
                 assert self._pool is not None
                 waiting = [
-                    self._pool.submit(function, active, *piece, steps, *arguments, *(own[: call.scratch]))
+                    self._pool.submit(run, call.kernel, active, *piece, steps, *arguments, *(own[: call.scratch]))
                     for piece, own in zip(pieces, scratch, strict=False)
                 ]
                 for one in waiting:
