@@ -31,6 +31,7 @@ from spiking_mlp_jax.deploy.forward import Folded, Observe
 from spiking_mlp_jax.deploy.network import as_array
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.models.config import ModelConfig
+from spiking_mlp_jax.models.folder import check_finite
 from spiking_mlp_jax.models.pixels import Pixels, check_statistics
 from spiking_mlp_jax.models.spiking_mlp import SpikingMLP
 from spiking_mlp_jax.models.topology import Layer, layers
@@ -103,8 +104,8 @@ def fold(model: SpikingMLP, mean: tuple[float, ...] | None = None, std: tuple[fl
             neurons    tau, for each layer of neurons, with neuron="plif"
 
     Raises:
-        InputError: the network has LayerNorms, whose statistics depend on the input; mean and std do not fit its
-            channels.
+        InputError: the network has LayerNorms, whose statistics depend on the input; NaN or inf in a tensor; mean and
+            std do not fit its channels.
 
     Examples:
         >>> from spiking_mlp_jax.models import weights
@@ -125,6 +126,7 @@ def fold(model: SpikingMLP, mean: tuple[float, ...] | None = None, std: tuple[fl
     # On the host: slices of device arrays would each be compiled.
     state = jax.device_get(nnx.state(model, nnx.Any(nnx.Param, nnx.BatchStat)))
     values = {path: np.asarray(variable[...], np.float64) for path, variable in nnx.to_flat_state(state)}
+    check_finite({".".join(map(str, path)): x for path, x in values.items()}, "the model")
     arrays: dict[str, dict[str, np.ndarray]] = {}
     for layer in layers(c):
         own = {path: x for path, x in values.items() if path[:-1] in layer.paths}

@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -293,6 +294,23 @@ def _read_tensors(file: Path, wanted: dict[str, nnx.Variable]) -> dict[str, np.n
             extra = sorted(names - wanted.keys())
             if extra:
                 raise InputError(f'{file} holds the tensor "{extra[0]}", which the model does not have')
-            return {name: stored.get_tensor(name) for name in wanted}
+            tensors = {name: stored.get_tensor(name) for name in wanted}
     except (SafetensorError, OSError) as error:
         raise InputError(f"{file} is truncated or damaged ({error}): train or copy it again") from error
+    check_finite(tensors, str(file))
+    return tensors
+
+
+def check_finite(tensors: Mapping[str, np.ndarray], where: str) -> None:
+    """Check that every number is finite: a neuron whose potential is NaN never fires, and the logits look sound.
+
+    Raises:
+        InputError: a tensor holds NaN or inf; the message names `where`.
+    """
+    bad = [name for name, x in tensors.items() if x.dtype.kind == "f" and not np.isfinite(x).all()]
+    if bad:
+        more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
+        raise InputError(
+            f'tensor "{bad[0]}"{more} in {where} contains NaN or inf: training diverged, or a 16-bit dtype overflowed; '
+            "use weights of an earlier step, or retrain with a lower learning rate"
+        )

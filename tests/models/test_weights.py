@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from spiking_mlp_jax import ModelConfig
+from spiking_mlp_jax.deploy.fold import fold
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.models import folder as folders
 from spiking_mlp_jax.models import weights
@@ -313,3 +314,14 @@ def test_shipped_networks_are_the_best_of_their_logs(name):
         "loss": best["loss"],
         "images": 10_000,
     }
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_values_that_are_not_finite_are_refused(tmp_path, value):
+    model = random_model(depths=(1,))
+    model.stages[0].encode.conv.kernel[...] = model.stages[0].encode.conv.kernel[...].at[0, 0, 0, 0].set(value)
+    with pytest.raises(InputError, match="NaN or inf"):
+        fold(model)
+    weights.save(tmp_path, model, meta_for(model))
+    with pytest.raises(InputError, match=r'"stages\.0\.encode\.conv\.kernel".*NaN or inf'):
+        weights.load(tmp_path)

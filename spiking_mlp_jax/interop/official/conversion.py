@@ -142,10 +142,10 @@ def convert(
     if not isinstance(source, Mapping):
         meta["converted_from"] = {"file": os.path.basename(source), "assumed": [*origins.assumed, *assumed_data]}
     rounded = any(a.dtype != state[name].dtype for name, a in stored.items())
-    notes = not_finite(state), "float64 was rounded to float32; JAX_ENABLE_X64=1 keeps it" if rounded else ""
-    return Converted(
-        model, meta, origins.inferred, origins.given, origins.assumed, assumed_data, tuple(filter(None, notes))
-    )
+    if problem := not_finite(state):
+        raise InputError(problem)
+    notes = ("float64 was rounded to float32; JAX_ENABLE_X64=1 keeps it",) if rounded else ()
+    return Converted(model, meta, origins.inferred, origins.given, origins.assumed, assumed_data, notes)
 
 
 def not_finite(state: Mapping[str, np.ndarray]) -> str:
