@@ -107,8 +107,8 @@ def add_data(parser, batch_size: int | None = None, limit: str = "", images: str
     """
     add_dataset(
         parser,
-        f'where {images} come from: "fashion_mnist", "idx", "folder" or "tfds:NAME" (default: the dataset the '
-        "network was trained on)",
+        f'where {images} come from: "fashion_mnist", "idx", "folder", "npz:FILE" or "tfds:NAME" (default: the '
+        "dataset the network was trained on)",
     )
     add_data_dir(parser)
     if batch_size is not None:

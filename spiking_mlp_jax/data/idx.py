@@ -10,7 +10,7 @@ import numpy as np
 from spiking_mlp_jax.errors import InputError
 
 _PREFIX = {"train": "train", "test": "t10k"}
-_DIMENSIONS = {"images": 3, "labels": 1}
+_DIMENSIONS = {"images": (3, 4), "labels": (1,)}  # grey or colour; labels
 
 
 def find_idx(folder: Path, split: str, kind: str) -> Path | None:
@@ -23,21 +23,22 @@ def find_idx(folder: Path, split: str, kind: str) -> Path | None:
     """
     for joint in ("-", "."):  # both spellings circulate
         for suffix in ("", ".gz"):
-            path = folder / f"{_PREFIX[split]}-{kind}{joint}idx{_DIMENSIONS[kind]}-ubyte{suffix}"
-            if path.is_file():
-                return path
+            for dimensions in _DIMENSIONS[kind]:
+                path = folder / f"{_PREFIX[split]}-{kind}{joint}idx{dimensions}-ubyte{suffix}"
+                if path.is_file():
+                    return path
     return None
 
 
-def read_idx(path: Path, dimensions: int) -> np.ndarray:
+def read_idx(path: Path, *dimensions: int) -> np.ndarray:
     """Read one IDX file of unsigned bytes, gzip-compressed if its name ends in ".gz".
 
     Args:
       path: the file.
-      dimensions: 3 for images [N, H, W], 1 for labels [N].
+      dimensions: allowed numbers of axes: 3 for images [N, H, W], 4 for images [N, H, W, C], 1 for labels [N].
 
     Returns:
-      uint8 array with `dimensions` axes.
+      uint8 array.
 
     Raises:
       InputError: not such a file, truncated, or too long; the message names the file.
@@ -49,13 +50,13 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"cannot read IDX file {path} ({error}): download it again") from error
     # Two zero bytes, 8 for "unsigned byte", the number of dimensions.
-    magic = bytes((0, 0, 8, dimensions))
-    if data[:4] != magic:
+    magics = [bytes((0, 0, 8, count)) for count in dimensions]
+    if data[:4] not in magics:
         raise InputError(
-            f"{path} is not an IDX file of bytes with {dimensions} dimensions (it starts with "
-            f"0x{data[:4].hex()}, not 0x{magic.hex()}): use the original file"
+            f"{path} is not an IDX file of bytes with {' or '.join(map(str, dimensions))} dimensions (it starts with "
+            f"0x{data[:4].hex()}, not {' or '.join(f'0x{magic.hex()}' for magic in magics)}): use the original file"
         )
-    start = 4 + 4 * dimensions
+    start = 4 + 4 * data[3]
     shape = tuple(int.from_bytes(data[at : at + 4], "big") for at in range(4, start, 4))
     if len(data) < start or len(data) - start != math.prod(shape):
         raise InputError(
@@ -68,24 +69,32 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
 
 
 def read_idx_split(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Images uint8 [N, H, W, 1] and labels int32 [N] of one split.
+    """Images uint8 [N, H, W, 1 | 3] and labels int32 [N] of one split.
 
     Raises:
-      InputError: a file is missing or damaged, or the numbers of images and labels differ.
+      InputError: a file is missing or damaged, the numbers of images and labels differ, or images have neither 1 nor 3
+        channels.
     """
     paths = {}
     for kind in ("images", "labels"):
         path = find_idx(folder, split, kind)
         if path is None:
             raise InputError(
-                f"folder {folder} has no {_PREFIX[split]}-{kind}-idx{_DIMENSIONS[kind]}-ubyte[.gz]: "
-                "put the four standard IDX files there"
+                f"folder {folder} has no {_PREFIX[split]}-{kind}-idx{_DIMENSIONS[kind][0]}-ubyte[.gz]"
+                f"{' (grey) or idx4 (colour)' if kind == 'images' else ''}: put the four standard IDX files there"
             )
         paths[kind] = path
-    images, labels = read_idx(paths["images"], 3), read_idx(paths["labels"], 1)
+    images, labels = (read_idx(paths[kind], *_DIMENSIONS[kind]) for kind in ("images", "labels"))
     if len(images) != len(labels):
         raise InputError(
             f"{paths['images']} holds {len(images)} images but {paths['labels']} holds {len(labels)} labels: "
             "use files of the same dataset"
         )
-    return images[..., None], labels.astype(np.int32)
+    if images.ndim == 3:
+        images = images[..., None]
+    if images.shape[-1] not in (1, 3):
+        raise InputError(
+            f"{paths['images']} holds images of shape {images.shape[1:]}: write [N, H, W] (grey) or "
+            "[N, H, W, 3] (colour)"
+        )
+    return images, labels.astype(np.int32)

@@ -64,6 +64,7 @@ def parse_rand_augment(notation: str) -> RandAugment | None:
     """
     if not notation:
         return None
+    notation = " ".join(notation.split())
     first, *parts = notation.split("-")
     found = {}
     for part in parts:

@@ -1,8 +1,10 @@
-"""Labelled images with random access: embedded, in IDX files, in folders, or from TFDS."""
+"""Labelled images with random access: embedded, in arrays, IDX or .npz files, in folders, or from TFDS."""
 
 import contextlib
 import hashlib
 import os
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -28,7 +30,9 @@ FASHION_MNIST_CLASSES = (
     "Bag",
     "Ankle boot",
 )
-DATASETS = ("fashion_mnist", "idx", "folder", "tfds:<name>")
+DATASETS = ("fashion_mnist", "idx", "folder", "npz:<file>", "tfds:<name>")
+ARRAYS = "arrays"  # the dataset of a run whose images were passed to `fit`
+NPZ_ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
@@ -89,10 +93,11 @@ def open_source(dataset: str, split: str, data_dir: str | os.PathLike[str] | Non
     Args:
       dataset: "fashion_mnist": the embedded 20,000 training and 10,000 test images, or the full dataset if
         `data_dir` holds its IDX files or a TFDS copy; "idx": the four standard IDX files in `data_dir`;
-        "folder": `data_dir`/train|val|test/<class>/*.jpg|jpeg|png; "tfds:<name>": a prepared TFDS dataset with
-        `image` and `label`, in `data_dir` or TFDS's default folder.
+        "folder": `data_dir`/train|val|test/<class>/*.jpg|jpeg|png; "npz:<file>": see `NpzSource`, a relative path
+        starts at `data_dir`, if given, else at the working folder; "tfds:<name>": a prepared TFDS dataset with `image`
+        and `label`, in `data_dir` or TFDS's default folder.
       split: "train" or "test". Without a test split, "test" is val (folder) or validation (TFDS).
-      data_dir: folder of the files; optional for "fashion_mnist" and "tfds:<name>".
+      data_dir: folder of the files; optional for "fashion_mnist", "npz:<file>" and "tfds:<name>".
 
     Returns:
       The source. Pickled into a worker process, it opens its files again.
@@ -102,8 +107,12 @@ def open_source(dataset: str, split: str, data_dir: str | os.PathLike[str] | Non
     """
     if split not in ("train", "test"):
         raise InputError(f'unknown split "{split}": use "train" or "test"')
-    if dataset not in DATASETS and not dataset.startswith("tfds:"):
-        raise InputError(f'unknown dataset "{dataset}": {nearest(dataset, DATASETS)}')
+    if dataset == ARRAYS:
+        raise InputError(
+            "the network was trained on arrays passed to fit: pass train_data and test_data to fit again, or name a "
+            "dataset, in commands with --dataset and --data-dir"
+        )
+    check_dataset(dataset)
     folder = user_path(data_dir) if data_dir else None
     if folder is not None and not folder.is_dir():
         raise InputError(f"data_dir {folder} is not a folder: use the folder of the dataset")
@@ -111,11 +120,20 @@ def open_source(dataset: str, split: str, data_dir: str | os.PathLike[str] | Non
         return _open_fashion_mnist(split, folder)
     if dataset.startswith("tfds:"):
         return TfdsSource(find_version(dataset.removeprefix("tfds:"), folder), split)
+    if dataset.startswith("npz:"):
+        return NpzSource((folder or Path()) / user_path(dataset.removeprefix("npz:")), split)
     if folder is None:
         raise InputError(
             f'dataset "{dataset}" needs data_dir: name its folder with --data-dir, in training with --config.data_dir'
         )
     return IdxSource(folder, split) if dataset == "idx" else FolderSource(folder, split)
+
+
+def check_dataset(dataset: str) -> None:
+    """Raise InputError unless `open_source` knows datasets of this name."""
+    kind, _, name = dataset.partition(":")
+    if dataset not in DATASETS and not (name and kind in ("npz", "tfds")):
+        raise InputError(f'unknown dataset "{dataset}": {nearest(dataset, DATASETS)}')
 
 
 def check_classes(source: Source, num_classes: int, name: str, dataset: str) -> Source:
@@ -243,6 +261,143 @@ class _ArraySource:
         """A digest of the arrays."""
         arrays = self._images, self._labels
         return _digest(part for x in arrays for part in (str((x.shape, x.dtype)).encode(), np.ascontiguousarray(x)))
+
+
+def array_sources(train_data: Any, test_data: Any, num_classes: int) -> dict[str, Source]:
+    """Sources of images in memory, by split; their classes are named "0", "1", ...
+
+    Args:
+      train_data: (images, labels): uint8 [N, H, W] or [N, H, W, C] with C = 1, 3 or 4, and integers [N] below
+        `num_classes`; None: no such split.
+      test_data: likewise.
+      num_classes: number of classes.
+
+    Raises:
+      InputError: other arrays.
+    """
+    sources: dict[str, Source] = {}
+    for split, data in (("train", train_data), ("test", test_data)):
+        if data is None:
+            continue
+        if not isinstance(data, tuple | list) or len(data) != 2:
+            raise InputError(f"{split}_data must be a pair (images, labels), got {type(data).__name__}")
+        try:
+            images, labels = map(np.asarray, data)
+        except ValueError as error:
+            raise InputError(f"{split}_data must hold arrays of one shape per image ({error})") from error
+        images, labels = _checked_images(images, f"{split}_data[0]"), _checked_labels(labels, f"{split}_data[1]")
+        if len(images) != len(labels):
+            raise InputError(
+                f"{split}_data holds {len(images)} images but {len(labels)} labels: pass one label per image"
+            )
+        if labels.max() >= num_classes:
+            raise InputError(f"the labels in {split}_data go up to {labels.max()}, but num_classes is {num_classes}")
+        sources[split] = _ArraySource(images, labels, tuple(map(str, range(num_classes))))
+    return sources
+
+
+def _checked_images(images: np.ndarray, where: str) -> np.ndarray:
+    if images.dtype != np.uint8:
+        raise InputError(
+            f"{where} holds {images.dtype}: convert to uint8 from 0 to 255; values from 0 to 1 with "
+            "np.round(255 * images).astype(np.uint8)"
+        )
+    if images.ndim == 4 and images.shape[-1] not in (1, 3, 4) and images.shape[1] in (1, 3, 4):
+        raise InputError(f"{where} has shape {images.shape}: channels come last, use images.transpose(0, 2, 3, 1)")
+    if images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[-1] not in (1, 3, 4)):
+        raise InputError(f"{where} has shape {images.shape}: use [N, H, W] or [N, H, W, C] with 1, 3 or 4 channels")
+    if not images.size:
+        raise InputError(f"{where} is empty (shape {images.shape}): use at least one image")
+    return images if images.ndim == 4 else images[..., None]
+
+
+def _checked_labels(labels: np.ndarray, where: str) -> np.ndarray:
+    if labels.ndim != 1:
+        hint = "; from one-hot labels with labels.argmax(1)" if labels.ndim == 2 and labels.shape[1] > 1 else ""
+        raise InputError(f"{where} has shape {labels.shape}: use one integer per image, [N]{hint}")
+    if labels.dtype.kind not in "iu":
+        raise InputError(f"{where} holds {labels.dtype}: use integers from 0, one per class")
+    if not labels.size:
+        raise InputError(f"{where} is empty: use at least one image")
+    if labels.min() < 0 or labels.max() >= 2**31:
+        wrong = labels.min() if labels.min() < 0 else labels.max()
+        raise InputError(f"{where} holds the label {wrong}: number the classes from 0")
+    return labels.astype(np.int32)
+
+
+class NpzSource(_ArraySource):
+    """A split of a NumPy archive, read into memory.
+
+    Args:
+      file: holds train_images and test_images, uint8 [N, H, W] or [N, H, W, C] with C = 1, 3 or 4; train_labels and
+        test_labels, integers [N]; optionally class_names, strings [classes], else "0", "1", ... up to the largest label
+        of both splits. Archives with pickled objects are refused.
+      split: "train" or "test".
+
+    Raises:
+      InputError: a missing or corrupt file or array; the message names the file and the array.
+    """
+
+    def __init__(self, file: Path, split: str):
+        self._arguments = (file, split)
+        try:
+            with file.open("rb") as opened:
+                archive: Any = np.load(opened, allow_pickle=False)
+                if isinstance(archive, np.ndarray):
+                    raise InputError(f"{file} holds a single array: save an archive with np.savez({_savez()})")
+                if missing := [name for name in NPZ_ARRAYS if name not in archive]:
+                    raise InputError(
+                        f"{file} has no {' and no '.join(missing)}, it holds {', '.join(archive) or 'nothing'}: save "
+                        f"it with np.savez({_savez()})"
+                    )
+                labels = {part: _npz_array(archive, file, f"{part}_labels") for part in ("train", "test")}
+                images = _npz_array(archive, file, f"{split}_images")
+                names = _npz_array(archive, file, "class_names") if "class_names" in archive else None
+        except FileNotFoundError as error:
+            raise InputError(f"there is no file {file.absolute()}: name a .npz file") from error
+        except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(f"{file} is not a NumPy archive, or it is corrupt: save it again with np.savez") from error
+        labels = {part: _checked_labels(array, f"{part}_labels in {file}") for part, array in labels.items()}
+        images = _checked_images(images, f"{split}_images in {file}")
+        if len(images) != len(labels[split]):
+            raise InputError(
+                f"{file} holds {len(images)} {split}_images but {len(labels[split])} {split}_labels: save one label "
+                "per image"
+            )
+        largest = max(int(array.max()) for array in labels.values())
+        super().__init__(images, labels[split], _npz_names(names, largest, file))
+
+    def __reduce__(self):
+        return NpzSource, self._arguments
+
+
+def _savez() -> str:
+    return "file, " + ", ".join(f"{name}=..." for name in NPZ_ARRAYS)
+
+
+def _npz_array(archive: Mapping[str, Any], file: Path, name: str) -> np.ndarray:
+    try:
+        array = archive[name]
+    except (ValueError, MemoryError) as error:  # objects, or more than memory holds
+        raise InputError(
+            f"{name} in {file} cannot be read ({' '.join(str(error).split())}): save plain arrays, "
+            "class_names as strings"
+        ) from error
+    if not isinstance(array, np.ndarray):
+        raise InputError(f"{name} in {file} is not an array: save it with np.savez")
+    return array
+
+
+def _npz_names(names: np.ndarray | None, largest: int, file: Path) -> tuple[str, ...]:
+    if names is None:
+        return tuple(map(str, range(largest + 1)))
+    if names.dtype.kind != "U" or names.ndim != 1 or "" in names or len(set(names.tolist())) != len(names):
+        raise InputError(f"class_names in {file} must be different strings, [classes], got {names.dtype} {names.shape}")
+    if largest >= len(names):
+        raise InputError(f"the labels in {file} go up to {largest}, but there are only {len(names)} class_names")
+    return tuple(names.tolist())
 
 
 class EmbeddedSource(_ArraySource):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 import math
 import os
 import runpy
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -64,7 +65,7 @@ class Field:
 # Besides these an experiment has the fields of ModelConfig.
 FIELDS = {
     # Data
-    "dataset": Field("fashion_mnist", '"fashion_mnist", "idx", "folder" or "tfds:NAME"'),
+    "dataset": Field("fashion_mnist", '"fashion_mnist", "idx", "folder", "npz:FILE" or "tfds:NAME"'),
     "data_dir": Field(None, "folder of the files (None: the images inside the package)", free=True),
     "resize_mode": Field("pad", "how images reach image_size", RESIZE_MODES),
     "eval_resize": Field(0, 'shorter side before the centre crop of "resize_crop" (0: 8/7 of image_size)', least=0),
@@ -334,7 +335,8 @@ def load_config(text: str, overrides: Sequence[str] = ()) -> config_dict.ConfigD
     Args:
         text: "FILE.py", "FILE.py:ARGUMENT", or the name of a shipped config with or without an argument, e.g.
             "fashion_mnist:demo".
-        overrides: fields with other values, "NAME=VALUE" or as on the command line, "--config.NAME=VALUE".
+        overrides: fields with other values, "NAME=VALUE" or as on the command line, "--config.NAME=VALUE". Keyword-only
+            parameters of the file's `get_config` receive theirs as text, e.g. `def get_config(*, data_dir=None)`.
 
     Raises:
         InputError: no such file, one that fails or does not define a configuration, an unknown field or a value of the
@@ -346,10 +348,16 @@ def load_config(text: str, overrides: Sequence[str] = ()) -> config_dict.ConfigD
     """
     name, colon, argument = text.partition(":")
     file = find_config(name)
-    config = call_function(file, "get_config", "config file", *([argument] if colon else []))
+    words = [word if word.startswith("-") or "=" not in word else f"--config.{word}" for word in overrides]
+    values = {}
+    for word, following in zip(words, [*words[1:], ""], strict=False):
+        field, equals, value = word.lstrip("-").partition("=")
+        if word.startswith("-") and field.startswith("config."):
+            values[field.removeprefix("config.")] = value if equals else following
+    config = call_function(file, "get_config", "config file", *([argument] if colon else []), keywords=values)
     if not isinstance(config, config_dict.ConfigDict):
         raise InputError(f'get_config of "{file}" must return a ConfigDict, but returned {type(config).__name__}')
-    _override(config, [word if word.startswith("-") or "=" not in word else f"--config.{word}" for word in overrides])
+    _override(config, words)
     return config
 
 
@@ -386,7 +394,7 @@ def _shipped_configs() -> Path:
     return wheel if wheel.is_dir() else checkout
 
 
-def call_function(file: str, name: str, what: str, *arguments: Any) -> Any:
+def call_function(file: str, name: str, what: str, *arguments: Any, keywords: Mapping[str, Any] | None = None) -> Any:
     """What a function that a Python file defines returns.
 
     Args:
@@ -394,6 +402,7 @@ def call_function(file: str, name: str, what: str, *arguments: Any) -> Any:
         name: of the function.
         what: the file is, for messages, e.g. "config file".
         arguments: of the function.
+        keywords: values for those of its keyword-only parameters that are named here.
 
     Raises:
         InputError: the file fails or does not define the function.
@@ -403,7 +412,9 @@ def call_function(file: str, name: str, what: str, *arguments: Any) -> Any:
         if function is None:
             hint = "; it is a sweep: run it with spiking-mlp sweep" if f"{os.sep}sweeps{os.sep}" in str(file) else ""
             raise InputError(f'the {what} "{file}" defines no function {name}{hint}')
-        return function(*arguments)
+        parameters = inspect.signature(function).parameters.values()
+        wanted = {parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}
+        return function(*arguments, **{key: value for key, value in (keywords or {}).items() if key in wanted})
     except InputError:
         raise
     except (Exception, SystemExit) as error:

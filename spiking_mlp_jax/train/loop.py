@@ -7,17 +7,26 @@ import dataclasses
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 from etils import epath
 from flax import nnx
+from ml_collections import config_dict
 
 from spiking_mlp_jax.data.damaged import Damaged
 from spiking_mlp_jax.data.pipeline import batch_records, steps_per_epoch, train_batches
-from spiking_mlp_jax.data.sources import Source, check_same, differences, identity, open_source
+from spiking_mlp_jax.data.sources import (
+    ARRAYS,
+    Source,
+    array_sources,
+    check_same,
+    differences,
+    identity,
+    open_source,
+)
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.models import adapt as finetune
 from spiking_mlp_jax.models import weights
@@ -63,7 +72,13 @@ class Result:
     main: bool = True
 
 
-def fit(config: Config, workdir: str | os.PathLike[str]) -> Result:
+def fit(
+    config: Config,
+    workdir: str | os.PathLike[str],
+    *,
+    train_data: tuple[Any, Any] | None = None,
+    test_data: tuple[Any, Any] | None = None,
+) -> Result:
     """Trains a network, or resumes training, until the last epoch or an interruption.
 
     The first SIGINT (Ctrl-C) or SIGTERM ends the run after the current step, with a checkpoint; an evaluation is
@@ -76,6 +91,10 @@ def fit(config: Config, workdir: str | os.PathLike[str]) -> Result:
     Args:
         config: the experiment, see `spiking_mlp_jax.train.config.default_config`.
         workdir: folder of everything the run writes, on a disk or in an object store (gs://); made if missing.
+        train_data: (images, labels) in place of `config.dataset`: uint8 [N, H, W] or [N, H, W, C] with 1, 3 or 4
+            channels, and integers [N] below `config.num_classes`. Needs `test_data`, too; a run is resumed with the
+            same arrays.
+        test_data: likewise; with eval_only it is enough.
 
     Returns:
         how it ended. A dry run only prints, and has taken no step; with eval_only, best_accuracy is the accuracy found.
@@ -91,6 +110,12 @@ def fit(config: Config, workdir: str | os.PathLike[str]) -> Result:
         # Must precede the first use of devices. It concerns CPUs alone.
         jax.config.update("jax_cpu_enable_async_dispatch", False)
     validate(config, jax.device_count())
+    given = array_sources(train_data, test_data, config.num_classes)
+    if given:
+        for split in ("test",) if config.eval_only else ("train", "test"):
+            if split not in given:
+                raise InputError(f"{split}_data is missing: pass train_data and test_data")
+        config = config_dict.ConfigDict(config.to_dict() | {"dataset": ARRAYS, "data_dir": None})
     main = jax.process_index() == 0
     if config.dry_run:
         for line in dry_run.describe(config):
@@ -103,7 +128,7 @@ def fit(config: Config, workdir: str | os.PathLike[str]) -> Result:
         root = as_path(workdir)
         if config.eval_only:
             stack.push(end_together)
-            test_source = _open_source(config, "test")
+            test_source = _open_source(config, "test", given)
             _check_alike(config, identity({"test": test_source}))
             _make_workdir(root)
             stack.enter_context(locked(root) if main else contextlib.nullcontext())
@@ -112,7 +137,7 @@ def fit(config: Config, workdir: str | os.PathLike[str]) -> Result:
 
         # Devices, data and everything that is compiled.
         signals = stack.enter_context(StopRequest())
-        source, test_source = _open_source(config, "train"), _open_source(config, "test")
+        source, test_source = _open_source(config, "train", given), _open_source(config, "test", given)
         data = identity({"train": source, "test": test_source})
         epoch_steps = steps_per_epoch(source, config.batch_size)
         total = config.epochs * epoch_steps
@@ -352,8 +377,8 @@ def _save_weights(workdir: epath.Path, config: Config, model, dataset, step: int
     (workdir / "weights" / weights.OLD_TENSORS).unlink(missing_ok=True)
 
 
-def _open_source(config: Config, split: str) -> Source:
-    source = open_source(config.dataset, split, config.data_dir or None)
+def _open_source(config: Config, split: str, given: Mapping[str, Source]) -> Source:
+    source = given.get(split) or open_source(config.dataset, split, config.data_dir or None)
     if len(source.class_names) != config.num_classes:
         raise InputError(
             f'num_classes is {config.num_classes}, but "{config.dataset}" has {len(source.class_names)} classes: make '

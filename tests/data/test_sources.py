@@ -6,6 +6,7 @@ import pickle
 import shutil
 import sys
 import tempfile
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from spiking_mlp_jax.data.idx import read_idx
 from spiking_mlp_jax.data.sources import (
     FASHION_MNIST_CLASSES,
     FASHION_MNIST_FILE,
+    array_sources,
     differences,
     identity,
     open_source,
@@ -39,6 +41,8 @@ DEBIAN_FILES = Path("/usr/share/datasets/fashion-mnist")
         (("cifar10", "train"), 'unknown dataset "cifar10": the known ones are fashion_mnist'),
         (("fashion_mnst", "train"), 'did you mean "fashion_mnist"'),
         (("tfds", "train"), 'did you mean "tfds:<name>"'),
+        (("npz:", "train"), 'did you mean "npz:<file>"'),
+        (("arrays", "train"), "arrays passed to fit"),
         (("idx", "train"), "needs data_dir"),
         (("folder", "train", ""), "needs data_dir"),
         (("idx", "train", "no/such/place"), "no/such/place is not a folder"),
@@ -215,6 +219,126 @@ def test_idx_any_bytes(data):
             assert "some-idx3-ubyte" in str(error)
         else:
             assert idx_bytes(array) == data
+
+
+def write_color_idx(folder, channels=3, name="idx4"):
+    for prefix, count in (("train", 6), ("t10k", 3)):
+        pixels = np.arange(count * 5 * 4 * channels).reshape(count, 5, 4, channels)
+        (folder / f"{prefix}-images-{name}-ubyte").write_bytes(idx_bytes(pixels))
+        (folder / f"{prefix}-labels-idx1-ubyte").write_bytes(idx_bytes(np.arange(count) % 3))
+
+
+@pytest.mark.parametrize("name", ["idx4", "idx3"])
+def test_idx_in_color(tmp_path, name):
+    write_color_idx(tmp_path, name=name)
+    image = open_source("idx", "test", tmp_path)[1]["image"]
+    np.testing.assert_array_equal(image, np.arange(60, 120).reshape(5, 4, 3))
+
+
+def test_idx_of_other_channels(tmp_path):
+    write_color_idx(tmp_path, channels=2)
+    with pytest.raises(InputError, match=r"train-images-idx4-ubyte holds images of shape \(5, 4, 2\)"):
+        open_source("idx", "train", tmp_path)
+
+
+# --- arrays, and .npz files of them
+
+
+def arrays(**changed):
+    rng = np.random.default_rng(0)
+    found = {
+        "train_images": rng.integers(256, size=(6, 5, 4, 3), dtype=np.uint8),
+        "train_labels": np.arange(6) % 2,
+        "test_images": rng.integers(256, size=(3, 5, 4), dtype=np.uint8),
+        "test_labels": np.arange(3),
+    } | changed
+    return {name: array for name, array in found.items() if array is not None}
+
+
+@pytest.mark.parametrize("pack", [np.savez, np.savez_compressed])
+def test_npz(tmp_path, monkeypatch, pack):
+    pack(tmp_path / "own.npz", **arrays())
+    train = open_source("npz:own.npz", "train", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    test = pickle.loads(pickle.dumps(open_source("npz:own.npz", "test")))
+    assert (len(train), len(test)) == (6, 3)
+    assert train.class_names == test.class_names == ("0", "1", "2")
+    np.testing.assert_array_equal(train[4]["image"], arrays()["train_images"][4])
+    np.testing.assert_array_equal(test[2]["image"][..., 0], arrays()["test_images"][2])
+    assert (test[2]["label"], test[2]["label"].dtype) == (2, np.int32)
+    pack(tmp_path / "own.npz", **arrays(class_names=["a", "b", "ç"]))
+    assert open_source(f"npz:{tmp_path}/own.npz", "train").class_names == ("a", "b", "ç")
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"test_images": None, "test_labels": None}, "has no test_images and no test_labels, it holds train_images"),
+        ({"train_images": np.zeros((6, 5, 4, 3), np.float32)}, r"train_images in .*own.npz holds float32: convert"),
+        ({"train_images": np.zeros((6, 3, 5, 5), np.uint8)}, r"channels come last, use images.transpose\(0, 2, 3, 1\)"),
+        ({"train_images": np.zeros((6, 5), np.uint8)}, r"has shape \(6, 5\): use \[N, H, W\]"),
+        ({"train_images": np.zeros((6, 5, 4, 2), np.uint8)}, "with 1, 3 or 4 channels"),
+        ({"train_images": np.zeros((0, 5, 4), np.uint8)}, "train_images .* is empty"),
+        ({"train_images": np.zeros((5, 5, 4), np.uint8)}, "holds 5 train_images but 6 train_labels"),
+        ({"train_labels": np.eye(6)}, r"train_labels in .* has shape \(6, 6\): .* labels.argmax\(1\)"),
+        ({"train_labels": np.ones((6, 1), int)}, r"has shape \(6, 1\): use one integer per image, \[N\]$"),
+        ({"train_labels": np.zeros(6)}, "train_labels in .* holds float64: use integers"),
+        ({"train_labels": np.arange(6) - 1}, "holds the label -1"),
+        ({"test_labels": np.array([0, 1, 2**40])}, "holds the label 1099511627776"),
+        ({"class_names": ["a", "b"]}, "labels in .* go up to 2, but there are only 2 class_names"),
+        ({"class_names": ["a", "b", "a"]}, "class_names in .* must be different strings"),
+        (
+            {"class_names": np.array(["a", None, 1], object)},
+            "class_names in .* cannot be read .*as strings",
+        ),
+        ({"class_names": 3}, "class_names in .* must be different strings"),
+    ],
+)
+def test_npz_mistakes(tmp_path, changed, message):
+    np.savez(tmp_path / "own.npz", **arrays(**changed))
+    with pytest.raises(InputError, match=message):
+        open_source("npz:own.npz", "train", tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["text", "cut", "flipped", "single", "pickle", "empty", "zip", "folder", "missing"])
+def test_npz_damage_names_the_file(tmp_path, damage):
+    file = tmp_path / "own.npz"
+    np.savez_compressed(file, **arrays())
+    content = file.read_bytes()
+    file.write_bytes({"text": b"no archive", "cut": content[:-40], "empty": b""}.get(damage, content))
+    if damage == "flipped":
+        file.write_bytes(content[:80] + b"\xff" * 40 + content[120:])
+    if damage == "single":
+        with file.open("wb") as out:
+            np.save(out, np.zeros(3))
+    if damage == "pickle":
+        file.write_bytes(pickle.dumps({"train_images": 1}))
+    if damage == "zip":
+        with zipfile.ZipFile(file, "w") as archive:
+            for name in ("train_images", "train_labels", "test_images", "test_labels"):
+                archive.writestr(name, "no array")
+    if damage in ("folder", "missing"):
+        file.unlink()
+    if damage == "folder":
+        file.mkdir()
+    with pytest.raises(InputError, match=r"own\.npz"):
+        open_source("npz:own.npz", "train", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (np.zeros(3), r"train_data must be a pair \(images, labels\), got ndarray"),
+        ((np.zeros((2, 4, 4), np.uint8),), "must be a pair"),
+        ((np.zeros((2, 4, 4)), [0, 1]), r"train_data\[0\] holds float64"),
+        ((np.zeros((2, 4, 4), np.uint8), [0, 3]), "labels in train_data go up to 3, but num_classes is 3"),
+        ((np.zeros((2, 4, 4), np.uint8), [0]), "holds 2 images but 1 labels"),
+        (([np.zeros((4, 4), np.uint8), np.zeros((4, 5), np.uint8)], [0, 1]), "arrays of one shape"),
+    ],
+)
+def test_array_mistakes(data, message):
+    with pytest.raises(InputError, match=message):
+        array_sources(data, None, 3)
 
 
 # --- image folders

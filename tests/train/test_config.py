@@ -1,17 +1,21 @@
 """Everything a user can get wrong is answered in one line, before anything is compiled."""
 
+import dataclasses
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from spiking_mlp_jax.cli import train
 from spiking_mlp_jax.errors import InputError
+from spiking_mlp_jax.models import weights
 from spiking_mlp_jax.models.config import VARIANTS, ModelConfig
 from spiking_mlp_jax.train.config import (
     FIELDS,
@@ -24,6 +28,7 @@ from spiking_mlp_jax.train.config import (
     to_dict,
     validate,
 )
+from tests.support.small_sources import write_folder
 from tests.support.tiers import rest_slow
 
 ROOT = Path(__file__).parents[2]
@@ -316,3 +321,61 @@ def test_nothing_is_compiled_by_a_check(monkeypatch):
     config = load_config(FASHION)
     monkeypatch.setattr(jax, "jit", None)
     validate(config, 1)
+
+
+# --- configs/folder.py
+
+
+@pytest.mark.parametrize(
+    ("side", "expected"),
+    [(20, (32, 2, 48, 8)), (32, (32, 2, 48, 8)), (64, (64, 4, 48, 8)), (110, (128, 8, 48, 8)), (500, (128, 8, 48, 8))],
+)
+def test_folder_config_follows_the_images(tmp_path, side, expected):
+    for split in ("train", "test"):
+        for name in ("a", "b"):
+            (tmp_path / split / name).mkdir(parents=True)
+            for i in range(5):
+                Image.new("RGB", (side + i, side)).save(tmp_path / split / name / f"{i}.png")
+    config = load_config("folder", [f"data_dir={tmp_path}"])
+    assert to_dict(config) == to_dict(load_config(f"folder:{tmp_path}"))
+    assert to_dict(config) == to_dict(load_config("folder", ["--config.data_dir", str(tmp_path)]))
+    assert (config.image_size, config.patch_size, config.dim, config.batch_size) == expected
+    assert (config.num_classes, config.in_channels, config.data_dir) == (2, 3, str(tmp_path))
+    validate(config, 1)
+
+
+def test_folder_config_of_arrays(tmp_path):
+    images, labels = np.zeros((40, 64, 64), np.uint8), np.arange(40) % 7
+    np.savez(tmp_path / "own.npz", train_images=images, train_labels=labels, test_images=images, test_labels=labels)
+    config = load_config("folder", [f"--config.dataset=npz:{tmp_path}/own.npz", "--config.dim=24"])
+    assert (config.num_classes, config.in_channels, config.image_size, config.dim) == (7, 1, 64, 24)
+    validate(config, 1)
+
+
+def test_folder_config_takes_over_a_network(tmp_path):
+    write_folder(tmp_path)
+    config = load_config("folder:finetune=cifar10", [f"--config.data_dir={tmp_path}"])
+    network, meta = weights.read_config(weights.find("cifar10"))
+    assert model_config(config) == dataclasses.replace(network, num_classes=3)
+    assert (config.init_weights, list(config.mean)) == ("cifar10", meta["data"]["mean"])
+    validate(config, 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("folder", "needs the folder of the images: --config.data_dir=DIR"),
+        ("folder:no/such", "no/such is not a folder"),
+        ("folder:finetune=", "names no network"),
+        ("folder:finetune=cifar10", "needs the folder"),
+    ],
+)
+def test_folder_config_mistakes(text, said):
+    with pytest.raises(InputError, match=said):
+        load_config(text)
+
+
+def test_folder_config_of_no_network(tmp_path):
+    write_folder(tmp_path)
+    with pytest.raises(InputError, match="cifar10"):
+        load_config("folder:finetune=cifar11", [f"data_dir={tmp_path}"])

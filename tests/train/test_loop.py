@@ -466,3 +466,27 @@ def test_a_diverged_run_is_saved_but_never_the_best(shared, tmp_path, capsys):
     assert loop.fit(config, tmp_path).step == 3
     said = capsys.readouterr().out
     assert "already at step 3 (max_steps=2)" in said and "3 of 2" not in said
+
+
+@pytest.mark.slow
+def test_arrays(shared, tmp_path):
+    rng = np.random.default_rng(0)
+    labels = np.arange(48) % 3
+    images = (rng.integers(40, size=(48, 14, 14)) + 100 * labels[:, None, None]).astype(np.uint8)
+    config = make_config(shared, max_steps=2)
+    saved = to_dict(config)
+    data = {"train_data": (images, labels), "test_data": (images[:20], labels[:20].tolist())}
+    assert loop.fit(config, tmp_path, **data).step == 2
+    assert to_dict(config) == saved, "the caller's configuration stays as it was"
+    config.max_steps = 3
+    with pytest.raises(InputError, match="the training images differ in names, sizes or contents"):
+        loop.fit(config, tmp_path, **data | {"train_data": (images[::-1], labels)})
+    with pytest.raises(InputError, match="dataset"):
+        loop.fit(config, tmp_path)
+    with pytest.raises(InputError, match="test_data is missing: pass train_data and test_data"):
+        loop.fit(config, tmp_path, train_data=data["train_data"])
+    assert loop.fit(config, tmp_path, **data).step == 3
+    config.eval_only = True
+    assert loop.fit(config, tmp_path, test_data=data["test_data"]).step == 3
+    _, meta = weights.load(tmp_path / "weights")
+    assert (meta["data"]["dataset"], meta["data"]["class_names"]) == ("arrays", ["0", "1", "2"])

@@ -12,8 +12,8 @@ import numpy as np
 from flax import nnx
 
 from spiking_mlp_jax.data.prepare.imagenet import class_names as imagenet_classes
-from spiking_mlp_jax.data.sources import DATASETS
-from spiking_mlp_jax.errors import InputError, nearest
+from spiking_mlp_jax.data.sources import check_dataset
+from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.interop.official.config import choose_config
 from spiking_mlp_jax.interop.official.files import check_suffix, read_state, write_state
 from spiking_mlp_jax.interop.official.state import load_state_dict, state_dict
@@ -185,8 +185,8 @@ def _data(
     elif len(data["class_names"]) != config.num_classes:
         raise InputError(f"{len(data['class_names'])} class names were given, but there are {config.num_classes}")
     dataset = given.get("dataset")
-    if dataset is not None and dataset not in DATASETS and not dataset.startswith("tfds:"):
-        raise InputError(f'unknown dataset "{dataset}": {nearest(dataset, [*DATASETS, "tfds:NAME"])}')
+    if dataset is not None:
+        check_dataset(dataset)
     chosen = {**defaults, **data}
     check_statistics(chosen["mean"], chosen["std"], config.in_channels)
     check_resize(chosen["resize_mode"], chosen["eval_resize"], config.image_size)
