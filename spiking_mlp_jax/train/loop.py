@@ -115,7 +115,8 @@ def fit(
         for split in ("test",) if config.eval_only else ("train", "test"):
             if split not in given:
                 raise InputError(f"{split}_data is missing: pass train_data and test_data")
-        config = config_dict.ConfigDict(config.to_dict() | {"dataset": ARRAYS, "data_dir": None})
+        copied: Any = config_dict.ConfigDict(config.to_dict() | {"dataset": ARRAYS, "data_dir": None})
+        config = copied
     main = jax.process_index() == 0
     if config.dry_run:
         for line in dry_run.describe(config):
