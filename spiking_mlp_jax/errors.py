@@ -33,10 +33,65 @@ class StorageError(InputError):
     exit_code = EXIT_STORAGE
 
 
+# Other names of config fields, as papers and other trainers have them.
+ALIASES = {
+    "lr": "learning_rate",
+    "bs": "batch_size",
+    "wd": "weight_decay",
+    "t": "time_steps",
+    "timesteps": "time_steps",
+    "ema": "ema_decay",
+    "steps": "max_steps",
+    "opt": "optimizer",
+    "scheduler": "schedule",
+    "warmup": "warmup_epochs",
+    "clip": "clip_norm",
+    "grad_clip": "clip_norm",
+    "gradient_clipping": "clip_norm",
+    "classes": "num_classes",
+    "channels": "in_channels",
+    "size": "image_size",
+    "img_size": "image_size",
+    "input_size": "image_size",
+    "resolution": "image_size",
+    "width": "dim",
+    "hidden": "dim",
+    "embed_dim": "dim",
+    "layers": "depths",
+    "threshold": "v_threshold",
+    "vth": "v_threshold",
+    "alpha": "surrogate_alpha",
+    "precision": "dtype",
+    "bf16": "dtype",
+    "amp": "dtype",
+    "pretrained": "init_weights",
+    "weights": "init_weights",
+    "checkpoint": "init_weights",
+    "finetune": "init_weights",
+    "bits": "weight_bits",
+    "bn": "norm",
+    "data": "data_dir",
+    "data_path": "data_dir",
+    "root": "data_dir",
+    "augment": "rand_augment",
+    "aug": "rand_augment",
+    "randaugment": "rand_augment",
+    "hflip": "flip",
+    "reprob": "random_erasing",
+    "smoothing": "label_smoothing",
+    "grad_accum": "accumulate",
+    "checkpointing": "remat",
+    "backend": "neuron_backend",
+}
+
+
 def nearest(wrong: str, known) -> str:
-    """`did you mean "x"?` for the known name nearest to a wrong one; a list of the known names if none is near."""
+    """`did you mean "x"?` for the known name nearest to a wrong one; a list of all known names if none is near."""
     known = list(known)
+    alias = ALIASES.get(str(wrong).lower().replace("-", "_"))
+    if alias in known:
+        return f'did you mean "{alias}"?'
     close = difflib.get_close_matches(str(wrong), known, 1, 0.5)
     if close:
         return f'did you mean "{close[0]}"?'
-    return "the known ones are " + ", ".join(known[:20]) + (f" and {len(known) - 20} more" if len(known) > 20 else "")
+    return "the known ones are " + ", ".join(map(str, known))

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from spiking_mlp_jax.cli.options import positive, whole
-from spiking_mlp_jax.errors import EXIT_INTERRUPTED, InputError, nearest
+from spiking_mlp_jax.errors import ALIASES, EXIT_INTERRUPTED, InputError, nearest
 from spiking_mlp_jax.utils.files import system_error
 
 if TYPE_CHECKING:
     from ml_collections import config_dict
 
-OPTIONS = ("--config", "--workdir", "--coordinator", "--num_processes", "--process_id", "--timeout")
+OPTIONS = ("--config", "--workdir", "--list-fields", "--coordinator", "--num_processes", "--process_id", "--timeout")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -28,6 +28,7 @@ def parser(**options: Any) -> Any:
     add = parser.add_argument
     add("--config", metavar="CONFIG", help="FILE.py, FILE.py:ARGUMENT or a shipped config, e.g. fashion_mnist:demo")
     add("--workdir", metavar="DIR", help="folder for everything the run writes; gs:// works, too")
+    add("--list-fields", action="store_true", help="print all fields of an experiment and exit")
     add("--coordinator", metavar="HOST:PORT", help="address of process 0, for several processes")
     add("--num_processes", type=positive, metavar="N", help="number of processes")
     add("--process_id", type=whole(0), metavar="I", help="which process this is, from 0")
@@ -48,6 +49,11 @@ def main(arguments: Sequence[str] | None = None, prog: str = "spiking-mlp train"
         chosen, words = parser(prog=prog, description=description or DESCRIPTION, formatter_class=raw).parse_known_args(
             arguments
         )
+        if chosen.list_fields:
+            from spiking_mlp_jax.train.config import fields_page
+
+            print(fields_page(), end="")
+            return 0
         return _train(chosen, experiment(chosen, words))
     except InputError as error:
         print("error:", " ".join(str(error).split()), file=sys.stderr)
@@ -77,7 +83,12 @@ def experiment(chosen: argparse.Namespace, words: Sequence[str]) -> config_dict.
     for word in words:
         option = word.partition("=")[0]
         if option.startswith("-") and not option.startswith(("--config.", "--noconfig.")):
-            raise InputError(f'unexpected argument "{option}": {nearest(option, OPTIONS)}')
+            from spiking_mlp_jax.train.config import FIELDS, MODEL_FIELDS
+
+            name = option.lstrip("-").replace("-", "_")
+            name = ALIASES.get(name, name)
+            hint = f'did you mean "--config.{name}"?' if name in (*MODEL_FIELDS, *FIELDS) else nearest(option, OPTIONS)
+            raise InputError(f'unexpected argument "{option}": {hint}')
         if not word.startswith("-") and "=" in word:
             raise InputError(f'unexpected argument "{word}": write overrides as --config.NAME=VALUE')
     if not chosen.config:
@@ -124,7 +135,7 @@ DESCRIPTION = """Trains a spiking MLP.
     spiking-mlp train --config fashion_mnist:demo --workdir runs/demo
     spiking-mlp train --config configs/fashion_mnist.py --workdir runs/t2 --config.time_steps=2
 
---config names what to train, --config.NAME=VALUE changes a field of it. The same command resumes an interrupted run.
+--config names what to train, --config.NAME=VALUE changes a field of it, --list-fields prints all fields. The same command resumes an interrupted run.
 Instead of training, --config.dry_run=True prints sizes and costs, and --config.eval_only=True evaluates the run's
 newest checkpoint, or the weights that --config.init_weights names.
 

@@ -35,7 +35,7 @@ from spiking_mlp_jax.models import weights
 from spiking_mlp_jax.models.pixels import normalize
 from spiking_mlp_jax.models.spiking_mlp import SpikingMLP, mean_logits
 from spiking_mlp_jax.models.topology import neuron_counts
-from spiking_mlp_jax.train.config import Config, model_config
+from spiking_mlp_jax.train.config import Config, model_config, resize_mode
 from spiking_mlp_jax.train.evaluate import evaluated, newest_state
 from spiking_mlp_jax.train.qat import make_quantized
 from spiking_mlp_jax.train.sharding import make_mesh
@@ -240,7 +240,7 @@ def _test_batches(config: Config) -> Iterable[dict[str, np.ndarray]]:
         batch_size=config.eval_batch_size,
         image_size=config.image_size,
         in_channels=config.in_channels,
-        resize_mode=config.resize_mode,
+        resize_mode=resize_mode(config),
         eval_resize=config.eval_resize,
         damaged=Damaged(source, config.max_bad_images, print),
     )

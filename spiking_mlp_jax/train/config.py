@@ -7,6 +7,7 @@ import inspect
 import json
 import math
 import os
+import re
 import runpy
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
@@ -67,7 +68,11 @@ FIELDS = {
     # Data
     "dataset": Field("fashion_mnist", '"fashion_mnist", "idx", "folder", "npz:FILE" or "tfds:NAME"'),
     "data_dir": Field(None, "folder of the files (None: the images inside the package)", free=True),
-    "resize_mode": Field("pad", "how images reach image_size", RESIZE_MODES),
+    "resize_mode": Field(
+        "auto",
+        'how images reach image_size ("auto": "resize_crop" with random_resized_crop, else "pad")',
+        ("auto", *RESIZE_MODES),
+    ),
     "eval_resize": Field(0, 'shorter side before the centre crop of "resize_crop" (0: 8/7 of image_size)', least=0),
     "crop_padding": Field(0, "pixels of padding before a random crop while training (0: no crop)", least=0),
     "flip": Field(False, "mirror half of the training images"),
@@ -145,6 +150,8 @@ FIELDS = {
     ),
     "compilation_cache": Field("auto", 'folder of compiled programs ("auto": user cache, "off": none)', free=True),
 }
+# Groups of fields, with the first one of each, for `fields_page`.
+GROUPS = {"image_size": "Network", "dataset": "Data", "batch_size": "Optimization", "log_every": "Running"}
 MODEL_FIELDS = tuple(field.name for field in dataclasses.fields(ModelConfig))
 FREE_FIELDS = tuple(name for name, field in FIELDS.items() if field.free)
 
@@ -188,6 +195,27 @@ def model_config(config: Config) -> ModelConfig:
     return ModelConfig(**{name: config[name] for name in MODEL_FIELDS})
 
 
+def resize_mode(config: Config) -> str:
+    """How evaluated images reach image_size, with "auto" resolved: as the training images do."""
+    if config.resize_mode != "auto":
+        return config.resize_mode
+    return "resize_crop" if config.random_resized_crop else "pad"
+
+
+def mismatches(config: Config) -> list[str]:
+    """Messages about fields that do not fit each other, though the experiment can be trained."""
+    found = []
+    mode = resize_mode(config)
+    if config.random_resized_crop and mode == "pad":
+        found.append(
+            'random_resized_crop trains on crops that fill the image, but resize_mode "pad" evaluates images with black '
+            'borders, which costs accuracy: use "auto"'
+        )
+    if config.eval_resize and mode != "resize_crop":
+        found.append(f'eval_resize {config.eval_resize} has no effect with resize_mode "{mode}": use "resize_crop"')
+    return found
+
+
 def augmentation(config: Config) -> Augment:
     """What an experiment does to each training image.
 
@@ -195,7 +223,7 @@ def augmentation(config: Config) -> Augment:
         InputError: a value no augmentation can have.
     """
     return Augment(
-        config.resize_mode,
+        resize_mode(config),
         config.eval_resize,
         config.random_resized_crop,
         config.crop_min_area,
@@ -210,8 +238,8 @@ def augmentation(config: Config) -> Augment:
 
 
 def to_dict(config: Config) -> dict:
-    """The configuration as plain JSON types (tuples become lists)."""
-    return json.loads(json.dumps(config.to_dict()))
+    """The configuration as plain JSON types (tuples become lists), with `resize_mode` resolved."""
+    return json.loads(json.dumps(config.to_dict() | {"resize_mode": resize_mode(config)}))
 
 
 def migrate_config(saved: dict[str, Any]) -> dict[str, Any]:
@@ -225,6 +253,45 @@ def migrate_config(saved: dict[str, Any]) -> dict[str, Any]:
     if isinstance(found.get("remat"), bool):
         found["remat"] = "block" if found["remat"] else "none"
     return found
+
+
+def fields_page() -> str:
+    """All fields of an experiment, as Markdown tables that are readable in a terminal, too; docs/fields.md."""
+    rows = [
+        (field.name, _kind(str(field.type), field.metadata), str(field.default), _described(ModelConfig, field.name))
+        for field in dataclasses.fields(ModelConfig)
+    ]
+    for name, field in FIELDS.items():
+        kind = "path or None" if field.default is None else type(field.default).__name__
+        rows.append((name, _kind(kind, vars(field)), str(field.default) or '""', field.help))
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    lines = [
+        "# Fields",
+        "",
+        "`--config.NAME=VALUE` sets a field; in Python, `config.NAME = value`. This page is the output of",
+    ]
+    lines += ["`spiking-mlp train --list-fields`."]
+    for row in rows:
+        if row[0] in GROUPS:
+            heads = ["field", "type", "default"]
+            head = " | ".join(text.ljust(width) for text, width in zip(heads, widths, strict=True))
+            lines += ["", f"## {GROUPS[row[0]]}", "", f"| {head} | effect |", "|---|---|---|---|"]
+        lines.append("| " + " | ".join(text.ljust(width) for text, width in zip(row, [*widths, 0], strict=True)) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _kind(name: str, limits: Mapping[str, Any]) -> str:
+    if limits.get("choices"):
+        return ", ".join(f'"{choice}"' for choice in limits["choices"])
+    signs = {"least": ">=", "above": ">", "most": "<=", "below": "<"}
+    bounds = [f"{sign} {limits[bound]:g}" for bound, sign in signs.items() if limits.get(bound) is not None]
+    return ", ".join([name.replace(" | ", " or "), *bounds])
+
+
+def _described(described: type, name: str) -> str:
+    """What a docstring's "Args:" say about a name, on one line."""
+    found = re.search(rf"^    {name}: (.*(?:\n {{8,}}.*)*)", inspect.getdoc(described) or "", re.MULTILINE)
+    return " ".join(found[1].split()) if found else ""
 
 
 def validate(config: Config, device_count: int) -> None:
@@ -249,7 +316,7 @@ def validate(config: Config, device_count: int) -> None:
     if model.in_channels not in (1, 3):
         raise InputError(f"in_channels must be 1 (grey) or 3 (colour), got {model.in_channels}")
     check_statistics(config.mean, config.std, config.in_channels)
-    check_resize(config.resize_mode, config.eval_resize, config.image_size)
+    check_resize(resize_mode(config), config.eval_resize, config.image_size)
     augmentation(config)
     parse_window(config.profile_steps)
     _check_batches(config, device_count)

@@ -22,7 +22,7 @@ from spiking_mlp_jax.models import adapt as finetune
 from spiking_mlp_jax.models import weights
 from spiking_mlp_jax.models.spiking_mlp import SpikingMLP
 from spiking_mlp_jax.train.checkpoint import Checkpoints
-from spiking_mlp_jax.train.config import Config, model_config, to_dict
+from spiking_mlp_jax.train.config import Config, model_config, resize_mode, to_dict
 from spiking_mlp_jax.train.logging import Display, to_json
 from spiking_mlp_jax.train.optimizer import make_optimizer
 from spiking_mlp_jax.train.qat import make_quantized
@@ -208,7 +208,7 @@ def evaluation_batches(config: Config, source: Source, damaged: Damaged) -> Iter
         batch_size=config.eval_batch_size,
         image_size=config.image_size,
         in_channels=config.in_channels,
-        resize_mode=config.resize_mode,
+        resize_mode=resize_mode(config),
         eval_resize=config.eval_resize,
         damaged=damaged,
         process_index=jax.process_index(),

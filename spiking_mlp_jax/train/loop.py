@@ -32,7 +32,16 @@ from spiking_mlp_jax.models import adapt as finetune
 from spiking_mlp_jax.models import weights
 from spiking_mlp_jax.train import dry_run, nonfinite
 from spiking_mlp_jax.train.checkpoint import Checkpoints
-from spiking_mlp_jax.train.config import Config, augmentation, model_config, parse_window, to_dict, validate
+from spiking_mlp_jax.train.config import (
+    Config,
+    augmentation,
+    mismatches,
+    model_config,
+    parse_window,
+    resize_mode,
+    to_dict,
+    validate,
+)
 from spiking_mlp_jax.train.evaluate import (
     Evaluation,
     evaluate,
@@ -232,6 +241,8 @@ def fit(
             f"{origin}: {count:,} parameters, {len(source):,} training and {len(test_source):,} test images, "
             f"{last} steps of {config.batch_size} images, {jax.device_count()} {jax.devices()[0].platform} device(s)"
         )
+        for message in mismatches(config):
+            display.say(f"warning: {message}")
         for message in [*checkpoints.damaged, *([other_data] if other_data else [])]:
             display.say(f"warning: {message}")
 
@@ -369,7 +380,7 @@ def _until_signal(stop: StopVote, batches: Iterable[Any]) -> Iterator[Any]:
 
 
 def _save_weights(workdir: epath.Path, config: Config, model, dataset, step: int, result: Evaluation) -> None:
-    data = {name: config[name] for name in ("dataset", "resize_mode", "eval_resize")}
+    data = {"dataset": config.dataset, "resize_mode": resize_mode(config), "eval_resize": config.eval_resize}
     data |= {"mean": list(config.mean), "std": list(config.std), **dataset}
     summary = {"step": step, "accuracy": result.accuracy, "loss": result.loss, "images": result.images}
     meta = {"data": data, "result": summary}

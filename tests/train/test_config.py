@@ -14,16 +14,19 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from spiking_mlp_jax.cli import train
-from spiking_mlp_jax.errors import InputError
+from spiking_mlp_jax.errors import ALIASES, InputError
 from spiking_mlp_jax.models import weights
 from spiking_mlp_jax.models.config import VARIANTS, ModelConfig
 from spiking_mlp_jax.train.config import (
     FIELDS,
     MODEL_FIELDS,
+    augmentation,
     default_config,
     load_config,
     migrate_config,
+    mismatches,
     model_config,
+    resize_mode,
     shipped_config,
     to_dict,
     validate,
@@ -379,3 +382,66 @@ def test_folder_config_of_no_network(tmp_path):
     write_folder(tmp_path)
     with pytest.raises(InputError, match="cifar10"):
         load_config("folder:finetune=cifar11", [f"data_dir={tmp_path}"])
+
+
+# --- fields that fit each other, and their list
+
+
+@pytest.mark.parametrize(
+    ("crop", "mode", "resolved", "said"),
+    [
+        (False, "auto", "pad", ""),
+        (True, "auto", "resize_crop", ""),
+        (True, "pad", "pad", "black borders"),
+        (True, "resize", "resize", ""),
+        (False, "resize_crop", "resize_crop", ""),
+    ],
+)
+def test_evaluation_follows_from_training(crop, mode, resolved, said):
+    config = load_config(FASHION)
+    config.random_resized_crop, config.resize_mode = crop, mode
+    validate(config, 1)
+    assert (resize_mode(config), augmentation(config).resize_mode, to_dict(config)["resize_mode"]) == (resolved,) * 3
+    assert said in " ".join(mismatches(config)) and bool(mismatches(config)) == bool(said)
+    assert migrate_config({**to_dict(config), "resize_mode": "pad"})["resize_mode"] == "pad"
+
+
+def test_useless_eval_resize_is_mentioned():
+    config = load_config(FASHION)
+    config.eval_resize = 40
+    assert mismatches(config) == ['eval_resize 40 has no effect with resize_mode "pad": use "resize_crop"']
+
+
+@pytest.mark.parametrize("path", [*ALL])
+def test_shipped_configs_fit(path):
+    assert mismatches(load_config(path)) == []
+
+
+def test_list_of_fields_is_current(capsys):
+    assert train.main(["--list-fields"]) == 0
+    printed = capsys.readouterr().out
+    assert printed == (ROOT / "docs" / "fields.md").read_text()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in printed.splitlines() if line[:1] == "|"]
+    rows = [row for row in rows if row[0] not in ("field", "---")]
+    assert [row[0] for row in rows] == [*MODEL_FIELDS, *FIELDS]
+    assert all(len(row) == 4 and all(row) for row in rows)
+    assert {row[0]: row[2] for row in rows}["learning_rate"] == "0.1"
+
+
+def test_aliases_are_other_names_of_fields():
+    fields = {*MODEL_FIELDS, *FIELDS}
+    assert set(ALIASES.values()) <= fields and not fields & set(ALIASES)
+
+
+@pytest.mark.parametrize("argument", ["--config.lr=0.1", "--lr=0.1", "--lr"])
+def test_abbreviations_are_suggested(argument):
+    with pytest.raises(InputError, match=r'did you mean "(--config\.)?learning_rate"'):
+        read([f"--config={FASHION}", argument])
+    with pytest.raises(InputError, match=r'did you mean "--config\.epochs"'):
+        read([f"--config={FASHION}", "--epochs=3"])
+
+
+def test_known_names_are_all_listed():
+    with pytest.raises(InputError) as error:
+        load_config(FASHION, ["qqqqqq=1"])
+    assert str(error.value).endswith("the known ones are " + ", ".join(default_config().keys()))
