@@ -208,8 +208,8 @@ def mismatches(config: Config) -> list[str]:
     mode = resize_mode(config)
     if config.random_resized_crop and mode == "pad":
         found.append(
-            'random_resized_crop trains on crops that fill the image, but resize_mode "pad" evaluates images with black '
-            'borders, which costs accuracy: use "auto"'
+            'random_resized_crop trains on crops that fill the image, but resize_mode "pad" evaluates images with '
+            'black borders, which costs accuracy: use "auto"'
         )
     if config.eval_resize and mode != "resize_crop":
         found.append(f'eval_resize {config.eval_resize} has no effect with resize_mode "{mode}": use "resize_crop"')
