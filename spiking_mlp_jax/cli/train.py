@@ -135,7 +135,8 @@ DESCRIPTION = """Trains a spiking MLP.
     spiking-mlp train --config fashion_mnist:demo --workdir runs/demo
     spiking-mlp train --config configs/fashion_mnist.py --workdir runs/t2 --config.time_steps=2
 
---config names what to train, --config.NAME=VALUE changes a field of it, --list-fields prints all fields. The same command resumes an interrupted run.
+--config names what to train, --config.NAME=VALUE changes a field of it, --list-fields prints all of them.
+The same command resumes an interrupted run.
 Instead of training, --config.dry_run=True prints sizes and costs, and --config.eval_only=True evaluates the run's
 newest checkpoint, or the weights that --config.init_weights names.
 
