@@ -75,8 +75,7 @@ def train_batches(
         an error.
       process_index: of this process.
       process_count: number of processes.
-      workers: processes that prepare batches; 0: threads of this process. An iterator state can only be restored with
-        the number of workers it was saved with.
+      workers: processes that prepare batches; 0: threads of this process.
 
     Returns:
       Iterator of {"image": uint8 [b, image_size, image_size, in_channels], "label": int32 [b]} with
@@ -89,6 +88,8 @@ def train_batches(
       Hoffer et al., Augment your batch, https://arxiv.org/abs/1901.09335; the order follows DeiT's sampler.
     """
     local = _local_batch(batch_size, process_index, process_count)
+    if workers < 0:
+        raise InputError(f"workers must be 0 (threads) or a number of processes, got {workers}")
     check_resize(augment.resize_mode, augment.eval_resize, image_size)
     if not 0 <= seed < 2**32:
         raise InputError(f"seed must be at least 0 and below 2**32, got {seed}")
@@ -101,33 +102,47 @@ def train_batches(
     share = _Reordered(
         images, len(positions) // process_count, functools.partial(_member, batch_size, local, process_index)
     )
-    return TrainBatches(iter(_prefetch(share.batch(local).repeat(epochs), workers)), damaged)
+    return TrainBatches(share.batch(local).repeat(epochs), workers, damaged)
 
 
 class TrainBatches:
-    """Grain's iterator, without the batches' "damaged"."""
+    """Batches from any position on, without their "damaged".
 
-    def __init__(self, batches: grain.DatasetIterator, damaged: Damaged | None):
-        self._batches, self._damaged = batches, damaged
+    The position is a number of batches: batch k is a function of seed and k alone, so that `workers` and the number of
+    processes may change where a run resumes. Reading starts with the first batch that is asked for.
+    """
+
+    def __init__(self, batches: grain.MapDataset, workers: int, damaged: Damaged | None):
+        self._batches, self._workers, self._damaged = batches, workers, damaged
+        self._iterator: grain.DatasetIterator | None = None
+        self._position = 0
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
         return self
 
     def __next__(self) -> dict[str, np.ndarray]:
-        batch = next(self._batches)
+        if self._iterator is None:
+            if self._position >= len(self._batches):
+                raise StopIteration
+            self._iterator = iter(_prefetch(self._batches[self._position :], self._workers))
+        batch = next(self._iterator)
+        self._position += 1
         return batch if self._damaged is None else self._damaged.sift(batch)
 
-    def get_state(self) -> dict:
+    def get_state(self) -> dict[str, int]:
         """The position, as JSON values."""
-        return self._batches.get_state()
+        return {"batch": self._position}
 
-    def set_state(self, state: dict) -> None:
+    def set_state(self, state: dict[str, int]) -> None:
         """Restores a position from `get_state`."""
-        self._batches.set_state(state)
+        self.close()
+        self._position = state["batch"]
 
     def close(self) -> None:
-        """Stop the workers."""
-        self._batches.close()
+        """Stops the workers."""
+        if self._iterator is not None:
+            self._iterator.close()
+            self._iterator = None
 
 
 class _Reordered(grain.MapDataset):
@@ -233,6 +248,8 @@ def eval_batches(
       InputError: invalid arguments; while iterating, an image cannot be read.
     """
     local = _local_batch(batch_size, process_index, process_count)
+    if workers < 0:
+        raise InputError(f"workers must be 0 (threads) or a number of processes, got {workers}")
     check_resize(resize_mode, eval_resize, image_size)
     padded = -(-len(source) // batch_size) * batch_size
     load = _EvalLoad(source, image_size, in_channels, resize_mode, eval_resize, damaged is not None)
@@ -251,8 +268,6 @@ def _local_batch(batch_size: int, process_index: int, process_count: int) -> int
 
 def _prefetch(batches: grain.MapDataset, workers: int) -> grain.IterDataset:
     """Prefetches batches, in order; each is made by one thread or worker."""
-    if workers < 0:
-        raise InputError(f"workers must be 0 (threads) or a number of processes, got {workers}")
     if workers:
         # To start a worker, Grain reads its absl flags, which e.g. a notebook has not parsed.
         if not flags.FLAGS.is_parsed():

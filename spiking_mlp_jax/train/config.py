@@ -98,7 +98,7 @@ FIELDS = {
     "allow_other_data": Field(False, "resume or evaluate on data that differ from the run's", added=True, free=True),
     "mean": Field((0.485, 0.456, 0.406), "of each channel, of pixels in [0, 1]"),
     "std": Field((0.229, 0.224, 0.225), "of each channel, of pixels in [0, 1]"),
-    "workers": Field(0, "processes that read images (0: threads of this one)", least=0),
+    "workers": Field(0, "processes that read images (0: threads of this one)", least=0, free=True),
     # Optimisation
     "batch_size": Field(128, "images a step, over all devices", least=1),
     "accumulate": Field(1, "micro-batches of a device's images, one after the other, for memory", least=1, added=True),

@@ -204,7 +204,7 @@ def fit(
                     f"{epoch_steps}: use the same data or another workdir, or set allow_other_data=True"
                 )
             state = restored.state
-            batches.set_state(restored.data)
+            batches.set_state({"batch": int(state.step)})
             if other_data is None:
                 damaged.seen.update(restored.progress.get("damaged", ()))
             totals |= restored.progress["window"]
@@ -246,12 +246,12 @@ def fit(
         for message in [*checkpoints.damaged, *([other_data] if other_data else [])]:
             display.say(f"warning: {message}")
 
-        def save(accuracy: float | None = None, position: dict[str, Any] | None = None) -> None:
+        def save(accuracy: float | None = None) -> None:
             damaged.share()
             progress["damaged"] = sorted(damaged.seen)
-            checkpoints.save(state, batches.get_state() if position is None else position, progress, accuracy)
+            checkpoints.save(state, {"batch": int(state.step)}, progress, accuracy)
 
-        def log_step(step: int, outputs: dict[str, jax.Array], batch: Any, position: Any, timed: bool = True) -> bool:
+        def log_step(step: int, outputs: dict[str, jax.Array], batch: Any, timed: bool = True) -> bool:
             """Fetches a step's metrics, reports them, and says whether they are finite."""
             values = {name: float(value) for name, value in jax.device_get(outputs).items()}
             sound = bool(values.pop("sound"))
@@ -264,7 +264,7 @@ def fit(
                     # The state is still that before the step, and so are the totals; only the data have moved on.
                     checkpoints.wait()
                     if step - 1 not in checkpoints.steps():
-                        save(position=position)
+                        save()
                         checkpoints.wait()
                     raise nonfinite.stopped(root, step, values, records)
                 if skipped + 1 == nonfinite.MOST_IN_A_ROW:
@@ -333,7 +333,7 @@ def fit(
             checkpoints.check()
             profiler.between_steps(step, state)
             with jax.profiler.StepTraceAnnotation("train", step_num=step + 1):
-                position, batch = batches.get_state(), report.data_wait.next(iterator)
+                batch = report.data_wait.next(iterator)
                 state, outputs = train_step(state, shard_batch(batch, mesh), guard)
             report.data_wait.dispatched(outputs)
             if config.on_nonfinite == "stop":
@@ -346,7 +346,7 @@ def fit(
                     keep_freed_memory()
             if pending is not None:
                 skipped = 0 if log_step(*pending) else skipped + 1
-            pending = step, outputs, batch, position
+            pending = step, outputs, batch
             evaluation_due = step % epoch_steps == 0 or step == last
 
         profiler.close(state)

@@ -131,7 +131,7 @@ class Subset:
 def test_restoring_replays_nothing():
     source = Numbered(4000)
     iterator = train(source, epochs=1000)
-    iterator.set_state({"next_index": 999_000})
+    iterator.set_state({"batch": 999_000})
     next(iterator)
     iterator.close()
     assert source.reads < 200
@@ -192,6 +192,27 @@ def test_worker_processes_change_nothing():
     whole.set_state(state)
     assert_same_batches(whole, expected[2:])
     whole.close()
+
+
+def test_workers_and_processes_may_change_where_a_run_resumes():
+    source = open_source("fashion_mnist", "test")
+    common = dict(batch_size=1200, epochs=1, augment=AUGMENT, image_size=28, copies=3)
+    expected = list(train(source, **common))
+    step = 0
+    for steps, workers, processes in ((2, 0, 1), (2, 2, 2), (1, 5, 1), (3, 0, 4)):
+        shares = [
+            train(source, **common, workers=workers, process_index=i, process_count=processes) for i in range(processes)
+        ]
+        for share in shares:
+            share.set_state({"batch": step})
+        for _ in range(steps):
+            parts = [next(share) for share in shares]
+            whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+            assert_same_batches([whole], [expected[step]])
+            step += 1
+        for share in shares:
+            share.close()
+    assert step == len(expected)
 
 
 @pytest.mark.parametrize(
