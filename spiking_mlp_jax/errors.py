@@ -85,8 +85,14 @@ ALIASES = {
 }
 
 
+MOST_NAMES = 100
+
+
 def nearest(wrong: str, known) -> str:
-    """`did you mean "x"?` for the known name nearest to a wrong one; a list of all known names if none is near."""
+    """`did you mean "x"?` for the known name nearest to a wrong one; a list of the known names if none is near.
+
+    The list is complete up to MOST_NAMES: all fields of an experiment, not all tensors of a network.
+    """
     known = list(known)
     alias = ALIASES.get(str(wrong).lower().replace("-", "_"))
     if alias in known:
@@ -94,4 +100,5 @@ def nearest(wrong: str, known) -> str:
     close = difflib.get_close_matches(str(wrong), known, 1, 0.5)
     if close:
         return f'did you mean "{close[0]}"?'
-    return "the known ones are " + ", ".join(map(str, known))
+    more = f" and {len(known) - MOST_NAMES} more" if len(known) > MOST_NAMES else ""
+    return "the known ones are " + ", ".join(map(str, known[:MOST_NAMES])) + more

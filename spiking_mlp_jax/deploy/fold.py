@@ -33,7 +33,7 @@ from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.models.config import ModelConfig
 from spiking_mlp_jax.models.folder import check_finite
 from spiking_mlp_jax.models.pixels import Pixels, check_statistics
-from spiking_mlp_jax.models.spiking_mlp import SpikingMLP
+from spiking_mlp_jax.models.spiking_mlp import SpikingMLP, nan_where_not_finite
 from spiking_mlp_jax.models.topology import Layer, layers
 from spiking_mlp_jax.nn.norm import EPSILON
 
@@ -81,7 +81,7 @@ class FoldedNet:
         if not jnp.issubdtype(images.dtype, jnp.floating):
             raise InputError(f"images must be normalized floating-point pixels, got {images.dtype}")
         dtype = jnp.promote_types(images.dtype, self.arrays["head"]["kernel"].dtype)
-        return Folded(self.arrays, c, observe).logits(images.astype(dtype))
+        return Folded(self.arrays, c, observe).logits(images.astype(dtype)) + nan_where_not_finite(images.astype(dtype))
 
 
 def fold(model: SpikingMLP, mean: tuple[float, ...] | None = None, std: tuple[float, ...] | None = None) -> FoldedNet:

@@ -409,8 +409,14 @@ class SpikingMLP(Module):
                 x = stage(x, recorder.within(f"stage{i}."))
         with jax.named_scope("head"):
             features = jnp.mean(self.norm(x), (2, 3))
-            logits = jnp.swapaxes(self.head(features), 0, 1)
+            logits = jnp.swapaxes(self.head(features), 0, 1) + nan_where_not_finite(images)
         return logits if observe is None else (logits, recorder.seen)
+
+
+def nan_where_not_finite(images: Float[Array, "B H W C"]) -> Float[Array, "B 1"]:
+    """0 for each image, NaN for one that holds NaN or inf: a NaN potential never fires, and would go unnoticed."""
+    total = jnp.sum(images, (1, 2, 3))
+    return (total - total)[:, None]
 
 
 class Recorder:

@@ -369,6 +369,14 @@ def test_load_and_dump(suffix, saved, tmp_path, capsys):
 def test_prefixes_of_training_are_taken_off(tmp_path):
     state = official.state_dict(random_model())
     assert infer_config({f"module._orig_mod.{name}": a for name, a in state.items()}) == infer_config(state)
+    # Lightning's prefix; and counters, which some tools leave out.
+    lightning = {f"model.{name}": a for name, a in state.items() if not name.endswith("num_batches_tracked")}
+    assert infer_config(lightning) == infer_config(state)
+    model = SpikingMLP(infer_config(state), rngs=nnx.Rngs(0))
+    official.load_state_dict(model, lightning)
+    for name, array in official.state_dict(model).items():
+        expected = np.zeros_like(array) if name.endswith("num_batches_tracked") else state[name]
+        np.testing.assert_array_equal(array, expected, err_msg=name)
 
 
 def test_negative_variances_are_told():

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spiking_mlp_jax import ModelConfig, SpikingMLP
+from spiking_mlp_jax.deploy.fold import fold
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.models.config import VARIANTS
 from spiking_mlp_jax.models.topology import intermediate_names
@@ -275,3 +276,17 @@ def test_wrong_images_are_refused():
         model(jnp.zeros((0, 16, 16, 1)))
     with pytest.raises(InputError, match="normalized floating"):
         model(jnp.zeros((2, 16, 16, 1), jnp.uint8))
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("folded", [False, True])
+def test_pixels_that_are_not_finite_give_no_answer(folded, wrong):
+    model = tiny_model()
+    model.eval()
+    network = fold(model) if folded else model
+    images = np.random.default_rng(0).normal(size=(3, 16, 16, 1)).astype(np.float32)
+    expected = np.asarray(network(images))
+    images[1, 3, 4, 0] = wrong
+    logits = np.asarray(network(images))
+    np.testing.assert_array_equal(logits[:, [0, 2]], expected[:, [0, 2]])
+    assert np.isnan(logits[:, 1]).all()

@@ -43,13 +43,17 @@ FUSION_KERNEL = (lambda a: a.T[..., None, None], lambda a: a[..., 0, 0].T)
 COUNT = (lambda a: a.astype(np.int64), lambda a: a.astype(np.int32))
 
 
+COUNTER = ".num_batches_tracked"
+
+
 def load_state_dict(model: SpikingMLP, state: Mapping[str, Any]) -> None:
     """Load official weights into a model, in place.
 
     Args:
         model: of the configuration that the state was trained with, concrete or from `nnx.eval_shape`.
         state: official names to arrays. Prefixes of training (`plain_name`) and the ".0" that the conversion to
-            synchronized BatchNorm appends to a norm's name are accepted. Parameters take the dtype of the state;
+            synchronized BatchNorm appends to a norm's name are accepted; as in PyTorch, a missing
+            `num_batches_tracked`, which changes no result, is 0. Parameters take the dtype of the state;
             float64 needs `jax_enable_x64`.
 
     Raises:
@@ -66,14 +70,14 @@ def load_state_dict(model: SpikingMLP, state: Mapping[str, Any]) -> None:
     entries = list(official_entries(model.config))
     given = _plain_names(state, entries)
     names = [entry.official for entry in entries]
-    missing = [name for name in names if name not in given]
+    missing = [name for name in names if name not in given and not name.endswith(COUNTER)]
     extra = [given[name] for name in given if name not in set(names)]
     if missing:
         raise InputError(f'the official state has no entry "{missing[0]}"{_and_more(missing)}: wrong configuration?')
     if extra:
-        raise InputError(
-            f'the official state has the unexpected entry "{extra[0]}"{_and_more(extra)}: {nearest(extra[0], names)}'
-        )
+        hint = nearest(extra[0], names)
+        hint = hint if hint.startswith("did") else "wrong configuration?"  # not the list of all tensors
+        raise InputError(f'the official state has the unexpected entry "{extra[0]}"{_and_more(extra)}: {hint}')
     variables = _variables(model)
     arrays = {path: [] for path in variables}
     for entry in entries:
@@ -81,6 +85,9 @@ def load_state_dict(model: SpikingMLP, state: Mapping[str, Any]) -> None:
         # An abstract model has only shapes and dtypes; a view of one zero suffices.
         ours = np.broadcast_to(np.zeros((), variable.dtype), variable.shape)
         expected = entry.to_official(ours if entry.block is None else ours[entry.block])
+        if entry.official not in given:
+            arrays[entry.path].append(entry.from_official(np.zeros_like(expected)))
+            continue
         name = given[entry.official]
         arrays[entry.path].append(entry.from_official(_checked(name, state[name], expected)))
     for path, parts in arrays.items():
@@ -211,13 +218,13 @@ def _checked(name, value, expected):
 
 
 def plain_name(name: str) -> str:
-    """A name without the prefixes of DistributedDataParallel, AveragedModel and torch.compile.
+    """A name without the prefixes of DistributedDataParallel, AveragedModel, torch.compile and Lightning.
 
     Examples:
         >>> plain_name("module._orig_mod.mlp_head.1.weight")
         'mlp_head.1.weight'
     """
-    return re.sub(r"^(?:(?:module|_orig_mod)\.)+", "", name)
+    return re.sub(r"^(?:(?:module|_orig_mod|model|net)\.)+", "", name)
 
 
 def _plain_names(state, entries):
