@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import io
-import os
 import re
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 from spiking_mlp_jax.cli import demo, deploy, export, predict, prepare, probe, report, sweep, train, weights
+from spiking_mlp_jax.cli.options import drop_output
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.utils import __version__
 from spiking_mlp_jax.utils.files import system_error
@@ -41,18 +41,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             return run(arguments)
         finally:
-            sys.stdout.flush()
+            stream: TextIO | None = sys.stdout  # None where it is closed
+            if stream is not None:
+                stream.flush()
     except InputError as error:
         print("error:", " ".join(str(error).split()), file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:
-        # Python flushes stdout once more at exit, which must not fail again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_output()
         return 141
     except OSError as error:
         if not error.errno:
             raise
-        refused = system_error(error, "a file")
+        drop_output()
+        refused = system_error(error, "the output")
         print("error:", refused, file=sys.stderr)
         return refused.exit_code
     except ModuleNotFoundError as error:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
 import os
+import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
+from typing import TextIO
 
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.utils.paths import output_file, user_path
@@ -158,6 +161,18 @@ def check_export(output: str | os.PathLike[str], source: str | os.PathLike[str] 
         if output.name in FILES:
             raise InputError(f"{output} is part of a weights folder and would be overwritten: name another file")
     return output
+
+
+def drop_output() -> None:
+    """Empty stdout's buffer; if that fails, drop it, because Python flushes stdout once more at exit."""
+    stream: TextIO | None = sys.stdout  # None where it is closed
+    if stream is None:
+        return
+    try:
+        stream.flush()
+    except (OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def use_jax_cache() -> None:

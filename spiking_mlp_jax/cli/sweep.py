@@ -9,7 +9,7 @@ from pathlib import Path
 
 from spiking_mlp_jax.cli.options import add_command, path_type, positive
 from spiking_mlp_jax.errors import EXIT_INTERRUPTED, InputError
-from spiking_mlp_jax.utils.paths import output_folder
+from spiking_mlp_jax.utils.paths import output_folder, real_path
 
 
 def add_commands(commands) -> None:
@@ -75,7 +75,7 @@ def _sweep(chosen: argparse.Namespace) -> int:
     from spiking_mlp_jax.sweep.results import gather
     from spiking_mlp_jax.utils.files import system_error
 
-    workdir, others = chosen.workdir, chosen.collect or []
+    workdir, others = real_path(chosen.workdir), [real_path(folder) for folder in chosen.collect or []]
     output_folder(workdir, "--workdir")
     sweep = load_sweep(chosen.sweep, chosen.overrides, chosen.seeds)
     for folder in others:

@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from spiking_mlp_jax.cli.options import positive, whole
+from spiking_mlp_jax.cli.options import drop_output, positive, whole
 from spiking_mlp_jax.errors import ALIASES, EXIT_INTERRUPTED, InputError, nearest
 from spiking_mlp_jax.utils.files import system_error
+from spiking_mlp_jax.utils.paths import is_remote, real_path
 
 if TYPE_CHECKING:
     from ml_collections import config_dict
 
-OPTIONS = ("--config", "--workdir", "--list-fields", "--coordinator", "--num_processes", "--process_id", "--timeout")
+OPTIONS = (
+    "--config",
+    "--workdir",
+    "--list-fields",
+    "--coordinator",
+    "--num_processes",
+    "--process_id",
+    "--timeout",
+    "--flagfile",
+)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -27,6 +38,7 @@ def parser(**options: Any) -> Any:
     parser = _Parser(allow_abbrev=False, **options)
     add = parser.add_argument
     add("--config", metavar="CONFIG", help="FILE.py, FILE.py:ARGUMENT or a shipped config, e.g. fashion_mnist:demo")
+    add("--flagfile", metavar="FILE", help="text file with an option per line, as if they stood here")
     add("--workdir", metavar="DIR", help="folder for everything the run writes; gs:// works, too")
     add("--list-fields", action="store_true", help="print all fields of an experiment and exit")
     add("--coordinator", metavar="HOST:PORT", help="address of process 0, for several processes")
@@ -45,7 +57,10 @@ def main(arguments: Sequence[str] | None = None, prog: str = "spiking-mlp train"
         description: its text in its help; "" for DESCRIPTION.
     """
     raw = argparse.RawDescriptionHelpFormatter
+    arguments = sys.argv[1:] if arguments is None else arguments
     try:
+        if any(word.lstrip("-").startswith("flagfile") for word in arguments):
+            arguments = _flags_of_files(arguments)
         chosen, words = parser(prog=prog, description=description or DESCRIPTION, formatter_class=raw).parse_known_args(
             arguments
         )
@@ -68,6 +83,18 @@ def main(arguments: Sequence[str] | None = None, prog: str = "spiking-mlp train"
     except KeyboardInterrupt:
         print("stopped: rerun the same command to resume from the last checkpoint, if any", file=sys.stderr)
         return 130
+    finally:
+        drop_output()
+
+
+def _flags_of_files(arguments: Sequence[str]) -> list[str]:
+    """The command line with the lines of its --flagfile FILE in place of that option."""
+    from absl import flags
+
+    try:
+        return flags.FlagValues().read_flags_from_files(list(arguments))
+    except (flags.Error, UnicodeDecodeError) as error:
+        raise InputError(f"--flagfile cannot be read ({error}): name a text file with an option per line") from error
 
 
 def experiment(chosen: argparse.Namespace, words: Sequence[str]) -> config_dict.ConfigDict:
@@ -106,7 +133,7 @@ def _train(chosen: argparse.Namespace, config: Any) -> int:
 
     logging.use_absl_handler()
     logging.set_verbosity(logging.WARNING)
-    workdir = chosen.workdir
+    workdir = None if chosen.workdir is None else str(real_path(chosen.workdir))
     if workdir is None and not config.dry_run:
         raise InputError("--workdir is required, e.g. --workdir runs/demo")
     runtime.join(chosen.coordinator, chosen.num_processes, chosen.process_id, chosen.timeout)
@@ -121,8 +148,9 @@ def _train(chosen: argparse.Namespace, config: Any) -> int:
             "no weights and no plots, because no evaluation had a finite loss: retrain in a new workdir with a lower "
             "learning rate"
         )
-    if "://" in workdir:
-        print(f"plots: copy {workdir} to a disk and run spiking-mlp plot on the copy")
+    if is_remote(workdir):
+        with contextlib.suppress(OSError):
+            print(f"plots: copy {workdir} to a disk and run spiking-mlp plot on the copy")
         return 0
     from spiking_mlp_jax.analysis.plots import plot_workdir
 

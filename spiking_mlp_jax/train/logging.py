@@ -23,7 +23,7 @@ from rich.progress import Progress
 from spiking_mlp_jax.train.config import Config
 from spiking_mlp_jax.utils.files import Lines, as_path, read_lines
 from spiking_mlp_jax.utils.paths import is_remote
-from spiking_mlp_jax.utils.progress import status_bars, status_console, time_left
+from spiking_mlp_jax.utils.progress import Tolerant, status_bars, status_console, time_left
 
 STARVED = 0.1  # share of the time spent waiting for images above which a run warns
 
@@ -138,7 +138,7 @@ class Display:
     """
 
     def __init__(self, log: str | os.PathLike[str] | None, last: int, stream: TextIO | None = None, show: bool = True):
-        self._console = status_console(file=stream or sys.stdout, quiet=not show)
+        self._console = status_console(file=Tolerant(stream or sys.stdout), quiet=not show)
         self._log = None if log is None else Lines(log)
         self._first, self._last = 0, last
         self._started: float | None = None

@@ -53,7 +53,7 @@ from spiking_mlp_jax.train.evaluate import (
 from spiking_mlp_jax.train.logging import Display, Metrics, Profiler, Report
 from spiking_mlp_jax.train.optimizer import make_optimizer, make_schedule
 from spiking_mlp_jax.train.qat import make_quantized
-from spiking_mlp_jax.train.runtime import StopVote, check_alike, end_together, union, versions
+from spiking_mlp_jax.train.runtime import StopVote, check_alike, check_settings, end_together, union, versions
 from spiking_mlp_jax.train.sharding import abstract_with_sharding, make_mesh, replicate, replicated, shard_batch
 from spiking_mlp_jax.train.state import abstract_state, init_state, load_state, with_average
 from spiking_mlp_jax.train.step import make_eval_step, make_train_step
@@ -62,6 +62,7 @@ from spiking_mlp_jax.utils.files import as_path, system_error, write_folder, wri
 from spiking_mlp_jax.utils.interrupt import StopRequest, out_of_reach
 from spiking_mlp_jax.utils.lock import locked
 from spiking_mlp_jax.utils.memory import keep_freed_memory, return_freed_memory
+from spiking_mlp_jax.utils.paths import real_path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +136,7 @@ def fit(
     use_compilation_cache(config.compilation_cache)
     with contextlib.ExitStack() as stack:
         stack.enter_context(_system_errors(workdir))
-        root = as_path(workdir)
+        root = as_path(real_path(workdir))
         if config.eval_only:
             stack.push(end_together)
             test_source = _open_source(config, "test", given)
@@ -190,6 +191,8 @@ def fit(
         stack.callback(checkpoints.close)
         _check_alike(config, data)
         check_alike({"list of checkpoints": checkpoints.steps()})
+        if checkpoints.steps():
+            check_settings(root / "versions.json")
         restored = checkpoints.restore(abstract_with_sharding(abstract, mesh))
         # What a checkpoint holds besides the state and the position in the data; older versions saved less.
         progress: dict[str, Any] = {"epoch_steps": epoch_steps, "best": None, "evaluation_due": False, "dataset": data}

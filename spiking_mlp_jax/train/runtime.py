@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -33,6 +34,8 @@ PACKAGES = (
     "spiking-mlp-jax jax jaxlib flax optax orbax-checkpoint grain numpy chex ml-collections "
     "tensorflow-datasets safetensors"
 )
+# What JAX computes in, and where its random numbers come from.
+SETTINGS = ("jax_enable_x64", "jax_default_prng_impl", "jax_threefry_partitionable")
 # Where launchers leave the number of processes, this one's number, and its number on this machine.
 LAUNCHERS = (
     ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK"),
@@ -40,15 +43,38 @@ LAUNCHERS = (
 )
 
 
-def versions() -> dict[str, str]:
-    """Versions of Python, the platform and the packages that results may depend on, by name; and the devices."""
-    found = {"python": platform.python_version(), "platform": platform.platform()}
+def versions() -> dict[str, Any]:
+    """Versions of Python, the platform and the packages that results may depend on; the devices and JAX's settings."""
+    found: dict[str, Any] = {"python": platform.python_version(), "platform": platform.platform()}
     for name in PACKAGES.split():
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             found[name] = "not installed as a package"
-    return found | {"devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}"}
+    found["devices"] = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    return found | {name: getattr(jax.config, name) for name in SETTINGS}
+
+
+def check_settings(file: epath.Path) -> None:
+    """Refuses to resume a run under other settings of JAX than it began with: it would compute something else.
+
+    Args:
+        file: versions.json of the run. An earlier version wrote none of the settings.
+
+    Raises:
+        InputError: a setting differs.
+    """
+    try:
+        saved = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return
+    for name in SETTINGS:
+        now = getattr(jax.config, name)
+        if saved.get(name, now) != now:
+            raise InputError(
+                f"the run in {file.parent} was trained with {name}={saved[name]}, now it is {now}: set "
+                f"{name.upper()}={saved[name]}, or take another workdir"
+            )
 
 
 def join(

@@ -191,7 +191,7 @@ def read_json(path: str | os.PathLike[str], advice: str) -> dict[str, Any] | Non
 def short_reason(error: Exception) -> str:
     """Why a write failed, in the operating system's words where a library buries them in many more."""
     text = " ".join(str(error).split())
-    return next((os.strerror(number) for number in _FULL if os.strerror(number) in text), text[:200])
+    return next((os.strerror(number) for number in _FULL + _BROKEN if os.strerror(number) in text), text[:200])
 
 
 def system_error(error: OSError, where: str | os.PathLike[str]) -> InputError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import urllib.parse
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ LONGEST_NAME = 255  # bytes, on every common file system
 
 def is_remote(path: str | os.PathLike[str]) -> bool:
     """Whether a path names an object store (gs://, s3://) rather than a disk."""
-    return "://" in os.fspath(path)
+    return "://" in os.fspath(path) and not os.fspath(path).startswith("file:/")
 
 
 def user_path(path: str | os.PathLike[str]) -> Path:
@@ -35,8 +36,21 @@ def user_path(path: str | os.PathLike[str]) -> Path:
 
         remote: Any = epath.Path(path)
         return remote
+    if os.fspath(path).startswith("file:/"):
+        url = urllib.parse.urlsplit(os.fspath(path))
+        if url.netloc not in ("", "localhost"):
+            raise InputError(f'"{path}" is a file on another machine: give a path, or file:///FOLDER')
+        path = urllib.parse.unquote(url.path)
     # os.path's version leaves "~name" alone where there is no such user, as a shell does.
     return Path(os.path.expanduser(path))
+
+
+def real_path(path: str | os.PathLike[str]) -> Path:
+    """The path that a user's path leads to: absolute, without `~`, `.`, `..` and links; object stores as `user_path`.
+
+    What is read or written for long goes through here once, so that no link or change of folder can lead elsewhere.
+    """
+    return user_path(path) if is_remote(path) else Path(os.path.realpath(user_path(path)))
 
 
 def real_name(path: str | os.PathLike[str]) -> str:
@@ -46,7 +60,7 @@ def real_name(path: str | os.PathLike[str]) -> str:
         >>> real_name("runs/demo/../cifar10/.")
         'cifar10'
     """
-    return Path(os.path.realpath(user_path(path))).name
+    return real_path(path).name
 
 
 def output_file(path: str | os.PathLike[str]) -> Path:

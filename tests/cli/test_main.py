@@ -299,3 +299,25 @@ def test_classes_of_a_data_set_that_lies_elsewhere_now(capsys, workdir, tmp_path
     status, out, _ = run(capsys, "evaluate", workdir, "--data-dir", data)
     assert status == 0
     assert "of 3 test images" in out
+
+
+def test_options_come_from_a_flagfile(capsys, tmp_path):
+    file = tmp_path / "flags"
+    file.write_text("--config=fashion_mnist:demo\n# a comment\n--config.dry_run=True\n--config.time_steps=3\n")
+    status, out, err = run(capsys, "train", f"--flagfile={file}", "--config.time_steps=2")
+    assert status == 0 and not err and "parameters" in out
+    assert (
+        out == run(capsys, "train", "--config=fashion_mnist:demo", "--config.dry_run=True", "--config.time_steps=2")[1]
+    )
+    status, _, err = run(capsys, "train", "--flagfile", tmp_path / "none")
+    assert status == 2 and err.startswith("error: --flagfile cannot be read") and err.count("\n") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux has it")
+def test_a_full_stdout_is_status_4(workdir):
+    command = [sys.executable, "-m", "spiking_mlp_jax", "evaluate", str(workdir), "--limit", "2"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 4, done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: the output could not be written (No space left on device)")

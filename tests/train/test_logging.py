@@ -1,7 +1,10 @@
 """Metrics for programs and progress for people."""
 
+import errno
 import io
 import json
+
+import pytest
 
 from spiking_mlp_jax.train.logging import Display, Metrics, Speedometer, read_metrics, to_json
 
@@ -83,3 +86,21 @@ def test_the_first_step_is_not_timed(monkeypatch):
 def test_numbers_that_json_lacks_become_null():
     value = {"a": float("nan"), "b": [float("-inf"), 1.5, None, True], "c": {"d": float("inf")}}
     assert json.loads(to_json(value)) == {"a": None, "b": [None, 1.5, None, True], "c": {"d": None}}
+
+
+class Full(io.StringIO):
+    def write(self, text):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("stream", ["full", "closed"])
+def test_a_display_survives_a_stdout_that_is_full_or_closed(tmp_path, stream):
+    file = Full() if stream == "full" else io.StringIO()
+    if stream == "closed":
+        file.close()
+    display = Display(tmp_path / "log.txt", 10, file)
+    display.start(0)
+    display.say("hello")
+    display.report(1, "epoch 1/1", "loss 1")
+    display.close()
+    assert "hello" in (tmp_path / "log.txt").read_text()

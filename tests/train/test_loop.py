@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
+from ml_collections import FrozenConfigDict
 from PIL import Image
 
 import spiking_mlp_jax as smlp
@@ -327,6 +328,19 @@ def test_other_data_are_refused_or_taken_on_request(shared, whole, tmp_path, cap
     with pytest.raises(InputError, match="12 steps an epoch, but this data has 6"):
         loop.fit(make_config(shared, data_dir=str(other)), workdir)
     assert "other data" not in capsys.readouterr().out
+
+
+def test_other_settings_of_jax_are_refused(shared, whole, tmp_path):
+    shutil.copytree(whole[0], tmp_path / "run")
+    file = tmp_path / "run" / "versions.json"
+    versions = json.loads(file.read_text())
+    assert versions["jax_enable_x64"] is False and versions["jax_default_prng_impl"] == "threefry2x32"
+    for name, value in (("jax_enable_x64", True), ("jax_default_prng_impl", "rbg")):
+        file.write_text(json.dumps(versions | {name: value}))
+        with pytest.raises(InputError, match=f"was trained with {name}={value}, now it is .*: set {name.upper()}="):
+            loop.fit(make_config(shared), tmp_path / "run")
+    file.write_text(json.dumps({"jax": "0.10"}))  # of an earlier version
+    assert loop.fit(FrozenConfigDict(make_config(shared)), f"file://{tmp_path}/run").finished
 
 
 @pytest.mark.slow

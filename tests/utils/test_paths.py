@@ -7,8 +7,9 @@ import pytest
 
 from spiking_mlp_jax.cli import train
 from spiking_mlp_jax.cli.main import main
+from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.models import weights
-from spiking_mlp_jax.utils.paths import user_path
+from spiking_mlp_jax.utils.paths import is_remote, real_path, user_path
 from tests.support.random_model import make_workdir, random_model
 from tests.support.tiers import rest_slow
 
@@ -102,3 +103,24 @@ def test_weights_behind_a_link(home, tmp_path):
 
 def test_object_stores_are_unchanged():
     assert os.fspath(user_path("gs://bucket/~/a/../b")) == "gs://bucket/~/a/../b"
+
+
+def test_a_real_path_has_no_links_and_is_absolute(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "link").symlink_to("run")
+    wanted = tmp_path.resolve() / "run"
+    for name in (
+        "~/run",
+        "run",
+        "./link",
+        "run/../link/.",
+        f"file://{tmp_path}/run",
+        f"file://localhost{tmp_path}/run",
+    ):
+        assert real_path(name) == wanted, name
+    assert not is_remote(f"file://{tmp_path}") and is_remote("gs://bucket/run")
+    assert str(real_path("gs://bucket/../run")) == "gs://bucket/../run"
+    with pytest.raises(InputError, match="is a file on another machine"):
+        real_path("file://elsewhere/run")
