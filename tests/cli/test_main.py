@@ -301,14 +301,15 @@ def test_classes_of_a_data_set_that_lies_elsewhere_now(capsys, workdir, tmp_path
     assert "of 3 test images" in out
 
 
-def test_options_come_from_a_flagfile(capsys, tmp_path):
+def test_options_come_from_a_flagfile(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("spiking_mlp_jax.train.runtime.join", lambda *_: None)
+    monkeypatch.setattr("spiking_mlp_jax.train.runtime.leave", lambda: None)
     file = tmp_path / "flags"
     file.write_text("--config=fashion_mnist:demo\n# a comment\n--config.dry_run=True\n--config.time_steps=3\n")
     status, out, err = run(capsys, "train", f"--flagfile={file}", "--config.time_steps=2")
     assert status == 0 and not err and "parameters" in out
-    assert (
-        out == run(capsys, "train", "--config=fashion_mnist:demo", "--config.dry_run=True", "--config.time_steps=2")[1]
-    )
+    words = "--config=fashion_mnist:demo", "--config.dry_run=True", "--config.time_steps=2"
+    assert out == run(capsys, "train", *words)[1]
     status, _, err = run(capsys, "train", "--flagfile", tmp_path / "none")
     assert status == 2 and err.startswith("error: --flagfile cannot be read") and err.count("\n") == 1
 
