@@ -15,7 +15,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from spiking_mlp_jax.analysis.activity.stream import in_network_order
 from spiking_mlp_jax.analysis.neuron_plots import COLOURS
-from spiking_mlp_jax.analysis.plots import BLUE, GREEN, GREY, ORANGE, running_mean
+from spiking_mlp_jax.analysis.plots import BLUE, GREEN, GREY, ORANGE, plain, running_mean
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.models import weights
 from spiking_mlp_jax.models.topology import fan_out, neuron_counts
@@ -71,11 +71,11 @@ def compare_runs(workdirs: Mapping[str, str | os.PathLike[str]]) -> Figure:
             [line["step"] for line in lines],
             running_mean(np.array([line["loss"] for line in lines])),
             color=colour,
-            label=name,
+            label=plain(name),
         )
         points.append((synaptic_operations(workdir) / 1e6, 100 * _evaluation(workdir)["accuracy"]))
         right.plot(*points[-1], "o", color=colour, markersize=8)
-        right.annotate(name, points[-1], xytext=(8, -3), textcoords="offset points", fontsize=9)
+        right.annotate(plain(name), points[-1], xytext=(8, -3), textcoords="offset points", fontsize=9)
     right.plot(*zip(*points, strict=True), color=GREY, linewidth=0.8, zorder=0)
     left.set(xlabel="training step", ylabel="loss, running mean")
     left.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:,.0f}"))
@@ -147,7 +147,7 @@ def formats_figure(ran: Mapping[str, Ran], labels: Int[np.ndarray, "B"]) -> Figu
         axes.set_title(title, fontsize=9)
         axes.spines[["top", "right"]].set_visible(False)
     axes = figure.axes[0]
-    axes.set_yticks(rows, list(ran), fontsize=9)
+    axes.set_yticks(rows, [plain(name) for name in ran], fontsize=9)
     axes.set_ylim(len(ran) - 0.4, -0.6)
     return figure
 

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from spiking_mlp_jax.analysis.neuron_plots import COLOURS
-from spiking_mlp_jax.analysis.plots import BLUE, GREEN, GREY, ORANGE, RED, write
+from spiking_mlp_jax.analysis.plots import BLUE, GREEN, GREY, ORANGE, RED, plain, write
 from spiking_mlp_jax.deploy.cost import Cost
 from spiking_mlp_jax.deploy.fold import fold
 from spiking_mlp_jax.errors import InputError
@@ -85,7 +85,7 @@ def pixels_to_scores(
         axes.set_ylim(len(best) - 0.4, -0.6)
         axes.set_xticks([0, 50, 100])
         axes.tick_params(labelsize=7)
-        axes.set_yticks(range(len(best)), [str(class_names[c])[:12] for c in best] if not t else [""] * len(best))
+        axes.set_yticks(range(len(best)), [plain(str(class_names[c]), 12) for c in best] if not t else [""] * len(best))
         axes.set_xlabel(f"score after {t + 1} (%)", fontsize=8)
         axes.spines[["top", "right"]].set_visible(False)
     return figure
@@ -269,7 +269,9 @@ def cost_figure(cost: Cost) -> Figure:
         names.append(name.replace(", ", ",\n"))
     right.set_xticks(ticks, names, fontsize=9)
     right.set_ylabel("energy per image (µJ)")
-    right.set_title(f"45 nm, {cost.constants.name}\nleft bar: operations only, right bar: with memory", fontsize=10)
+    right.set_title(
+        f"45 nm, {plain(cost.constants.name)}\nleft bar: operations only, right bar: with memory", fontsize=10
+    )
     right.grid(axis="y", alpha=0.3)
     right.set_axisbelow(True)
     right.margins(y=0.1)

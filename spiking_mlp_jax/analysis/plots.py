@@ -370,5 +370,12 @@ def _layer(name):
     return name.removesuffix(SPIKES)
 
 
-def _short(name, length=16):
-    return name if len(name) <= length else name[: length - 1] + "…"
+def plain(text: str, length: int | None = None) -> str:
+    """A text of the user as a matplotlib label: on one line, at most `length` characters, "$" not as math."""
+    text = " ".join(text.split())
+    text = text if length is None or len(text) <= length else text[: length - 1] + "…"
+    return text.replace("$", r"\$")
+
+
+def _short(name):
+    return plain(str(name), 16)

@@ -269,7 +269,7 @@ def _command(name, meta, dataset=None):
 
 def _escaped(text: str) -> str:
     """Text on one line, with Markdown and HTML escaped."""
-    return re.sub(r"([\\`*_{}\[\]<>#|&])", r"\\\1", _one_line(text))
+    return re.sub(r"([\\`*_{}\[\]<>#|&$~])", r"\\\1", _one_line(text))
 
 
 def _one_line(text: str) -> str:

@@ -15,7 +15,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from spiking_mlp_jax.analysis.plots import BLUE, GREEN, GREY, ORANGE, RED, write
+from spiking_mlp_jax.analysis.plots import BLUE, GREEN, GREY, ORANGE, RED, plain, write
 from spiking_mlp_jax.sweep.plan import Sweep
 from spiking_mlp_jax.sweep.table import MEASURES, Row, Spread
 
@@ -202,9 +202,9 @@ def label(sweep: Sweep, row: Row, without: str | None = None) -> str:
     """A run's values of the varied fields."""
     pairs = [(field, value) for field, value in zip(sweep.varied, row.values, strict=True) if field != without]
     if not pairs:
-        return row.name
+        return plain(row.name)
     shown = [f"T={value}" if field == "time_steps" else _value(field, value) for field, value in pairs]
-    return ", ".join(shown)
+    return plain(", ".join(shown))
 
 
 def _value(field, value):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -256,7 +257,9 @@ def _cell(spread: Spread | None, measure: str, extremes: bool = False) -> str:
 
 def _markdown(head, body) -> str:
     lines = [head, ["---"] * len(head), *body]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    # Names and values are the user's: on one line, never markup.
+    escaped = [[" ".join(re.sub(r"([\\`*<>|$])", r"\\\1", cell).split()) for cell in line] for line in lines]
+    return "\n".join("| " + " | ".join(line) + " |" for line in escaped)
 
 
 def _csv(lines) -> str:

@@ -154,6 +154,16 @@ def test_predictions():
     assert [bar.get_width() for bar in bars[1].patches] == pytest.approx([50, 30, 20])
 
 
+def test_class_names_are_never_math():
+    names = ["price_$_low_$", "$\\frac{", "a\nb", "\\$"]
+    figure = plots.confusion_matrix(np.eye(4, dtype=int), names)
+    assert pixels(figure).any()
+    scores = np.full((2, 4), 0.25)
+    assert pixels(plots.predictions([PICTURE] * 2, [0, 1], scores, names)).any()
+    assert plots.plain("price_$_low_$") == r"price_\$_low_\$"
+    assert plots.plain("a\n b" + "c" * 9, 5) == "a bc…"
+
+
 def test_write_replaces_and_leaves_nothing_else(tmp_path):
     path = plots.write(plots.firing_rates(RATES), tmp_path / "new" / "rates.png")
     first = path.read_bytes()

@@ -5,7 +5,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spiking_mlp_jax.analysis.fields.gabor import Gabor, render
-from spiking_mlp_jax.analysis.fields.spike_triggered import Moments, average, covariance, linear_fields, significance
+from spiking_mlp_jax.analysis.fields.spike_triggered import (
+    Moments,
+    average,
+    covariance,
+    linear_fields,
+    significance,
+    span,
+)
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.nn import neuron
 
@@ -163,6 +170,20 @@ def test_ridge_is_the_solution_that_numpy_finds():
     many = linear_fields(fit, held, strengths=(1e-4, 0.01, 10.0))
     np.testing.assert_array_less(found.explained - 1e-12, many.explained)
     assert along(many.fields[0, 0], w) > along(fit.cx[0, 0] / fit.c[0, 0] - fit.mean, w)
+
+
+def test_fields_in_the_span_of_few_stimuli_are_those_of_the_pixels():
+    rng = np.random.default_rng(5)
+    x, counts = rng.normal(size=(20, 48)) + 1, rng.poisson(1.0, (20, 3))
+    parts = slice(15), slice(15, None)
+    expected = linear_fields(*(summed(x[part], counts[part], shifts=2, prior=True) for part in parts))
+    gram = x @ x.T
+    basis = span(gram)
+    y = gram @ basis
+    found = linear_fields(*(summed(y[part], counts[part], shifts=2, prior=True) for part in parts), pixels=48)
+    np.testing.assert_allclose(found.fields @ basis.T @ x, expected.fields, atol=1e-10)
+    np.testing.assert_array_equal(found.strengths, expected.strengths)
+    np.testing.assert_allclose(found.explained, expected.explained, rtol=1e-8)
 
 
 def test_units_that_never_fire_when_held_out_explain_nothing():

@@ -282,13 +282,27 @@ class LinearFields:
         return np.mean(~(self.explained < self.explained[0]), 0)
 
 
-def linear_fields(fit: Moments, held: Moments, strengths: tuple[float, ...] = STRENGTHS) -> LinearFields:
+def span(gram: Float[np.ndarray, "N N"]) -> Float[np.ndarray, "N R"]:
+    """The map A from N stimuli X [N, D] to an orthonormal basis A^T X of their span, from X X^T.
+
+    X X^T A are the stimuli's coordinates in it. With fewer stimuli than pixels, moments of these take R <= N dimensions
+    instead of D, and give the same linear fields.
+    """
+    values, vectors = np.linalg.eigh(gram)
+    real = values > 1e-12 * max(values[-1], 0)
+    return vectors[:, real] / np.sqrt(values[real])
+
+
+def linear_fields(
+    fit: Moments, held: Moments, strengths: tuple[float, ...] = STRENGTHS, pixels: int | None = None
+) -> LinearFields:
     """Linear fields of all units, and of their shifted counts as a control.
 
     Args:
         fit: of the stimuli to fit, with prior.
         held: of the held-out stimuli, with prior and as many shifts.
         strengths: ridges to choose from.
+        pixels: size of a stimulus, D, if the sums are of coordinates in the stimuli's span.
 
     Raises:
         InputError: sums of different shapes, fewer than 2 stimuli, or constant stimuli.
@@ -298,7 +312,7 @@ def linear_fields(fit: Moments, held: Moments, strengths: tuple[float, ...] = ST
     if not strengths or min(strengths) <= 0:
         raise InputError(f"ridge strengths must be positive, but they are {strengths}")
     values, vectors = np.linalg.eigh(fit.covariance())
-    mean = values.mean()
+    mean = values.sum() / (pixels or len(values))
     if not mean > 0:
         raise InputError("the stimuli are all the same: show some that differ")
     values = np.maximum(values, 0)

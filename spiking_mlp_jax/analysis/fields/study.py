@@ -32,7 +32,14 @@ from spiking_mlp_jax.analysis.fields.responses import (
     white_noise,
     window,
 )
-from spiking_mlp_jax.analysis.fields.spike_triggered import Moments, average, covariance, linear_fields, significance
+from spiking_mlp_jax.analysis.fields.spike_triggered import (
+    Moments,
+    average,
+    covariance,
+    linear_fields,
+    significance,
+    span,
+)
 from spiking_mlp_jax.data.sources import Source
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.models.spiking_mlp import SpikingMLP
@@ -247,22 +254,40 @@ def _noise(model, groups, settings, what, progress) -> Arrays:
 def _images(model, groups, images, settings, what, progress) -> Arrays:
     shape = (model.config.image_size, model.config.image_size, model.config.in_channels)
     units = sum(len(group.channels) for group in groups)
-    # All layers at once, so that the images' covariance is summed and decomposed once.
-    fit, held = (Moments(int(np.prod(shape)), units, shifts=settings.shifts, prior=True) for _ in range(2))
+    pixels = int(np.prod(shape))
     windows = _Windows(groups, model.config, settings)
-    for seen, counts in record_spikes(model, groups, images(settings.images)):
-        answers = np.concatenate(counts, 1)
+
+    def batches():
+        done = 0
+        for seen, counts in record_spikes(model, groups, images(settings.images)):
+            windows.add(seen, counts)
+            done += len(seen)
+            progress(what, done, settings.images)
+            yield np.asarray(seen).reshape(len(seen), pixels), np.concatenate(counts, 1)
+
+    pairs, size, basis = batches(), pixels, None
+    if settings.images < pixels:
+        # Their span has fewer dimensions than the pixels: at 64 x 64 x 3 a covariance of pixels would take 1.2 GB.
+        shown, answered = zip(*pairs, strict=True)
+        gram = np.block([[one.astype(np.float64) @ other.T for other in shown] for one in shown])
+        basis = span(gram)
+        size, ends = basis.shape[1], np.cumsum([len(one) for one in shown])[:-1]
+        pairs = zip(np.split(gram @ basis, ends), answered, strict=True)
+    # All layers at once, so that the images' covariance is summed and decomposed once.
+    fit, held = (Moments(size, units, shifts=settings.shifts, prior=True) for _ in range(2))
+    for seen, answers in pairs:
         cut = len(seen) - max(1, len(seen) // 5)
         if cut:
             fit.add(seen[:cut], answers[:cut])
         held.add(seen[cut:], answers[cut:])
-        windows.add(seen, counts)
-        progress(what, fit.stimuli + held.stimuli, settings.images)
     if min(fit.stimuli, held.stimuli) < 2:
         raise InputError(
             f"{fit.stimuli} images to fit and {held.stimuli} held out are too few: use more images, or batches of 10"
         )
-    result = linear_fields(fit, held)
+    result = linear_fields(fit, held, pixels=pixels)
+    fields = result.fields[:2]
+    if basis is not None:
+        fields = sum(w @ one for w, one in zip(np.split(fields @ basis.T, ends, -1), shown, strict=True))
     found: Arrays = {"stimuli": np.array(fit.stimuli + held.stimuli)}
     start = 0
     for group in groups:
@@ -272,8 +297,8 @@ def _images(model, groups, images, settings, what, progress) -> Arrays:
         bad = spikes < settings.least
         found |= {
             f"spikes {group.layer}": spikes,
-            f"field {group.layer}": _blank(result.fields[0, own].reshape(-1, *shape), bad),
-            f"control {group.layer}": _blank(result.fields[1, own].reshape(-1, *shape), bad),
+            f"field {group.layer}": _blank(fields[0, own].reshape(-1, *shape), bad),
+            f"control {group.layer}": _blank(fields[1, own].reshape(-1, *shape), bad),
             f"signal {group.layer}": _blank(result.explained[0, own], bad),
             f"p {group.layer}": _blank(result.p()[own], bad),
             f"ridge {group.layer}": result.strengths[0, own],
