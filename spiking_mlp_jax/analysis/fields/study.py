@@ -287,7 +287,8 @@ def _images(model, groups, images, settings, what, progress) -> Arrays:
     result = linear_fields(fit, held, pixels=pixels)
     fields = result.fields[:2]
     if basis is not None:
-        fields = sum(w @ one for w, one in zip(np.split(fields @ basis.T, ends, -1), shown, strict=True))
+        parts = zip(np.split(fields @ basis.T, ends, -1), shown, strict=True)
+        fields = np.sum([w @ one for w, one in parts], 0)
     found: Arrays = {"stimuli": np.array(fit.stimuli + held.stimuli)}
     start = 0
     for group in groups:
