@@ -204,7 +204,7 @@ def test_other_class_names_are_refused_or_taken_on_request(capsys, model, workdi
         (["predict", "{tmp}/good.png", "{tmp}/good.png"], "is a file"),
         (["predict", "pest", "{tmp}/good.png"], 'did you mean "pets"'),
         (["predict", "{tmp}/bare", "{tmp}/good.png"], 'no "data"'),
-        (["predict", "{tmp}/sick", "{tmp}/good.png"], "produces NaN or inf"),
+        (["predict", "{tmp}/sick", "{tmp}/good.png"], "contains NaN or inf"),
         (["predict", "{run}"], "required: IMAGE"),
         (["predict", "{run}", "{tmp}/good.png", "--top", "0"], "at least 1"),
         (["evaluate", "{run}", "--dataset", "fashion_mnist"], "has 3 classes, but fashion_mnist has 10"),

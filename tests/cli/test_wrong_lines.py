@@ -22,6 +22,7 @@ REQUIRED = {
     "audit": "run",
     "cost": "run",
     "export-c": "net.smlp",
+    "pixels": "run good.png -o out.bin",
     "convert": "run -o out.npz",
     "hub": "run -o out",
     "download": "me/net",

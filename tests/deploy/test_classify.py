@@ -144,7 +144,7 @@ def test_grey_and_transparent_arrays(model):
         ("picture.png", {}, "put a single one in a list"),
         (COLOUR, {}, "put a single one in a list"),
         ([None], {}, "a path, a Pillow image or a uint8 array"),
-        (["a\0b"], {}, "cannot read image a"),
+        (["a\0b"], {}, "is not a path"),
         (["missing.png"], {}, "No such file"),
         ([COLOUR], {"top": 0}, "top must be"),
     ],
