@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from spiking_mlp_jax.cli.options import drop_output, positive, whole
 from spiking_mlp_jax.errors import ALIASES, EXIT_INTERRUPTED, InputError, nearest
 from spiking_mlp_jax.utils.files import system_error
-from spiking_mlp_jax.utils.paths import is_remote, real_path
+from spiking_mlp_jax.utils.paths import is_remote, output_folder, real_path
 
 if TYPE_CHECKING:
     from ml_collections import config_dict
@@ -136,6 +136,8 @@ def _train(chosen: argparse.Namespace, config: Any) -> int:
     workdir = None if chosen.workdir is None else str(real_path(chosen.workdir))
     if workdir is None and not config.dry_run:
         raise InputError("--workdir is required, e.g. --workdir runs/demo")
+    if workdir is not None and not is_remote(workdir):
+        output_folder(workdir, "--workdir")
     runtime.join(chosen.coordinator, chosen.num_processes, chosen.process_id, chosen.timeout)
     result = loop.fit(config, workdir or "")
     runtime.leave()

@@ -156,6 +156,12 @@ def test_a_compiled_network_has_its_ending(capsys, monkeypatch, files):
         check(capsys, monkeypatch, files, ["compile", "run", "-o", name])
 
 
+def test_a_dry_run_needs_a_folder_too(capsys, monkeypatch, files):
+    monkeypatch.setattr("spiking_mlp_jax.train.runtime.join", lambda *settings: None)
+    words = "train --config fashion_mnist:demo --config.dry_run=True --workdir text.txt"
+    check(capsys, monkeypatch, files, words.split())
+
+
 WRONG = {bool: ["maybe", "2"], int: ["abc", "1.5", "-1"], float: ["abc", "nan"]}
 
 
