@@ -79,7 +79,7 @@ def prepare(name: str, folder: Path, progress: compare.Progress) -> dict[str, An
     from flax import nnx
 
     from benchmarks import ours, rates
-    from spiking_mlp_jax.data.sources import open_source
+    from spiking_mlp_jax.data.sources import open_source, spread
     from spiking_mlp_jax.data.transforms import fit_image
     from spiking_mlp_jax.deploy import artifact, reference
     from spiking_mlp_jax.deploy.fold import fold
@@ -101,7 +101,7 @@ def prepare(name: str, folder: Path, progress: compare.Progress) -> dict[str, An
         mean, std = meta["data"]["mean"], meta["data"]["std"]
 
         def some(split, count):
-            source = open_source("fashion_mnist", split)
+            source = spread(open_source("fashion_mnist", split), count)
             return np.stack([fit_image(source[i]["image"], config.image_size, 1, "pad", 0) for i in range(count)])
 
         images, calibration = some("test", 512), some("train", CALIBRATION)

@@ -79,6 +79,9 @@ class Damaged:
 
     def _name(self, index):
         source = self._source
+        path = getattr(source, "path", None)
+        if path is not None:
+            return str(path(index))  # without reading it: it may have vanished
         return source.encoded(index)["image"].where if isinstance(source, EncodedSource) else str(index)
 
 

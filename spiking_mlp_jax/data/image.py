@@ -76,7 +76,7 @@ def decode_image(data: bytes, where: str) -> np.ndarray:
 
     The EXIF rotation is applied, transparent pixels become black (like padding), palette and CMYK images become RGB,
     and an animation its first frame. Grey of more than 8 bits is scaled by what its values show: 0 to 1 (floating),
-    0 to 255 or 0 to 65535. Broken metadata is ignored.
+    0 to 255 or 0 to 65535. Broken EXIF data are ignored.
 
     Args:
       data: the bytes of a JPEG, PNG, ... file.

@@ -3,16 +3,17 @@
 import contextlib
 import hashlib
 import os
+import unicodedata
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from spiking_mlp_jax.data.idx import find_idx, read_idx_split
-from spiking_mlp_jax.data.image import decode_image, read_encoded
+from spiking_mlp_jax.data.image import DamagedImageError, decode_image, read_encoded
 from spiking_mlp_jax.data.tfds import TfdsSource, find_version
 from spiking_mlp_jax.errors import InputError, nearest
 from spiking_mlp_jax.utils.paths import user_path
@@ -119,7 +120,9 @@ def open_source(dataset: str, split: str, data_dir: str | os.PathLike[str] | Non
     if dataset == "fashion_mnist":
         return _open_fashion_mnist(split, folder)
     if dataset.startswith("tfds:"):
-        return TfdsSource(find_version(dataset.removeprefix("tfds:"), folder), split)
+        source = TfdsSource(find_version(dataset.removeprefix("tfds:"), folder), split)
+        _readable(source.class_names, dataset)
+        return source
     if dataset.startswith("npz:"):
         return NpzSource((folder or Path()) / user_path(dataset.removeprefix("npz:")), split)
     if folder is None:
@@ -397,7 +400,7 @@ def _npz_names(names: np.ndarray | None, largest: int, file: Path) -> tuple[str,
         raise InputError(f"class_names in {file} must be different strings, [classes], got {names.dtype} {names.shape}")
     if largest >= len(names):
         raise InputError(f"the labels in {file} go up to {largest}, but there are only {len(names)} class_names")
-    return tuple(names.tolist())
+    return _readable(names.tolist(), file)
 
 
 class EmbeddedSource(_ArraySource):
@@ -494,7 +497,13 @@ class FolderSource:
 
     def encoded(self, index: int, /) -> dict:
         """{"image": Encoded, "label": np.int32}."""
-        return {"image": read_encoded(self.path(index)), "label": self._labels[index]}
+        try:
+            return {"image": read_encoded(self.path(index)), "label": self._labels[index]}
+        except DamagedImageError:
+            raise
+        except InputError as error:
+            # The file was there when the source was opened: one that has vanished since counts as damaged.
+            raise DamagedImageError(str(error)) from error
 
     def path(self, index: int) -> str:
         """The file of an image."""
@@ -515,4 +524,22 @@ class FolderSource:
 
 
 def _class_folders(root: Path) -> tuple[str, ...]:
-    return tuple(sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith(".")))
+    names = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
+    return _readable(names, root)
+
+
+def _readable(names: Iterable[str], where: str | os.PathLike[str]) -> tuple[str, ...]:
+    """Class names that every file and terminal can hold, and that differ for people, too.
+
+    Raises:
+      InputError: a name is not UTF-8 or has control characters, or two differ only in how accents are encoded.
+    """
+    seen: dict[str, str] = {}
+    for name in names:
+        # Surrogates (Cs) stand for bytes that are not UTF-8. Other formatting, e.g. of Persian, is text.
+        if {"Cc", "Cs", "Zl", "Zp"} & set(map(unicodedata.category, name)):
+            raise InputError(f"class name {name!a} in {where} is not printable UTF-8 text: rename it")
+        other = seen.setdefault(unicodedata.normalize("NFC", name), name)
+        if other != name:
+            raise InputError(f"class names {other!a} and {name!a} in {where} look the same: merge or rename one")
+    return tuple(names)

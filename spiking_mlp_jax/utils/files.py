@@ -107,11 +107,9 @@ def _write_error(error: OSError, path: str | os.PathLike[str]) -> InputError:
     # Without the error's file name, which is that of the temporary file.
     reason = error.strerror or error
     found = system_error(OSError(error.errno, reason), path)
-    return (
-        found
-        if isinstance(found, StorageError)
-        else InputError(f"{path} cannot be written ({reason}): use another path")
-    )
+    if isinstance(found, StorageError):
+        return found
+    return InputError(f"{path} cannot be written ({reason}): use another path")
 
 
 def write_folder(folder: epath.Path, write: Callable[[Path], None]) -> None:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import pickle
 import shutil
 import sys
@@ -14,7 +15,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from spiking_mlp_jax.data.damaged import Damaged
 from spiking_mlp_jax.data.idx import read_idx
+from spiking_mlp_jax.data.image import DamagedImageError
 from spiking_mlp_jax.data.sources import (
     FASHION_MNIST_CLASSES,
     FASHION_MNIST_FILE,
@@ -25,7 +28,7 @@ from spiking_mlp_jax.data.sources import (
     spread,
 )
 from spiking_mlp_jax.errors import InputError
-from tests.support.small_sources import idx_bytes, write_folder, write_idx
+from tests.support.small_sources import encoded, idx_bytes, write_folder, write_idx
 
 ROOT = Path(__file__).parents[2]
 DEBIAN_FILES = Path("/usr/share/datasets/fashion-mnist")
@@ -449,3 +452,33 @@ def test_a_limit_takes_evenly_spaced_images():
     labels = [int(some[i]["label"]) for i in range(30)]
     assert len(set(labels)) == 10
     assert (some.positions[0], some.positions[-1]) == (0, len(source) - 1)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ([b"caf\xe9"], r"class name 'caf\\udce9' in .* is not printable UTF-8"),
+        (["two\nlines"], r"class name 'two\\nlines' in .* is not printable UTF-8"),
+        (["caf\u00e9", "cafe\u0301"], "class names .* look the same: merge or rename one"),
+    ],
+)
+def test_class_names_are_readable_text(tmp_path, names, message):
+    for name in [b"ant", *names]:
+        folder = os.path.join(os.fsencode(tmp_path), b"train", os.fsencode(name))
+        os.makedirs(folder)
+        with open(os.path.join(folder, b"1.png"), "wb") as file:
+            file.write(encoded(np.zeros((4, 4), np.uint8)))
+    with pytest.raises(InputError, match=message):
+        open_source("folder", "train", tmp_path)
+
+
+def test_a_file_that_vanishes_counts_as_damaged(tmp_path):
+    write_folder(tmp_path)
+    source = open_source("folder", "train", tmp_path)
+    os.unlink(source.path(0))
+    with pytest.raises(DamagedImageError, match="No such file"):
+        source[0]
+    said = []
+    damaged = Damaged(source, 0.5, said.append)
+    damaged.sift({"damaged": np.array([0, -1])})
+    assert len(said) == 1 and source.path(0) in said[0]
