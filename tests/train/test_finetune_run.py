@@ -160,7 +160,7 @@ def test_evaluation_alone(shared, whole, tmp_path, monkeypatch):
     assert loop.fit(config, tmp_path / "new").best_accuracy == best["accuracy"]
     found = json.loads((tmp_path / "new" / "evaluation.json").read_text())
     assert (found["step"], found["loss"], found["images"]) == (0, best["loss"], 20)
-    assert {path.name for path in files(tmp_path / "new")} == {"evaluation.json", "log.txt"}
+    assert {path.name for path in files(tmp_path / "new")} == {"evaluation.json", "lock", "log.txt"}
 
 
 def test_nothing_to_evaluate(shared, tmp_path):
