@@ -7,7 +7,7 @@ import difflib
 EXIT_INPUT = 2
 EXIT_NONFINITE = 3
 EXIT_STORAGE = 4
-EXIT_LOST = 5  # another process of the run died
+EXIT_LOST = 5  # a process of the run died, is stuck, or never started
 EXIT_INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: rerun the same command to resume
 
 
@@ -31,6 +31,12 @@ class StorageError(InputError):
     """A failed write, e.g. because the disk is full; files written before are complete."""
 
     exit_code = EXIT_STORAGE
+
+
+class LostError(InputError):
+    """A process of the run that is missing."""
+
+    exit_code = EXIT_LOST
 
 
 # Other names of config fields, as papers and other trainers have them.

@@ -173,5 +173,5 @@ newest checkpoint, or the weights that --config.init_weights names.
 On a TPU pod, under SLURM and under Open MPI the same command in every process is one run; elsewhere add
 --coordinator HOST:PORT --num_processes N --process_id I. See docs/multiprocess.md.
 
-Exit statuses: 0 finished, 2 bad input, 3 loss not finite, 4 disk full, 5 another process died, 75 interrupted and
-saved, 130 stopped at once."""
+Exit statuses: 0 finished, 2 bad input, 3 loss not finite, 4 disk full, 5 a process died or is stuck, 75 interrupted
+and saved, 130 stopped at once."""

@@ -23,6 +23,7 @@ from spiking_mlp_jax.errors import InputError, nearest
 from spiking_mlp_jax.models.config import ADDED, ModelConfig
 from spiking_mlp_jax.models.pixels import RESIZE_MODES, check_resize, check_statistics
 from spiking_mlp_jax.utils.paths import user_path
+from spiking_mlp_jax.utils.watchdog import parse_deadlines
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,6 +148,9 @@ FIELDS = {
     "profile_steps": Field("", '"10:15": trace the five steps after the tenth ("": none)', added=True, free=True),
     "host_memory": Field(
         "auto", '"keep" freed memory for faster steps ("auto": on CPUs)', ("auto", "default", "keep"), free=True
+    ),
+    "deadlines": Field(
+        "", 'seconds a phase may last, e.g. "reading=60,restoring=300" ("off": no limits)', added=True, free=True
     ),
     "compilation_cache": Field("auto", 'folder of compiled programs ("auto": user cache, "off": none)', free=True),
 }
@@ -319,6 +323,7 @@ def validate(config: Config, device_count: int) -> None:
     check_resize(resize_mode(config), config.eval_resize, config.image_size)
     augmentation(config)
     parse_window(config.profile_steps)
+    parse_deadlines(config.deadlines)
     _check_batches(config, device_count)
     if config.weight_bits == 1:
         raise InputError("weight_bits must be 0 (not rounded) or 2 to 8, got 1")

@@ -32,6 +32,7 @@ from spiking_mlp_jax.train.state import TrainState, abstract_state, load_state
 from spiking_mlp_jax.train.step import make_eval_step
 from spiking_mlp_jax.utils.files import write_whole
 from spiking_mlp_jax.utils.interrupt import out_of_reach
+from spiking_mlp_jax.utils.watchdog import Watchdog
 
 SILENT, SATURATED = 0.001, 0.95
 
@@ -224,7 +225,7 @@ def write_evaluation(workdir: epath.Path, step: int, result: Evaluation) -> None
         write_whole(workdir / "evaluation.json", to_json({"step": step, **result.to_dict()}) + "\n")
 
 
-def evaluate_only(config: Config, workdir: epath.Path, source: Source) -> tuple[int, Evaluation]:
+def evaluate_only(config: Config, workdir: epath.Path, source: Source, watch: Watchdog) -> tuple[int, Evaluation]:
     """Evaluates the newest checkpoint of a workdir or, where there is none, the weights that init_weights names.
 
     Needs no training images. Writes WORKDIR/evaluation.json and a line of log.txt, and leaves the rest of the workdir
@@ -234,6 +235,7 @@ def evaluate_only(config: Config, workdir: epath.Path, source: Source) -> tuple[
         config: the experiment, which a checkpoint has to fit as for resuming.
         workdir: of a run, or an empty folder for the result.
         source: the test images.
+        watch: learns of each batch.
 
     Returns:
         the step of the checkpoint, 0 for given weights, and the result.
@@ -244,6 +246,7 @@ def evaluate_only(config: Config, workdir: epath.Path, source: Source) -> tuple[
     mesh, model = make_mesh(fsdp=config.fsdp), model_config(config)
     # Only the learning rate depends on the number of steps an epoch.
     optimizer = make_optimizer(config, steps_per_epoch=1)
+    watch.enter("restoring", 0)
     found = newest_state(config, workdir, mesh)
     data = identity({"test": source})
     if found is not None:
@@ -270,7 +273,7 @@ def evaluate_only(config: Config, workdir: epath.Path, source: Source) -> tuple[
         display.start(0)
         if other_data:
             display.say(f"warning: {other_data}")
-        batches = _shown(evaluation_batches(config, source, damaged), display, config.eval_batch_size)
+        batches = _shown(evaluation_batches(config, source, damaged), display, config.eval_batch_size, watch)
         result = evaluate(eval_step, *evaluated(state, make_quantized(config, model)), batches, mesh)
         damaged.share()
         write_evaluation(workdir, step, result)
@@ -313,9 +316,11 @@ def _check_head(config):
     return meta.get("data", {}).get("class_names", [])
 
 
-def _shown(batches, display, size) -> Iterator[dict[str, np.ndarray]]:
+def _shown(batches, display, size, watch) -> Iterator[dict[str, np.ndarray]]:
     started = time.monotonic()
+    watch.enter("evaluating", 0)
     for done, batch in enumerate(batches):
+        watch.enter("evaluating", 0, done)
         yield batch
         speed = (done + 1) * size / (time.monotonic() - started)
         display.step(done + 1, "evaluating", f"{speed:.0f} images/s")

@@ -10,7 +10,6 @@ import json
 import math
 import os
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -205,6 +204,8 @@ class DataWait:
     """
 
     def __init__(self):
+        # Its thread is not a daemon: Python would end it inside the runtime when the process exits, which aborts.
+        self._observer = concurrent.futures.ThreadPoolExecutor(1)
         self._ended: concurrent.futures.Future[float] | None = None
         self._running_since: float | None = None
         self._waited = self._total = 0.0
@@ -227,9 +228,7 @@ class DataWait:
 
     def dispatched(self, outputs: Any) -> None:
         """To be called with small outputs of a step as soon as it has been dispatched."""
-        self._ended = concurrent.futures.Future()
-        # Not a daemon: Python would end it inside the runtime when the process exits, which aborts.
-        threading.Thread(target=_note_end, args=(outputs, self._ended)).start()
+        self._ended = self._observer.submit(_end, outputs)
 
     def pause(self) -> None:
         """Stops the clock until the next batch: an evaluation is not training time."""
@@ -252,11 +251,11 @@ class DataWait:
         self._steps = 0
 
 
-def _note_end(outputs, ended):
+def _end(outputs):
     # A step that failed has ended, too; fetching its outputs raises the error.
     with contextlib.suppress(Exception):
         jax.block_until_ready(outputs)
-    ended.set_result(time.monotonic())
+    return time.monotonic()
 
 
 class Report:

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -53,7 +54,16 @@ from spiking_mlp_jax.train.evaluate import (
 from spiking_mlp_jax.train.logging import Display, Metrics, Profiler, Report
 from spiking_mlp_jax.train.optimizer import make_optimizer, make_schedule
 from spiking_mlp_jax.train.qat import make_quantized
-from spiking_mlp_jax.train.runtime import StopVote, check_alike, check_settings, end_together, union, versions
+from spiking_mlp_jax.train.runtime import (
+    AHEAD,
+    StopVote,
+    check_alike,
+    check_settings,
+    end_together,
+    union,
+    versions,
+    watchdog,
+)
 from spiking_mlp_jax.train.sharding import abstract_with_sharding, make_mesh, replicate, replicated, shard_batch
 from spiking_mlp_jax.train.state import abstract_state, init_state, load_state, with_average
 from spiking_mlp_jax.train.step import make_eval_step, make_train_step
@@ -63,6 +73,7 @@ from spiking_mlp_jax.utils.interrupt import StopRequest, out_of_reach
 from spiking_mlp_jax.utils.lock import locked
 from spiking_mlp_jax.utils.memory import keep_freed_memory, return_freed_memory
 from spiking_mlp_jax.utils.paths import real_path
+from spiking_mlp_jax.utils.watchdog import Watchdog, parse_deadlines
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,13 +148,15 @@ def fit(
     with contextlib.ExitStack() as stack:
         stack.enter_context(_system_errors(workdir))
         root = as_path(real_path(workdir))
+        watch = watchdog(parse_deadlines(config.deadlines))
+        stack.callback(watch.close)
         if config.eval_only:
             stack.push(end_together)
             test_source = _open_source(config, "test", given)
             _check_alike(config, identity({"test": test_source}))
             _make_workdir(root)
             stack.enter_context(locked(root) if main else contextlib.nullcontext())
-            step, result = evaluate_only(config, root, test_source)
+            step, result = evaluate_only(config, root, test_source, watch)
             return Result(step, True, result.accuracy if np.isfinite(result.loss) else None, main)
 
         # Devices, data and everything that is compiled.
@@ -186,6 +199,7 @@ def fit(
         with contextlib.ExitStack() as alone:
             alone.push(end_together)  # the others do not know that the workdir is taken
             stack.enter_context(locked(root) if main else contextlib.nullcontext())
+        watch.enter("restoring", 0)
         stop = StopVote(signals)
         checkpoints = Checkpoints(root / "checkpoints", to_dict(config), config.keep)
         stack.callback(checkpoints.close)
@@ -223,6 +237,7 @@ def fit(
             state = with_average(state)
         progress["window"] = totals
         step = first = int(state.step)
+        watch.enter("starting", step)
         stack.push(end_together)
 
         if main:
@@ -250,6 +265,7 @@ def fit(
             display.say(f"warning: {message}")
 
         def save(accuracy: float | None = None) -> None:
+            watch.enter("saving", step)
             damaged.share()
             progress["damaged"] = sorted(damaged.seen)
             checkpoints.save(state, {"batch": int(state.step)}, progress, accuracy)
@@ -283,16 +299,20 @@ def fit(
             report.step(step, values, sound, timed, window_ends)
             return sound
 
-        # The loop. The metrics of a step are fetched while the next one runs, so that the devices never wait for them.
+        # The loop. A step's metrics are fetched AHEAD steps later, so that the devices never wait for the host: always,
+        # because what follows from them (a line, a warning, the end) has to come at the same time in all processes.
         guard = nonfinite.Guard(*jax.device_put((np.True_, np.bool_(config.on_nonfinite == "skip")), replicated(mesh)))
         iterator = out_of_reach(batches, config.workers)
-        pending, skipped, evaluation_due = None, 0, progress["evaluation_due"]
+        pending: deque[tuple[int, dict[str, jax.Array], Any]] = deque()
+        skipped, evaluation_due = 0, progress["evaluation_due"]
         while True:
-            # Pause after an epoch, for a checkpoint and for a signal, as soon as the step's metrics are known.
+            # Pause after an epoch, for a checkpoint and for a signal, as soon as all metrics are known.
             checkpoint_due = config.checkpoint_every and step % config.checkpoint_every == 0
             pausing = evaluation_due or checkpoint_due or stop.requested
-            if pausing and pending is not None:
-                skipped = 0 if log_step(*pending, timed=False) else skipped + 1
+            stepped = bool(pending)
+            if pausing and stepped:
+                while pending:
+                    skipped = 0 if log_step(*pending.popleft(), timed=False) else skipped + 1
                 report.pause()
             if evaluation_due:
                 started = time.monotonic()
@@ -300,7 +320,7 @@ def fit(
                 params, stats = evaluated(gathered, quantized)
                 test_batches = evaluation_batches(config, test_source, test_damaged)
                 try:
-                    result = evaluate(eval_step, params, stats, _until_signal(stop, test_batches), mesh)
+                    result = evaluate(eval_step, params, stats, _followed(test_batches, stop, watch, step), mesh)
                 except _Interrupted:
                     progress["evaluation_due"] = True
                     save()
@@ -326,33 +346,36 @@ def fit(
                         network = nnx.merge(graphdef, *jax.device_get((params, stats)), copy=True)
                         _save_weights(root, config, network, data, step, result)
                 save(result.accuracy if sound else None)
-            elif pausing and pending is not None:
+            elif pausing and stepped:
                 save()
-            if pausing:
-                pending = None
-            if step >= last or (stop.requested and pending is None):
+            if step >= last or (stop.requested and not pending):
                 break
 
             checkpoints.check()
             profiler.between_steps(step, state)
             with jax.profiler.StepTraceAnnotation("train", step_num=step + 1):
+                watch.enter("reading", step + 1)
                 batch = report.data_wait.next(iterator)
+                watch.enter("compiling" if step == first else "stepping", step + 1)
                 state, outputs = train_step(state, shard_batch(batch, mesh), guard)
             report.data_wait.dispatched(outputs)
             if config.on_nonfinite == "stop":
                 guard = guard._replace(sound=outputs["sound"])
+            jax.tree.map(lambda x: x.copy_to_host_async(), outputs)
             step += 1
+            watch.enter("stepping", step)
             stop.count()
             if step == first + 1:
                 return_freed_memory()  # the compiler's
                 if config.host_memory == "keep" or (config.host_memory == "auto" and jax.default_backend() == "cpu"):
                     keep_freed_memory()
-            if pending is not None:
-                skipped = 0 if log_step(*pending) else skipped + 1
-            pending = step, outputs, batch
+            if len(pending) == AHEAD:
+                skipped = 0 if log_step(*pending.popleft()) else skipped + 1
+            pending.append((step, outputs, batch))
             evaluation_due = step % epoch_steps == 0 or step == last
 
         profiler.close(state)
+        watch.enter("saving", step)
         checkpoints.wait()
         finished = step >= last and not progress["evaluation_due"]
         if step > last:
@@ -374,8 +397,11 @@ class _Interrupted(Exception):
     """A signal came while evaluating, which may take longer than the time that is left."""
 
 
-def _until_signal(stop: StopVote, batches: Iterable[Any]) -> Iterator[Any]:
-    for batch in batches:
+def _followed(batches: Iterable[Any], stop: StopVote, watch: Watchdog, step: int) -> Iterator[Any]:
+    """The batches of an evaluation, until a signal comes."""
+    watch.enter("evaluating", step)
+    for done, batch in enumerate(batches):
+        watch.enter("evaluating", step, done)
         if stop.requested:
             raise _Interrupted
         yield batch

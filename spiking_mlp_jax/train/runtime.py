@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import multiprocessing
 import os
 import platform
 import re
+import socket
 import sys
-import threading
 import time
 import traceback
 import zlib
+from collections import deque
 from typing import Any
 
 import jax
@@ -22,12 +24,14 @@ from etils import epath
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from spiking_mlp_jax.errors import EXIT_LOST, InputError
+from spiking_mlp_jax.errors import EXIT_LOST, InputError, LostError
 from spiking_mlp_jax.utils.files import system_error
 from spiking_mlp_jax.utils.interrupt import StopRequest
+from spiking_mlp_jax.utils.watchdog import Watchdog
 
 TIMEOUT = 60  # seconds
 PATIENCE = 20  # seconds of waiting for the others before a message
+AHEAD = 2  # steps that the host dispatches before it reads what the first of them gave
 
 # Packages that results may depend on.
 PACKAGES = (
@@ -116,13 +120,8 @@ def join(
             raise InputError(f"process_id must be below num_processes, which is {num_processes}, got {process_id}")
     # JAX's own handling of SIGTERM is not used, see StopVote; it would only hide the signal from Python.
     jax.config.update("jax_enable_preemption_service", False)
-    # After start_timeout JAX ends the process, with a message for its developers.
-    waiting = f"waiting for the other processes: all must start within {start_timeout} s and reach "
-    timer = threading.Timer(
-        PATIENCE, print, [waiting + (coordinator or "the first one's machine")], {"file": sys.stderr, "flush": True}
-    )
-    timer.daemon = True
-    timer.start()
+    if place := _meeting_point(coordinator, num_processes, process_id, start_timeout):
+        roll_call(*place, start_timeout)
     try:
         jax.distributed.initialize(
             coordinator,
@@ -149,8 +148,141 @@ def join(
             f"{who} cannot join the others ({_first_words(error)}): check that all were started, that "
             f"{coordinator or 'the first one'} can be reached from here, and that nothing else uses this port"
         ) from error
-    finally:
-        timer.cancel()
+
+
+def _meeting_point(
+    coordinator: str | None, count: int | None, index: int | None, timeout: int
+) -> tuple[str, int, int] | None:
+    """Where the processes meet, how many there are and which this one is; None: JAX will find no cluster."""
+    if coordinator is None:
+        from jax._src.clusters import ClusterEnv  # nothing public tells it before they have met
+
+        find = ClusterEnv.auto_detect_unset_distributed_params
+        coordinator, count, index, _ = find(None, None, None, None, None, timeout)
+    return None if coordinator is None or count is None or index is None else (coordinator, count, index)
+
+
+def roll_call(coordinator: str, count: int, index: int, timeout: float, patience: float = PATIENCE) -> None:
+    """Waits until all processes have started, and says which have not; they meet at the port before JAX takes it.
+
+    Args:
+        coordinator: "HOST:PORT" of process 0.
+        count: number of processes.
+        index: this one's.
+        timeout: seconds in which all have to start.
+        patience: seconds between two messages.
+
+    Raises:
+        InputError: process 0 cannot listen there.
+        LostError: some have not started in time.
+    """
+    host, port = coordinator.rsplit(":", 1)
+    deadline = time.monotonic() + timeout
+    if count > 1 and index == 0:
+        _call_roll(int(port), count, deadline, patience)
+    elif count > 1:
+        _answer_roll((host.strip("[]"), int(port)), count, index, deadline, patience)
+
+
+def _missing(numbers: list[int], count: int) -> str:
+    listed = ", ".join(map(str, numbers[:20])) + (", ..." if len(numbers) > 20 else "")
+    return f"waiting for process{'es' if len(numbers) > 1 else ''} {listed} of {count}"
+
+
+def _say_missing(text: str, deadline: float) -> None:
+    if time.monotonic() > deadline:
+        raise LostError(f"{text} has lasted too long: start all processes within the same few minutes")
+    print(text, file=sys.stderr, flush=True)
+
+
+def _call_roll(port: int, count: int, deadline: float, patience: float) -> None:
+    dual = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if dual else socket.AF_INET
+    try:
+        server = socket.create_server(("", port), family=family, dualstack_ipv6=dual, backlog=count)
+    except OSError as error:
+        raise InputError(
+            f"process 0 of {count} cannot listen on port {port} ({error.strerror}): name a free one in --coordinator"
+        ) from error
+    present: dict[int, socket.socket] = {}
+    news = time.monotonic() + patience
+    with server:
+        while len(present) < count - 1:
+            server.settimeout(max(0.0, min(news, deadline) - time.monotonic()) + 0.01)
+            try:
+                connection, _ = server.accept()
+                connection.settimeout(5)
+                name, number = connection.recv(64).split()
+                if name == b"spiking_mlp_jax":
+                    present[int(number)] = connection
+            except (OSError, ValueError):  # nobody came, or somebody else
+                pass
+            if time.monotonic() > min(news, deadline) and len(present) < count - 1:
+                news += patience
+                text = _missing([number for number in range(1, count) if number not in present], count)
+                for connection in present.values():
+                    with contextlib.suppress(OSError):  # it has ended, which it reports itself
+                        connection.sendall(text.encode() + b"\n")
+                _say_missing(text, deadline)
+        for connection in present.values():
+            with contextlib.suppress(OSError), connection:
+                connection.sendall(b"all\n")
+                connection.recv(1)  # they close first, so that the port is free at once
+
+
+def _answer_roll(address: tuple[str, int], count: int, index: int, deadline: float, patience: float) -> None:
+    news = time.monotonic() + patience
+    while True:
+        try:
+            with socket.create_connection(address, timeout=patience) as connection:
+                connection.sendall(b"spiking_mlp_jax %d\n" % index)
+                connection.settimeout(2 * patience)
+                for line in connection.makefile():
+                    if line == "all\n":
+                        return
+                    news = time.monotonic() + patience
+                    _say_missing(line.strip(), deadline)
+        except OSError:  # process 0 has not started, or its machine is not known yet
+            pass
+        if time.monotonic() > min(news, deadline):
+            news += patience
+            _say_missing(_missing([0], count) + f" at {':'.join(map(str, address))}", deadline)
+        time.sleep(0.1)
+
+
+class _Board:
+    """The store of JAX's coordination service, which process 0 holds; alone, a dict."""
+
+    runs = 0  # every process makes as many: those of one run have the same number
+
+    def __init__(self):
+        # JAX does not offer the store under a public name.
+        from jax._src import distributed
+
+        self._client = distributed.global_state.client if jax.process_count() > 1 else None
+        self._texts: dict[str, str] = {}
+        _Board.runs += 1
+        self._folder = f"spiking_mlp_jax/{self.runs}/"
+
+    def post(self, name: str, text: str) -> None:
+        if self._client is None:
+            self._texts[name] = text
+        else:
+            self._client.key_value_set(self._folder + name, text, allow_overwrite=True)
+
+    def read(self) -> dict[str, str]:
+        if self._client is None:
+            return dict(self._texts)
+        return {name.rsplit("/", 1)[1]: text for name, text in self._client.key_value_dir_get(self._folder)}
+
+
+def watchdog(deadlines: dict[str, float]) -> Watchdog:
+    """Watches over the progress of all processes, which all call it; see `Watchdog`.
+
+    Args:
+        deadlines: from `spiking_mlp_jax.utils.watchdog.parse_deadlines`.
+    """
+    return Watchdog(deadlines, _Board(), jax.process_index(), jax.process_count(), lambda: _exit(EXIT_LOST))
 
 
 def leave() -> None:
@@ -220,6 +352,10 @@ def end_together(kind: type[BaseException] | None, error: BaseException | None, 
     else:
         message, code = "".join(traceback.format_exception(error)) + f"error: {who} failed", 1
     print(message, file=sys.stderr, flush=True)
+    _exit(code)
+
+
+def _exit(code: int) -> None:
     for child in multiprocessing.active_children():
         child.kill()  # the workers that read images
     os._exit(code)
@@ -228,8 +364,8 @@ def end_together(kind: type[BaseException] | None, error: BaseException | None, 
 class StopVote:
     """A request to stop that all processes see at the same step, whichever of them got the signal.
 
-    Each step ends with a vote, one integer summed over all devices. Like a step's metrics, its result is fetched while
-    the next step runs, so that the devices never wait for the host; therefore they stop one step later.
+    Each step ends with a vote, one integer summed over all devices. Like a step's metrics, its result is fetched AHEAD
+    steps later, so that the devices never wait for the host; therefore they stop that many steps later.
 
     Args:
         stop: the signals of this process.
@@ -238,7 +374,8 @@ class StopVote:
     def __init__(self, stop: StopRequest):
         self._stop = stop
         self._alone = jax.process_count() == 1
-        self._seen, self._seen_at, self._vote = False, 0.0, None
+        self._seen, self._seen_at = False, 0.0
+        self._votes: deque[jax.Array] = deque()
         mesh = Mesh(np.array(jax.devices()), ("device",))
         self._split = NamedSharding(mesh, PartitionSpec("device"))
         self._sum = jax.jit(jnp.sum, out_shardings=NamedSharding(mesh, PartitionSpec()))
@@ -254,14 +391,14 @@ class StopVote:
         return self._stop.since or self._seen_at
 
     def count(self) -> None:
-        """Reads the last step's vote and starts this step's; all processes call it after each step."""
+        """Starts this step's vote and reads an earlier one's; all processes call it after each step."""
         if self._alone:
             return
-        if self._vote is not None:
-            self._seen = bool(np.asarray(self._vote) > 0)
+        if len(self._votes) == AHEAD:
+            self._seen = bool(np.asarray(self._votes.popleft()) > 0)
             self._seen_at = time.monotonic()
         mine = np.full(jax.local_device_count(), self._stop.requested, np.int32)
-        self._vote = self._sum(jax.make_array_from_process_local_data(self._split, mine))
+        self._votes.append(self._sum(jax.make_array_from_process_local_data(self._split, mine)))
 
 
 def _launched():

@@ -3,7 +3,8 @@
     process_run.py REPORT PLOTS [arguments of train.py]
 
 Writes the names of the files in the workdir, but for checkpoints, that this process has opened for writing to REPORT.
-PLOTS "no" leaves out the plots, which take longer than everything else.
+PLOTS "no" leaves out the plots, which take longer than everything else. HANG in the environment, "reader" or "restore",
+is what never returns.
 """
 
 import atexit
@@ -12,6 +13,7 @@ import os
 import pathlib
 import runpy
 import sys
+import threading
 import types
 
 report, plots, *arguments = sys.argv[1:]
@@ -30,6 +32,20 @@ if plots == "no":
     module = types.ModuleType("spiking_mlp_jax.analysis.plots")
     module.__dict__["plot_workdir"] = lambda _: None
     sys.modules[module.__name__] = module
+
+
+def hang(*_, **__):
+    threading.Event().wait()
+
+
+if os.environ["HANG"] == "reader":
+    from spiking_mlp_jax.train.logging import DataWait
+
+    DataWait.next = hang
+elif os.environ["HANG"] == "restore":
+    from spiking_mlp_jax.train.checkpoint import Checkpoints
+
+    Checkpoints.restore = hang
 
 sys.addaudithook(listen)
 atexit.register(lambda: pathlib.Path(report).write_text(json.dumps(sorted(written))))

@@ -9,13 +9,15 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 
 import chex
 import jax
 import numpy as np
 import pytest
 
-from spiking_mlp_jax.errors import EXIT_INTERRUPTED, EXIT_LOST, InputError
+from spiking_mlp_jax.errors import EXIT_INTERRUPTED, EXIT_LOST, InputError, LostError
 from spiking_mlp_jax.train import loop
 from spiking_mlp_jax.train import runtime as processes
 from spiking_mlp_jax.train.config import to_dict
@@ -66,18 +68,22 @@ def told(how, count, index, port):
     return [], {name: str(value) for name, value in {**names, **numbers}.items()}
 
 
+def free_port():
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return free.getsockname()[1]
+
+
 class Launch:
     """The processes of one run, each with one or more virtual devices; all are gone when the block ends."""
 
-    def __init__(self, config, workdir, count, devices=2, plots="no", how="flags", **apart):
+    def __init__(self, config, workdir, count, devices=2, plots="no", how="flags", hang="", **apart):
         self.reports = [workdir.with_name(f"{workdir.name}-{index}.json") for index in range(count)]
         folder = workdir.with_name(f"{workdir.name}-config")
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)
         (folder / "config.py").write_text(CONFIG)
         (folder / "fields.json").write_text(json.dumps(to_dict(config)))
-        with socket.socket() as free:
-            free.bind(("localhost", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         flags = [f"--xla_force_host_platform_device_count={devices}", *FLAGS[1:]]
         environment = {**os.environ, "XLA_FLAGS": " ".join(flags), "JAX_ENABLE_X64": "1", "PYTHONPATH": str(ROOT)}
         self.processes = []
@@ -87,7 +93,7 @@ class Launch:
             command += ["--config", folder / "config.py", "--workdir", workdir, "--timeout", "10", *arguments]
             process = subprocess.Popen(
                 [*map(str, command), *apart.get(f"process_{index}", ())],
-                env={**environment, **launcher},
+                env={**environment, **launcher, "HANG": hang if index == 1 else ""},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
@@ -210,6 +216,67 @@ def test_a_killed_process_takes_the_other_down(shared, tmp_path, victim):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("hang, doing", [("reader", r"reading at step \d"), ("restore", "restoring")])
+def test_a_process_that_hangs_is_named_by_all(shared, single, tmp_path, hang, doing):
+    """Process 1 still lives and sends heartbeats."""
+    shutil.copytree(single[0], tmp_path / "run")
+    config = experiment(shared, deadlines="reading=4,restoring=8")
+    with Launch(config, tmp_path / "run", 2, hang=hang) as launch:
+        ends = launch.end()
+    for code, _, message in ends:
+        assert code == EXIT_LOST, ends
+        where = r"\(.*hang in process_run.py:\d+ < \w+ in"
+        found = re.search(rf"process 1 of 2 has been {doing} for \d+ s {where}", message)
+        assert found, message
+        assert hang == "restore" or "process 0 of 2" not in message
+
+
+def test_who_has_not_started(capfd):
+    """Two of four wait for the others, and then the last ones come."""
+    port, late = free_port(), []
+
+    def start(index, timeout=60.0):
+        place = f"localhost:{port}", 4, index
+        late.append(threading.Thread(target=processes.roll_call, args=(*place, timeout), kwargs={"patience": 0.2}))
+        late[-1].start()
+
+    start(1)
+    said = wait_for_line(capfd, f"waiting for process 0 of 4 at localhost:{port}")
+    start(0)
+    said = wait_for_line(capfd, "waiting for processes 2, 3 of 4", said, times=2)  # both say it
+    start(2)
+    wait_for_line(capfd, "waiting for process 3 of 4", said, times=3)
+    start(3)
+    for thread in late:
+        thread.join(60)
+        assert not thread.is_alive()
+    with socket.create_server(("localhost", port)):
+        pass  # the port is free for JAX
+
+
+def wait_for_line(capfd, line, said="", times=1):
+    """What has been said when this line has been said that often."""
+    deadline = time.monotonic() + 60
+    while said.splitlines().count(line) < times:
+        said += capfd.readouterr().err
+        assert time.monotonic() < deadline, said
+    return said
+
+
+def test_some_never_start():
+    place = f"localhost:{free_port()}", 3
+    with pytest.raises(LostError, match=r"waiting for process 0 of 3 at localhost:\d+ has lasted too long"):
+        processes.roll_call(*place, 2, 0.1, 0.05)
+    with pytest.raises(LostError, match=r"waiting for processes 1, 2 of 3 has lasted too long"):
+        processes.roll_call(*place, 0, 0.1, 0.05)
+    with (
+        socket.create_server(("", int(place[0].rpartition(":")[2]))),
+        pytest.raises(InputError, match="cannot listen on"),
+    ):
+        processes.roll_call(*place, 0, 0.1, 0.05)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("eval_only", [False, True])
 def test_processes_that_differ_are_told(shared, tmp_path, eval_only):
     with Launch(experiment(shared, eval_only=eval_only), tmp_path / "run", 2, process_1=["--config.seed=1"]) as launch:
@@ -223,6 +290,7 @@ def calls(monkeypatch):
     """What jax.distributed.initialize is given; no launcher is in the environment."""
     found = []
     monkeypatch.setattr(jax.distributed, "initialize", lambda *arguments, **named: found.append((arguments, named)))
+    monkeypatch.setattr(processes, "roll_call", lambda *_: None)
     for name in [*os.environ]:
         if name.startswith(("SLURM_", "OMPI_")):
             monkeypatch.delenv(name)
@@ -305,6 +373,7 @@ def test_workers_are_out_of_reach():
     "error, code, message",
     [
         (InputError("a.jpg is no image"), 2, "error: a.jpg is no image (process 1 of 2)"),
+        (LostError("waiting for process 3 of 4"), 5, "error: waiting for process 3 of 4"),
         (KeyboardInterrupt(), 130, "process 1 of 2 stopped"),
         (ValueError("Gloo all-reduce failed"), EXIT_LOST, "another process has ended"),
         (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: no memory"), 1, "process 1 of 2 failed"),
