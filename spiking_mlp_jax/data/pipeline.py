@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import grain
+import jax
 import numpy as np
 from absl import flags
 
@@ -274,9 +275,15 @@ def _prefetch(batches: grain.MapDataset, workers: int) -> grain.IterDataset:
             flags.FLAGS.mark_as_parsed()
         one_thread = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
         options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
-        return batches.to_iter_dataset(one_thread).mp_prefetch(options)
+        return batches.to_iter_dataset(one_thread).mp_prefetch(options, worker_init_fn=_without_devices)
     threads = min(8, os.cpu_count() or 1)
     return batches.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 2))
+
+
+def _without_devices(index: int, count: int) -> None:
+    """Called in each worker before anything else: whatever it computes with takes no accelerator's memory."""
+    os.environ.update(JAX_PLATFORMS="cpu", CUDA_VISIBLE_DEVICES="", ROCR_VISIBLE_DEVICES="", TPU_VISIBLE_CHIPS="")
+    jax.config.update("jax_platforms", "cpu")  # Grain has imported JAX, which read its environment then
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,11 +1,15 @@
 """Batches: exactness, determinism, resuming, shares of processes."""
 
 import json
+import os
+from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax._src import xla_bridge
 
 from spiking_mlp_jax.data.pipeline import eval_batches, steps_per_epoch, train_batches
 from spiking_mlp_jax.data.sources import open_source
@@ -192,6 +196,29 @@ def test_worker_processes_change_nothing():
     whole.set_state(state)
     assert_same_batches(whole, expected[2:])
     whole.close()
+
+
+class Witness:
+    """Images whose labels say what the process that reads them can reach: 1 if no device."""
+
+    class_names = ("devices", "none")
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, index):
+        hidden = os.environ.get("JAX_PLATFORMS") == "cpu" and os.environ.get("CUDA_VISIBLE_DEVICES") == ""
+        none = hidden and jax.config.jax_platforms == "cpu" and not xla_bridge.backends_are_initialized()
+        return {"image": np.zeros((4, 4, 1), np.uint8), "label": np.int32(none)}
+
+
+def test_workers_never_use_a_device():
+    common = dict(batch_size=4, image_size=4, in_channels=1, workers=2)
+    batches: Any = train_batches(Witness(), augment=Augment(), seed=0, epochs=1, **common)
+    assert [batch["label"].tolist() for batch in batches] == [[1] * 4] * 2
+    batches.close()
+    assert [batch["label"].tolist() for batch in eval_batches(Witness(), **common)] == [[1] * 4] * 2
+    assert os.environ.get("CUDA_VISIBLE_DEVICES") != ""
 
 
 def test_workers_and_processes_may_change_where_a_run_resumes():
