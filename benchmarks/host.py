@@ -31,7 +31,7 @@ from spiking_mlp_jax.data.pipeline import train_batches  # noqa: E402
 from spiking_mlp_jax.data.sources import array_sources  # noqa: E402
 from spiking_mlp_jax.train import loop  # noqa: E402
 from spiking_mlp_jax.train.config import augmentation, default_config  # noqa: E402
-from spiking_mlp_jax.train.sharding import make_mesh, shard_batch  # noqa: E402
+from spiking_mlp_jax.train.sharding import make_mesh, replicated, shard_batch  # noqa: E402
 
 WARM_UP = 100  # steps
 CASES = ((8, 8, 1), (64, 32, 3))  # images a batch, their side, channels
@@ -97,8 +97,8 @@ def measure(batch: int, side: int, channels: int, steps: int) -> tuple[float, fl
         finally:
             sys.stdout = shown
     source = array_sources((images, labels), None, 10)["train"]
-    mesh = make_mesh(jax.devices())
-    state, guard = jax.device_put((Counter(jnp.int32(0)), jnp.bool_(True)), jax.devices()[0])
+    mesh = make_mesh()
+    state, guard = jax.device_put((Counter(jnp.int32(0)), jnp.bool_(True)), replicated(mesh))
     batches = train_batches(
         source, batch_size=batch, image_size=side, in_channels=channels, augment=augmentation(config), seed=0, epochs=1
     )
