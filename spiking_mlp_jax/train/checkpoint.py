@@ -7,6 +7,7 @@ import copy
 import hashlib
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -27,6 +28,7 @@ from spiking_mlp_jax.utils.paths import is_remote
 MANIFEST = "manifest.json"
 # Orbax adds to these after the rest is complete, and a restore does not need them.
 UNLISTED = (MANIFEST, "_CHECKPOINT_METADATA", "commit_success.txt")
+RETAINED = ".retained"  # ends the name of a checkpoint that is being replaced
 QUICK_BYTES = 1 << 16  # a quick check reads only files of at most this size
 
 
@@ -101,6 +103,8 @@ class Checkpoints:
         run = copy.deepcopy({"config": self.config, "data": data, "progress": progress})
         try:
             if step in self.steps():
+                if jax.process_index() == 0 and not is_remote(self.folder):
+                    _retain(self.folder / str(step))
                 self._manager.delete(step)
             self._manager.save(
                 step,
@@ -127,6 +131,8 @@ class Checkpoints:
         except (OSError, ValueError, RuntimeError) as error:
             raise self._failed(error) from error
         self._saving = None
+        if jax.process_index() == 0:
+            _drop_retained(self.folder)
 
     def restore(self, abstract: TrainState, step: int | None = None) -> Restored | None:
         """A checkpoint, or None.
@@ -223,7 +229,32 @@ def _steps(folder: epath.Path) -> list[int]:
     return sorted((int(e.name) for e in folder.iterdir() if e.name.isdigit() and (e / needed).exists()), reverse=True)
 
 
+def _retain(checkpoint: epath.Path) -> None:
+    """Keeps a checkpoint that is about to be replaced, as links to the same files, until the new one is complete."""
+    temporary = f"{checkpoint}{RETAINED}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        shutil.copytree(checkpoint, temporary, copy_function=os.link)
+    except (OSError, shutil.Error):  # no links on this disk
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.copytree(checkpoint, temporary)
+    os.replace(temporary, f"{checkpoint}{RETAINED}")
+
+
+def _drop_retained(folder: epath.Path) -> None:
+    """Removes what `_retain` kept of complete checkpoints, and puts it back where the new one is not complete."""
+    for retained in [] if is_remote(folder) or not folder.exists() else folder.glob(f"*{RETAINED}*"):
+        checkpoint = folder / retained.name.partition(".")[0]
+        complete = checkpoint.exists() and find_damage(checkpoint, thorough=False) is None
+        if complete or retained.name.endswith(".tmp"):
+            retained.rmtree()
+        else:
+            checkpoint.rmtree(missing_ok=True)
+            retained.rename(checkpoint)
+
+
 def _set_damaged_aside(folder: epath.Path) -> list[str]:
+    _drop_retained(folder)
     damage, good = {}, None
     for step in _steps(folder):
         # Older ones get a quick check: they serve only if the newest is damaged, and are read in full then.
