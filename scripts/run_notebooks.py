@@ -37,12 +37,13 @@ def execute(path: Path, seconds: int = 600) -> nbformat.NotebookNode:
         nbclient.exceptions.CellExecutionError: a cell raised an exception.
     """
     notebook = nbformat.read(path, as_version=4)
-    # The package of this checkout, and one device even where tests have eight virtual ones. Where networks only run a
-    # few times, compiling takes longer than running: compile fast, not fast code.
+    # The package and figures of this checkout, and one device even where tests have eight virtual ones. Where networks
+    # only run a few times, compiling takes longer than running: compile fast, not fast code.
     flags = "--xla_backend_optimization_level=1"
     if path.stem not in RUN_LONG:
         flags = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "TERM": "dumb"}
+    modules = os.pathsep.join((str(ROOT), str(path.parent)))
+    environment = {**os.environ, "PYTHONPATH": modules, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "TERM": "dumb"}
     with tempfile.TemporaryDirectory() as folder:
         where = {"metadata": {"path": folder}}
         client = NotebookClient(notebook, timeout=seconds, resources=where, record_timing=False, coalesce_streams=True)

@@ -14,8 +14,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from notebooks import network_plots, neuron_plots
 from spiking_mlp_jax import ModelConfig
-from spiking_mlp_jax.analysis import network_plots, neuron_plots, samples
+from spiking_mlp_jax.analysis import samples
 from spiking_mlp_jax.analysis.activity.stream import spikes_of_first
 from spiking_mlp_jax.analysis.plots import write
 from spiking_mlp_jax.models import weights

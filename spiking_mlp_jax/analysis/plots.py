@@ -35,6 +35,7 @@ from spiking_mlp_jax.utils.paths import user_path
 
 # Okabe and Ito's colours, distinguishable for colour-blind readers and in greyscale.
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#666666"
+COLOURS = (BLUE, RED, GREEN, ORANGE, "#CC79A7", "#56B4E9")  # of lines; the last two are their purple and sky blue
 RASTER_NEURONS = 40
 RASTER_LAYERS = 24
 

@@ -186,9 +186,10 @@ def _cost(chosen: argparse.Namespace) -> None:
     )
     found = cost(net, batches)
     if plot is not None:
-        from spiking_mlp_jax.analysis.network_plots import plot_cost
+        from spiking_mlp_jax.analysis.cost_plot import cost_figure
+        from spiking_mlp_jax.analysis.plots import write
 
-        plot_cost(found, plot)
+        write(cost_figure(found), plot)
     if chosen.json:
         print(json.dumps({"weights": str(where), **found.to_dict()}, indent=1))
         return

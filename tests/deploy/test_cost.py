@@ -13,7 +13,8 @@ from flax import nnx
 from PIL import Image
 
 from spiking_mlp_jax.analysis.activity.rates import rates as activity_rates
-from spiking_mlp_jax.analysis.network_plots import plot_cost
+from spiking_mlp_jax.analysis.cost_plot import cost_figure
+from spiking_mlp_jax.analysis.plots import write
 from spiking_mlp_jax.cli.main import main
 from spiking_mlp_jax.deploy import artifact
 from spiking_mlp_jax.deploy.cost import FLOAT32, INT8, cost
@@ -321,7 +322,7 @@ def test_text_json_and_picture(tmp_path):
     for name in found.layers:
         assert name in text
     assert found.table() in text and "45 nm" in text
-    path = plot_cost(found, tmp_path / "new" / "cost.png")
+    path = write(cost_figure(found), tmp_path / "new" / "cost.png")
     assert np.asarray(Image.open(path)).std() > 0
 
 

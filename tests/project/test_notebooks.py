@@ -1,4 +1,4 @@
-"""The notebooks run from top to bottom, show what is committed, and call the package alone."""
+"""The notebooks run from top to bottom, show what is committed, and call the package and the figures beside them."""
 
 import ast
 import sys

@@ -5,7 +5,6 @@
     trains        spike counts, inter-spike intervals, regularity, bursts
     membrane      membrane potentials against the threshold
     similarity    how similarly time steps represent the images
-    agreement     spikes of two forms of a network
     plots         figures
 
 Each takes a model in evaluation mode and normalised images, an array or batches.

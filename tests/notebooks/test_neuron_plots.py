@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from notebooks import neuron_plots
 from spiking_mlp_jax import ModelConfig
-from spiking_mlp_jax.analysis import neuron_plots
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.nn import neuron, surrogate
 

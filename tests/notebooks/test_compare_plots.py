@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from spiking_mlp_jax.analysis.compare_plots import Ran, compare_runs, formats_figure, layer_rates, synaptic_operations
+from notebooks.compare_plots import Ran, compare_runs, formats_figure, layer_rates, synaptic_operations
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.models.topology import dense_operations, fan_out, neuron_counts
 from tests.support.random_model import make_workdir, random_model

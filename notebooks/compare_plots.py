@@ -14,8 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from spiking_mlp_jax.analysis.activity.stream import in_network_order
-from spiking_mlp_jax.analysis.neuron_plots import COLOURS
-from spiking_mlp_jax.analysis.plots import BLUE, GREEN, GREY, ORANGE, plain, running_mean
+from spiking_mlp_jax.analysis.plots import BLUE, COLOURS, GREEN, GREY, ORANGE, plain, running_mean
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.models import weights
 from spiking_mlp_jax.models.topology import fan_out, neuron_counts

@@ -16,16 +16,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from spiking_mlp_jax.analysis.plots import BLUE, GREEN, GREY, ORANGE, RED
+from spiking_mlp_jax.analysis.plots import BLUE, COLOURS, GREY, RED
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.models.config import ModelConfig
 from spiking_mlp_jax.models.spiking_mlp import neuron
 from spiking_mlp_jax.nn.dynamics import step
 from spiking_mlp_jax.nn.layers import equations
 from spiking_mlp_jax.nn.surrogate import SURROGATES, SpikeFunction
-
-# The last two are Okabe and Ito's purple and sky blue.
-COLOURS = (BLUE, RED, GREEN, ORANGE, "#CC79A7", "#56B4E9")
 
 
 @dataclasses.dataclass(frozen=True)

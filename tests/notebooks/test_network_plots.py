@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 
-from spiking_mlp_jax.analysis import network_plots, samples
-from spiking_mlp_jax.analysis.activity import agreement as ag
+from notebooks import agreement as ag
+from notebooks import network_plots
+from spiking_mlp_jax.analysis import samples
 from spiking_mlp_jax.analysis.activity.stream import spikes_of_first
 from spiking_mlp_jax.deploy.fold import fold
 from spiking_mlp_jax.deploy.quantize import quantize
