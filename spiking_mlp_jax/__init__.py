@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from spiking_mlp_jax.utils import __version__
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # ruff: noqa: F401
     from spiking_mlp_jax import analysis, cli, data, deploy, interop, models, nn, sweep, train, utils
     from spiking_mlp_jax.analysis.evaluate import evaluate
     from spiking_mlp_jax.deploy.audit import audit
@@ -64,40 +64,7 @@ _HOMES = {
     "surrogate": "nn.surrogate",
     **{x: x for x in ("analysis", "cli", "data", "deploy", "interop", "models", "nn", "sweep", "train", "utils")},
 }
-__all__ = [
-    "Engine",
-    "ModelConfig",
-    "SpikingMLP",
-    "__version__",
-    "analysis",
-    "audit",
-    "classify",
-    "cli",
-    "compile",
-    "create_model",
-    "data",
-    "default_config",
-    "deploy",
-    "evaluate",
-    "fit",
-    "fold",
-    "from_pretrained",
-    "integrate_and_fire",
-    "interop",
-    "lif",
-    "list_models",
-    "load_config",
-    "models",
-    "nn",
-    "official",
-    "plif",
-    "quantize",
-    "save",
-    "surrogate",
-    "sweep",
-    "train",
-    "utils",
-]
+__all__ = ["__version__", *_HOMES]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:

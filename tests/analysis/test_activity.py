@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from spiking_mlp_jax.analysis.activity import measure as activity
-from spiking_mlp_jax.analysis.activity import membrane, rates, similarity, stream, trains
+from spiking_mlp_jax.analysis.activity import membrane, rates, similarity, stream
 from spiking_mlp_jax.analysis.activity.rates import dead_and_saturated, rates_of
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.train.evaluate import evaluate_model
@@ -91,7 +91,7 @@ def test_planted_dead_and_saturated_units(found, spikes):
     assert units.units[FIRST].dead_channels.tolist() == [False, True, False, False, False, False]
     assert units.units[FIRST].saturated_channels[4]
     assert units.units[FIRST].dead_neurons[..., 1].all()
-    assert FIRST in units.layers_with("dead_channels")
+    assert units.units[FIRST].dead_channels.any()
     # A dead token kills no channel.
     assert units.units[HIDDEN].dead_neurons[0, 1].all()
     assert not units.units[HIDDEN].dead_neurons[1].all()
@@ -124,8 +124,7 @@ def test_a_silent_layer_may_have_no_dead_neuron():
     rates = rates_of({"a.spikes": np.ones((1, 2, 2, 3), int)}, 5000)
     found = dead_and_saturated(rates)
     assert found.silent_layers == ["a.spikes"]
-    assert found.layers_with("dead_neurons") == []
-    assert found.layers_with("saturated_neurons") == []
+    assert found.units["a.spikes"].shares() == dict.fromkeys(found.units["a.spikes"].shares(), 0)
 
 
 def test_spike_trains(found, spikes):
@@ -264,7 +263,6 @@ def assert_same(a, b):
 
 def test_single_measures_are_those_of_the_one_pass(found, model):
     assert_equal(rates.rates(model, IMAGES), found.rates)
-    assert_equal(trains.intervals(model, IMAGES, batch_size=4), found.intervals)
     assert_equal(activity.information(model, IMAGES, LABELS), found.information)
 
 
@@ -326,6 +324,6 @@ def test_wrong_input_is_one_line(model, arguments, message):
 def test_a_model_in_training_mode_is_refused():
     model = random_model(depths=(1,))
     model.train()
-    for measure in (rates.rates, trains.intervals, membrane.membrane, membrane.membrane_potentials):
+    for measure in (rates.rates, activity.measure, membrane.membrane_potentials):
         with pytest.raises(InputError, match=r"call model\.eval"):
             measure(model, IMAGES)

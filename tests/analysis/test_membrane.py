@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from spiking_mlp_jax.analysis.activity import membrane
-from spiking_mlp_jax.analysis.activity import rates as activity_rates
+from spiking_mlp_jax.analysis.activity.measure import measure
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.nn.dynamics import Constants
 from tests.support.random_model import random_model, variables
@@ -27,9 +27,9 @@ NETWORKS = [
 @pytest.mark.parametrize("network", NETWORKS, ids=lambda network: "-".join(map(str, network.values())))
 def test_potentials_reproduce_the_spikes(network):
     model = random_model(time_steps=3, **network)
-    found = membrane.membrane(model, IMAGES, batch_size=2)
+    measured = measure(model, IMAGES, labelled=False, batch_size=2)
+    found, rates = measured.membrane, measured.rates.layer
     assert found.mismatches == dict.fromkeys(found.counts, 0)
-    rates = activity_rates.rates(model, IMAGES).layer
     assert list(found.counts) == list(rates)
     for name, rate in rates.items():
         assert found.above(name).mean() == pytest.approx(rate, abs=1e-6)
@@ -76,7 +76,7 @@ def test_other_dynamics_would_be_noticed(monkeypatch):
         return mode, Constants(k.tau * 1.5, k.v_threshold, k.v_reset)
 
     monkeypatch.setattr(membrane, "equations", leakier)
-    assert sum(membrane.membrane(model, IMAGES).mismatches.values()) > 0
+    assert sum(measure(model, IMAGES, labelled=False).membrane.mismatches.values()) > 0
 
 
 def test_bins():
@@ -97,7 +97,7 @@ def test_bins():
 @pytest.mark.parametrize("change", [dict(width=0.0), dict(width=1e-9), dict(below=-1.0), dict(above=float("nan"))])
 def test_impossible_bins(change):
     with pytest.raises(InputError, match="make no histogram") as error:
-        membrane.membrane(random_model(depths=(1,)), IMAGES, **change)
+        membrane.Potentials(random_model(depths=(1,)), **change)
     assert "\n" not in str(error.value)
 
 

@@ -53,6 +53,27 @@ def entries(golden, prefix):
     return {name.removeprefix(prefix): golden[name] for name in golden.files if name.startswith(prefix)}
 
 
+def lif_names(config: ModelConfig) -> dict[str, str]:
+    """Official names of the LIF modules to the names of their spikes in `SpikingMLP.__call__` (observe)."""
+    names, n = {}, 0
+    for i, depth in enumerate(config.depths):
+        if i and config.encoding == "spe":
+            for node in (0, 1):
+                names[f"to_patch_embedding.{i}.lif.{node}"] = f"stage{i}.encode.node{node + 1}.spikes"
+        names[f"to_patch_embedding_lif.{i}"] = f"stage{i}.encode.spikes"
+        for j in range(depth):
+            block = f"stage{i}.block{j}"
+            if config.encoding == "plain":
+                names[f"token_mix.{n}.activation"] = f"{block}.token.identity.spikes"
+            names[f"token_mix.{n}.proj_h.3"] = f"{block}.token.height.spikes"
+            names[f"token_mix.{n}.proj_w.3"] = f"{block}.token.width.spikes"
+            names[f"token_mix_lif.{n}"] = f"{block}.token.spikes"
+            names[f"channel_mix.{n}.1.net.2"] = f"{block}.channel.hidden.spikes"
+            names[f"channel_mix_lif.{n}"] = f"{block}.channel.spikes"
+            n += 1
+    return names
+
+
 @pytest.mark.parametrize("file", FILES)
 def test_evaluation(file, x64):
     golden, model, images = golden_model(file)
@@ -62,7 +83,7 @@ def test_evaluation(file, x64):
     )
     close(logits, golden["eval_logits"])
     expected = entries(golden, "firing_rate/")
-    names = official.lif_names(model.config)
+    names = lif_names(model.config)
     assert set(names) == set(expected) and set(names.values()) == set(rates)
     for name, ours in names.items():
         close(rates[ours], expected[name], name)
@@ -131,7 +152,7 @@ def test_every_kind_is_a_bijection(kind, channel, seed):
     # Every number of the model came from the state: none of the initial ones is left.
     variables = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, (nnx.Param, nnx.BatchStat))))
     assert variables == sum(a.size for a in state.values())
-    assert set(official.lif_names(config).values()) == {n for n in intermediate_names(config) if n.endswith(".spikes")}
+    assert set(lif_names(config).values()) == {n for n in intermediate_names(config) if n.endswith(".spikes")}
 
 
 def test_names_that_distributed_training_adds():

@@ -140,34 +140,18 @@ class Membrane:
         }
 
 
-def membrane(
-    model: SpikingMLP,
-    images: stream.Images,
-    *,
-    width: float = 0.05,
-    below: float = 4.0,
-    above: float = 2.0,
-    batch_size: int = stream.BATCH,
-    progress: stream.Progress | None = None,
-) -> Membrane:
-    """Histograms of the membrane potentials of each layer and step.
+class Potentials(stream.Part):
+    """Histograms of the membrane potentials of each layer, summed over images.
 
     Args:
-        model, images, batch_size, progress: as for `stream.run`.
+        model: the network.
         width: of a bin, in units of the distance from rest to threshold, as are the next two.
         below: how far the bins reach below the threshold.
         above: how far they reach above it.
 
     Raises:
-        InputError: impossible bins; otherwise as for `stream.run`.
+        InputError: impossible bins.
     """
-    part = Potentials(model, width, below, above)
-    sums = stream.run(model, images, {"membrane": part}, batch_size=batch_size, progress=progress)
-    return part.result(sums.layers["membrane"])
-
-
-class Potentials(stream.Part):
-    """Histograms of the membrane potentials of each layer, summed over images; arguments as for `membrane`."""
 
     def __init__(self, model: SpikingMLP, width: float = 0.05, below: float = 4.0, above: float = 2.0):
         if not (width > 0 and below > 0 and above > 0 and (below + above) / width <= MAX_BINS):

@@ -120,10 +120,6 @@ class DeadAndSaturated:
     silent_layers: list[str]
     saturated_layers: list[str]
 
-    def layers_with(self, kind: str) -> list[str]:
-        """Layers with at least one unit of a kind ("dead_channels")."""
-        return [name for name, found in self.units.items() if getattr(found, kind).any()]
-
 
 def dead_and_saturated(rates: Rates, *, dead: float = 0.0, saturated: float = 1.0) -> DeadAndSaturated:
     """Neurons and channels that never or always fire.

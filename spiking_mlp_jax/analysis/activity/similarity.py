@@ -13,10 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from spiking_mlp_jax.analysis.activity import stream
 from spiking_mlp_jax.analysis.activity.stream import SPIKES
 from spiking_mlp_jax.errors import InputError
-from spiking_mlp_jax.models.spiking_mlp import SpikingMLP
 
 FEATURES = ("channel", "neuron")
 LEAST_IMAGES = 4  # the unbiased estimate divides by N - 3
@@ -40,37 +38,6 @@ class Similarity:
     def to_dict(self) -> dict[str, Any]:
         """As JSON values; NaN stays."""
         return {"rsa": self.rsa.tolist(), "cka": self.cka.tolist(), "cka_shuffled": self.shuffled}
-
-
-def similarity(
-    model: SpikingMLP,
-    images: stream.Images,
-    *,
-    features: str = "channel",
-    seed: int = 0,
-    batch_size: int = stream.BATCH,
-    progress: stream.Progress | None = None,
-) -> dict[str, Similarity]:
-    """Similarity between the time steps of each layer.
-
-    Args:
-        model, images, batch_size, progress: as for `stream.run`. A few hundred images are enough: every pair is
-            compared, N^2 numbers per layer and step, and all features are stored.
-        features: of an image: "channel", the mean over tokens of each channel [C]; or "neuron", every neuron's spikes
-            [H * W * C].
-        seed: of the control.
-
-    Returns:
-        by layer, in the network's order.
-
-    Raises:
-        InputError: unknown features, or fewer than 4 images; otherwise as for `stream.run`.
-    """
-    keep = image_features(features)
-    sums = stream.run(
-        model, images, {}, keep=keep, keep_images=np.iinfo(np.int64).max, batch_size=batch_size, progress=progress
-    )
-    return {name: between_steps(value, seed) for name, value in sums.kept.items()}
 
 
 def image_features(features: str):
@@ -159,34 +126,6 @@ def rsa(a: Float[np.ndarray, " pairs"], b: Float[np.ndarray, " pairs"]) -> float
     return float(np.corrcoef(rankdata(a[known]), rankdata(b[known]))[0, 1])
 
 
-def linear_cka(x: Float[np.ndarray, "N F"], y: Float[np.ndarray, "N G"], *, debiased: bool = True) -> float:
-    """Linear centred kernel alignment of two sets of features of the same images.
-
-    1 for features that are equal up to a rotation and a factor; about 0 for unrelated ones. The biased estimate is too
-    high unless there are far more images than features.
-
-    Args:
-        x, y: features.
-        debiased: whether to use unbiased estimates of HSIC; the quotient can then lie slightly outside [0, 1].
-
-    Returns:
-        NaN where x or y is the same for all images.
-
-    Raises:
-        InputError: different numbers of images, or fewer than 4.
-
-    References: Kornblith et al., "Similarity of neural network representations revisited", ICML 2019; Song et al.,
-    "Feature selection via dependence maximization", JMLR 13, 2012, equation 5 (unbiased HSIC).
-    """
-    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
-    if len(x) != len(y) or len(x) < LEAST_IMAGES:
-        raise InputError(f"CKA compares the same images, at least {LEAST_IMAGES}, but there are {len(x)} and {len(y)}")
-    x, y = _from_mean(x), _from_mean(y)
-    if debiased:
-        return _alignment(_centred(x @ x.T), _centred(y @ y.T))
-    return _quotient(*(np.sum(np.square(a.T @ b)) for a, b in ((x, y), (x, x), (y, y))))
-
-
 def _from_mean(x):
     found = x - x.mean(0)
     # Equal features differ from their mean by rounding.
@@ -210,9 +149,11 @@ def _centred(gram: Float[np.ndarray, "N N"]) -> Float[np.ndarray, "N N"]:
 
 
 def _alignment(a, b):
-    return _quotient(np.sum(a * b), np.sum(a * a), np.sum(b * b))
+    """Debiased linear centred kernel alignment of two U-centred Gram matrices; NaN if one is zero.
 
-
-def _quotient(both, one, other):
+    References: Kornblith et al., "Similarity of neural network representations revisited", ICML 2019; Song et al.,
+    "Feature selection via dependence maximization", JMLR 13, 2012, equation 5 (unbiased HSIC).
+    """
+    both, one, other = np.sum(a * b), np.sum(a * a), np.sum(b * b)
     least = 1e-24 * max(one, other)
     return float(both / np.sqrt(one * other)) if min(one, other) > least else float("nan")

@@ -16,7 +16,6 @@ from jaxtyping import Float, Int
 
 from spiking_mlp_jax.analysis.activity import stream
 from spiking_mlp_jax.analysis.activity.stream import SPIKES
-from spiking_mlp_jax.models.spiking_mlp import SpikingMLP
 from spiking_mlp_jax.nn.dynamics import MAX_UNROLLED_STEPS
 
 # With three steps, a train with two intervals has two of length 1: nothing can vary.
@@ -94,18 +93,6 @@ class Intervals:
             "lv": self.lv,
             "lv_pairs": self.lv_pairs,
         }
-
-
-def intervals(
-    model: SpikingMLP,
-    images: stream.Images,
-    *,
-    batch_size: int = stream.BATCH,
-    progress: stream.Progress | None = None,
-) -> dict[str, Intervals]:
-    """Spike trains of each layer; arguments and errors as for `stream.run`."""
-    sums = stream.run(model, images, {"trains": Trains()}, batch_size=batch_size, progress=progress)
-    return intervals_of(sums.layers["trains"])
 
 
 def intervals_of(trains: dict[str, dict[str, np.ndarray]]) -> dict[str, Intervals]:

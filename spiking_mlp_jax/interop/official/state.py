@@ -108,27 +108,6 @@ def state_dict(model: SpikingMLP) -> dict[str, np.ndarray]:
     return state
 
 
-def lif_names(config: ModelConfig) -> dict[str, str]:
-    """Official names of the LIF modules to the names of their spikes in `SpikingMLP.__call__` (observe)."""
-    names, n = {}, 0
-    for i, depth in enumerate(config.depths):
-        if i and config.encoding == "spe":
-            for node in (0, 1):
-                names[f"to_patch_embedding.{i}.lif.{node}"] = f"stage{i}.encode.node{node + 1}.spikes"
-        names[f"to_patch_embedding_lif.{i}"] = f"stage{i}.encode.spikes"
-        for j in range(depth):
-            block = f"stage{i}.block{j}"
-            if config.encoding == "plain":
-                names[f"token_mix.{n}.activation"] = f"{block}.token.identity.spikes"
-            names[f"token_mix.{n}.proj_h.3"] = f"{block}.token.height.spikes"
-            names[f"token_mix.{n}.proj_w.3"] = f"{block}.token.width.spikes"
-            names[f"token_mix_lif.{n}"] = f"{block}.token.spikes"
-            names[f"channel_mix.{n}.1.net.2"] = f"{block}.channel.hidden.spikes"
-            names[f"channel_mix_lif.{n}"] = f"{block}.channel.spikes"
-            n += 1
-    return names
-
-
 def official_entries(config: ModelConfig) -> Iterator[Entry]:
     """All official entries of a configuration, stage by stage."""
     n = 0
