@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from spiking_mlp_jax.utils import __version__
 
-if TYPE_CHECKING:  # ruff: noqa: F401
+# ruff: noqa: F401
+if TYPE_CHECKING:
     from spiking_mlp_jax import analysis, cli, data, deploy, interop, models, nn, sweep, train, utils
     from spiking_mlp_jax.analysis.evaluate import evaluate
     from spiking_mlp_jax.deploy.audit import audit
