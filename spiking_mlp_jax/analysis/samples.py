@@ -4,50 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flax import nnx
 from jaxtyping import Float, Int, UInt8
 
 from spiking_mlp_jax.data.damaged import Damaged, next_decodable
-from spiking_mlp_jax.data.pipeline import eval_batches
+from spiking_mlp_jax.data.pipeline import network_batches
 from spiking_mlp_jax.data.sources import Chosen, Source, open_source
-from spiking_mlp_jax.data.trained import open_trained
 from spiking_mlp_jax.data.transforms import fitted
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.models.config import ModelConfig
 from spiking_mlp_jax.models.pixels import Pixels, normalize
-from spiking_mlp_jax.models.spiking_mlp import SpikingMLP
-
-
-def open_test_images(
-    where: str, dataset: str | None = None, data_dir: str | None = None
-) -> tuple[Path, SpikingMLP, dict[str, Any], Source]:
-    """A trained network and its test images.
-
-    Args:
-        where: a training run's workdir, a weights folder, or the name of a shipped network.
-        dataset: of the test images; None for the data set that the network was trained on.
-        data_dir: folder of the data; None for the one that the workdir names, if the data set is the same.
-
-    Returns:
-        the weights folder, the network in evaluation mode, its "data" (how images become inputs), and the test split.
-
-    Raises:
-        InputError: there is no such network, its weights are not all finite, or the data cannot be opened.
-    """
-    trained = open_trained(where)
-    folder, model = trained.folder, trained.model
-    for path, variable in nnx.to_flat_state(nnx.state(model)):
-        if not np.all(np.isfinite(np.asarray(variable[...]))):
-            name = ".".join(map(str, path))
-            raise InputError(
-                f"{name} in {folder} has values that are not finite: the training diverged or the file was changed"
-            )
-    assert folder is not None
-    return folder, model, trained.data, trained.source("test", dataset, data_dir)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,16 +111,8 @@ def labelled_batches(
         config: of the network.
         data: as for `take`.
         batch_size: images at a time.
-        damaged: see `eval_batches`.
+        damaged: see `data.pipeline.eval_batches`.
     """
-    for batch in eval_batches(
-        source,
-        batch_size=batch_size,
-        image_size=config.image_size,
-        in_channels=config.in_channels,
-        resize_mode=data["resize_mode"],
-        eval_resize=data["eval_resize"],
-        damaged=damaged,
-    ):
+    for batch in network_batches(source, config, data, batch_size, damaged):
         real = batch["mask"]
         yield normalize(batch["image"][real], data["mean"], data["std"]), batch["label"][real]

@@ -98,12 +98,13 @@ def _receptive_fields(chosen: argparse.Namespace) -> None:
     from spiking_mlp_jax.analysis.fields.study import Settings, study
     from spiking_mlp_jax.analysis.fields.summary import summarize, table
     from spiking_mlp_jax.analysis.plots import write
-    from spiking_mlp_jax.analysis.samples import open_test_images
+    from spiking_mlp_jax.data.trained import open_trained
     from spiking_mlp_jax.train.logging import to_json
     from spiking_mlp_jax.utils.files import write_whole
 
     use_jax_cache()
-    _, model, data, source = open_test_images(chosen.network, chosen.dataset, chosen.data_dir)
+    trained = open_trained(chosen.network)
+    model, source = trained.model, trained.source("test", chosen.dataset, chosen.data_dir)
     layers = tuple(chosen.layer or default_layers(model.config))
     settings = Settings(
         layers=layers,
@@ -119,7 +120,7 @@ def _receptive_fields(chosen: argparse.Namespace) -> None:
         batch_size=chosen.batch_size,
     )
     with shown_progress() as progress:
-        parts = study(model, data, source, settings, out / "parts", progress)
+        parts = study(model, trained.data, source, settings, out / "parts", progress)
     document = {"network": str(chosen.network), **summarize(parts, model.config, settings, list(layers))}
     write_whole(out / "receptive_fields.json", [(to_json(document, indent=1) + "\n").encode()])
     written = [
@@ -175,14 +176,15 @@ def _activity(chosen: argparse.Namespace) -> None:
     output = output_folder(chosen.output or Path("activity") / real_name(chosen.network))
     from spiking_mlp_jax.analysis.activity import plots
     from spiking_mlp_jax.analysis.activity.measure import measure
-    from spiking_mlp_jax.analysis.samples import drawn, labelled_batches, open_test_images
+    from spiking_mlp_jax.analysis.samples import drawn, labelled_batches
     from spiking_mlp_jax.data.damaged import Damaged
-    from spiking_mlp_jax.models import weights
+    from spiking_mlp_jax.data.trained import open_trained
 
     use_jax_cache()
-    folder, model, data, whole_set = open_test_images(chosen.network, chosen.dataset, chosen.data_dir)
-    source = drawn(whole_set, chosen.images, chosen.seed)
-    damaged = Damaged(source, weights.max_bad_images(folder), lambda text: print(text, file=sys.stderr))
+    trained = open_trained(chosen.network)
+    model, data = trained.model, trained.data
+    source = drawn(trained.source("test", chosen.dataset, chosen.data_dir), chosen.images, chosen.seed)
+    damaged = Damaged(source, trained.max_bad_images, lambda text: print(text, file=sys.stderr))
     with shown_progress() as progress:
         found = measure(
             model,

@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import grain
@@ -257,6 +257,21 @@ def eval_batches(
     share = grain.MapDataset.range(padded)[process_index::process_count]
     batches = _prefetch(share.map(load).batch(local), workers)
     return batches if damaged is None else damaged.sifted(batches)
+
+
+def network_batches(
+    source: Source, config: Any, data: Mapping[str, Any], batch_size: int, damaged: Damaged | None = None
+) -> Iterable[dict[str, np.ndarray]]:
+    """`eval_batches` for a network: its `ModelConfig`, and the "data" of its weights."""
+    return eval_batches(
+        source,
+        batch_size=batch_size,
+        image_size=config.image_size,
+        in_channels=config.in_channels,
+        resize_mode=data["resize_mode"],
+        eval_resize=data["eval_resize"],
+        damaged=damaged,
+    )
 
 
 def _local_batch(batch_size: int, process_index: int, process_count: int) -> int:

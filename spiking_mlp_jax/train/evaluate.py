@@ -15,7 +15,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from spiking_mlp_jax.data.damaged import Damaged
-from spiking_mlp_jax.data.pipeline import eval_batches
+from spiking_mlp_jax.data.pipeline import eval_batches, network_batches
 from spiking_mlp_jax.data.sources import Source, check_same, identity
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.models import adapt as finetune
@@ -182,15 +182,8 @@ def evaluate_source(
     Raises:
         InputError: there are no images, or too many that cannot be decoded.
     """
-    batches = eval_batches(
-        source,
-        batch_size=batch_size,
-        image_size=model.config.image_size,
-        in_channels=model.config.in_channels,
-        resize_mode=data["resize_mode"],
-        eval_resize=data["eval_resize"],
-        damaged=Damaged(source, max_bad_images, lambda text: print(text, file=sys.stderr)),
-    )
+    damaged = Damaged(source, max_bad_images, lambda text: print(text, file=sys.stderr))
+    batches = network_batches(source, model.config, data, batch_size, damaged)
     if shown is not None:
         batches = shown(batches, -(-len(source) // batch_size))
     return evaluate_model(model, batches, data["mean"], data["std"])

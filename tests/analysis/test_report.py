@@ -165,7 +165,7 @@ def test_one_step_and_given_data(tmp_path, monkeypatch):
     assert max(positions) > 6
     with pytest.raises(InputError, match="not a folder"):
         open_run(str(tmp_path / "one"), "folder", str(tmp_path / "nowhere"))
-    with pytest.raises(InputError, match="has 3 classes, the data 10"):
+    with pytest.raises(InputError, match="has 3 classes, but fashion_mnist has 10"):
         open_run(str(tmp_path / "one"), "fashion_mnist")
 
 

@@ -161,8 +161,7 @@ def run(
     kept: list[dict[str, np.ndarray]] = []
     for batch in batches(images, labels, batch_size, model.config.num_classes if logits_sums else None):
         found, values = jax.device_get(step(batch))
-        wide = jax.tree.map(lambda x: x.astype(f"{x.dtype.kind}8"), found)
-        total = wide if total is None else jax.tree.map(np.add, total, wide)
+        total = added(total, found)
         if count < keep_images and values:
             wanted = batch.mask & (count + np.cumsum(batch.mask) <= keep_images)
             kept.append({name: value[wanted] for name, value in values.items()})
@@ -175,6 +174,12 @@ def run(
     ordered = {part: in_network_order(sums, model.config) for part, sums in layers.items()}
     joined = {name: np.concatenate([part[name] for part in kept]) for name in kept[0]} if kept else {}
     return Sums(count, ordered, logits, in_network_order(joined, model.config))
+
+
+def added(total: Any, sums: Any) -> Any:
+    """Trees of arrays, added in 64 bits: counts stay exact however many images there are. `total` is None at first."""
+    wide = jax.tree.map(lambda x: x.astype(f"{x.dtype.kind}8"), sums)
+    return wide if total is None else jax.tree.map(np.add, total, wide)
 
 
 def _compiled(model, parts, logits_sums, keep):

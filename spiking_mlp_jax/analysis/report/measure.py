@@ -10,19 +10,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import UInt8
 
+from spiking_mlp_jax.analysis.activity import stream
+from spiking_mlp_jax.analysis.activity.measure import Information, answers, information_of
 from spiking_mlp_jax.analysis.activity.rates import Counts, Rates, rates_of
-from spiking_mlp_jax.analysis.activity.stream import in_network_order
 from spiking_mlp_jax.analysis.fields.effective import EffectiveField, effective_field
 from spiking_mlp_jax.analysis.fields.responses import choose_units, default_layers
 from spiking_mlp_jax.analysis.report.run import Run
 from spiking_mlp_jax.data.damaged import Damaged, next_decodable
-from spiking_mlp_jax.data.pipeline import eval_batches
-from spiking_mlp_jax.data.transforms import fit_image
+from spiking_mlp_jax.data.pipeline import network_batches
+from spiking_mlp_jax.data.trained import Trained
 from spiking_mlp_jax.deploy.cost import Cost, cost
 from spiking_mlp_jax.errors import InputError
-from spiking_mlp_jax.models import weights
 from spiking_mlp_jax.models.pixels import normalize
 from spiking_mlp_jax.models.spiking_mlp import mean_logits
 
@@ -58,29 +58,14 @@ class Measured:
     """Results over the test images.
 
     Attributes:
-        images: their number.
-        loss: mean cross-entropy of the time-mean logits, in nats.
-        confusion: images by true class (row) and predicted class (column).
-        accuracy_after: accuracy if only the first 1, 2, ... T steps are counted.
-        accuracy_alone: accuracy if step 1, 2, ... T alone is counted.
-        settled: share of images that have their final class after 1, 2, ... T steps.
+        information: accuracy and confusion matrix after each step.
         rates: firing rates.
         mistakes: the most confident first.
     """
 
-    images: int
-    loss: float
-    confusion: Int[np.ndarray, "K K"]
-    accuracy_after: Float[np.ndarray, " T"]
-    accuracy_alone: Float[np.ndarray, " T"]
-    settled: Float[np.ndarray, " T"]
+    information: Information
     rates: Rates
     mistakes: list[Mistake]
-
-    @property
-    def accuracy(self) -> float:
-        """Share of images whose class was predicted, in [0, 1]."""
-        return int(np.trace(self.confusion)) / self.images
 
 
 def measure(run: Run, batch_size: int, mistakes: int, progress: Progress, say: Callable[[str], None]) -> Measured:
@@ -96,82 +81,54 @@ def measure(run: Run, batch_size: int, mistakes: int, progress: Progress, say: C
     Raises:
         InputError: too many corrupt images, or all of them; NaN or inf logits.
     """
-    source, c = run.source, run.config
+    source, trained = run.source, run.trained
     assert source is not None
-    size, channels, resize_mode, eval_resize = run.fitting
-    batches = eval_batches(
-        source,
-        batch_size=batch_size,
-        image_size=size,
-        in_channels=channels,
-        resize_mode=resize_mode,
-        eval_resize=eval_resize,
-        damaged=Damaged(source, weights.max_bad_images(run.folder), say),
-    )
-    step = _make_step(run)
-    confusion = np.zeros((c.num_classes, c.num_classes), np.int64)
-    right_after, right_alone, settled = np.zeros((3, c.time_steps), np.int64)
-    counts: dict[str, Any] = {}
-    loss = 0.0
+    c, damaged = trained.model.config, Damaged(source, trained.max_bad_images, say)
+    step = _make_step(trained)
+    total: Any = None
     worst: list[Mistake] = []
     progress("test images", 0, len(source))
-    for at, batch in enumerate(batches):
-        found = jax.device_get(step(batch["image"], batch["label"], batch["mask"]))
-        whole, label, predicted = batch["mask"], batch["label"], found["predicted"]
-        np.add.at(confusion, (label[whole], predicted[-1][whole]), 1)
-        right_after += (predicted == label)[:, whole].sum(1)
-        right_alone += (found["alone"] == label)[:, whole].sum(1)
-        settled += (predicted == predicted[-1])[:, whole].sum(1)
-        loss += float(found["losses"][whole].astype(np.float64).sum())
-        for name, count in found["counts"].items():
-            counts[name] = counts.get(name, 0) + count.astype(np.int64)
+    for at, batch in enumerate(network_batches(source, c, trained.data, batch_size, damaged)):
+        sums, predicted, best, own = jax.device_get(step(batch["image"], batch["label"], batch["mask"]))
+        total = stream.added(total, sums)
         worst += [
             Mistake(
                 at * batch_size + i,
                 run.position(at * batch_size + i),
                 batch["image"][i],
-                int(label[i]),
-                int(predicted[-1, i]),
-                float(found["best"][i]),
-                float(found["own"][i]),
+                int(batch["label"][i]),
+                int(predicted[i]),
+                float(best[i]),
+                float(own[i]),
             )
-            for i in np.flatnonzero(whole & (predicted[-1] != label)).tolist()
+            for i in np.flatnonzero(batch["mask"] & (predicted != batch["label"])).tolist()
         ]
         worst = sorted(worst, key=lambda mistake: (-mistake.probability, mistake.index))[:mistakes]
         progress("test images", min((at + 1) * batch_size, len(source)), len(source))
-    images = int(confusion.sum())
+    answered, counts = total
+    images = int(answered["confusion"][-1].sum())
     if not images:
         raise InputError("no test image can be decoded: replace the corrupt files")
-    if not np.isfinite(loss):
-        raise InputError(f"the network in {run.folder} produces NaN or inf logits: retrain with a lower learning rate")
-    rates = rates_of(in_network_order(counts, c), images)
-    after, alone, settled = right_after / images, right_alone / images, settled / images
-    return Measured(images, loss / images, confusion, after, alone, settled, rates, worst)
+    if not np.isfinite(answered["loss"][-1]):
+        raise InputError(f"{trained.name} produces NaN or inf logits: retrain with a lower learning rate")
+    rates = rates_of(stream.in_network_order(counts, c), images)
+    return Measured(information_of(answered, images), rates, worst)
 
 
-def _make_step(run: Run):
-    graphdef, variables = nnx.split(run.model)
-    steps, data = run.config.time_steps, run.data
+def _make_step(trained: Trained):
+    """A function of a batch to its sums, and of each image the predicted class and the probabilities of a `Mistake`."""
+    graphdef, variables = nnx.split(trained.model)
+    pixels = trained.pixels
 
     @jax.jit
     def step(variables, images, labels, mask):
-        inputs = normalize(images, data["mean"], data["std"])
         fired = Counts()
         logits, counts = nnx.merge(graphdef, variables, copy=True)(
-            inputs, observe=lambda name, value: fired.observe(name, value, mask)
+            normalize(images, pixels.mean, pixels.std), observe=lambda name, value: fired.observe(name, value, mask)
         )
-        # The same mean as in training and evaluation, bit for bit.
-        scores = [mean_logits(logits[: t + 1]) for t in range(steps)]
-        log_probability = jax.nn.log_softmax(scores[-1])
-        own = jnp.take_along_axis(log_probability, labels[:, None], -1)[:, 0]
-        return {
-            "predicted": jnp.stack([jnp.argmax(score, -1) for score in scores]),
-            "alone": jnp.argmax(logits, -1),
-            "best": jnp.exp(jnp.max(log_probability, -1)),
-            "own": jnp.exp(own),
-            "losses": -own,
-            "counts": counts,
-        }
+        probability = jax.nn.softmax(mean_logits(logits))
+        own = jnp.take_along_axis(probability, labels[:, None], -1)[:, 0]
+        return (answers(logits, labels, mask), counts), probability.argmax(-1), probability.max(-1), own
 
     return lambda images, labels, mask: step(variables, images, labels, mask)
 
@@ -180,7 +137,7 @@ def fitted_image(run: Run, index: int) -> tuple[UInt8[np.ndarray, "H W C"], int]
     """A test image at the network's size, and its label; the next one where it cannot be decoded."""
     assert run.source is not None
     record = next_decodable(run.source, index)
-    return fit_image(record["image"], *run.fitting), int(record["label"])
+    return run.trained.inputs([record["image"]])[0], int(record["label"])
 
 
 def _spaced_images(run: Run, count: int, batch_size: int) -> Iterator[UInt8[np.ndarray, "B H W C"]]:
@@ -199,13 +156,13 @@ def effective_fields(run: Run, progress: Progress) -> list[EffectiveField]:
         run: with a source.
         progress: called with what is done, how much of it and of how much.
     """
-    c = run.config
+    c, pixels = run.trained.model.config, run.trained.pixels
     images, channels = (16, 8) if c.image_size <= LARGE else (8, 2)
-    batches = [normalize(x, run.data["mean"], run.data["std"]) for x in _spaced_images(run, images, FIELD_BATCH)]
+    batches = [normalize(x, pixels.mean, pixels.std) for x in _spaced_images(run, images, FIELD_BATCH)]
     layers, found = default_layers(c), []
     for done, layer in enumerate(layers):
         progress("effective fields", done, len(layers))
-        found.append(effective_field(run.model, choose_units(c, layer, channels=channels), batches))
+        found.append(effective_field(run.trained.model, choose_units(c, layer, channels=channels), batches))
     progress("effective fields", len(layers), len(layers))
     return found
 
@@ -223,4 +180,4 @@ def operations(run: Run, batch_size: int, progress: Progress) -> Cost:
             yield images
         progress("counting operations", count, count)
 
-    return cost(run.model, batches())
+    return cost(run.trained.model, batches())

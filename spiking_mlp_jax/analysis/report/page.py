@@ -85,7 +85,8 @@ def make_page(run: Run, command: str, batch_size: int, progress: measure.Progres
     Raises:
         InputError: too many corrupt images, or NaN or inf logits.
     """
-    names, mixing = run.data["class_names"], mixing_weights(run.model)
+    trained, config = run.trained, run.trained.model.config
+    names, mixing = trained.data["class_names"], mixing_weights(trained.model)
     confusion, effective = run.evaluation.get("confusion"), []
     images: dict[str, Any] = {"measured": None, "viewer_data": None}
     if run.source is not None:
@@ -93,8 +94,8 @@ def make_page(run: Run, command: str, batch_size: int, progress: measure.Progres
         examples = viewer.examples(run, measured.mistakes, EXAMPLES, progress)
         effective = measure.effective_fields(run, progress)
         cost = measure.operations(run, batch_size, progress)
-        confusion = measured.confusion
-        counts, rates = neuron_counts(run.config), measured.rates.layer
+        confusion = measured.information.confusion[-1]
+        counts, rates = neuron_counts(config), measured.rates.layer
         images = {
             "measured": measured,
             "examples": examples,
@@ -104,12 +105,12 @@ def make_page(run: Run, command: str, batch_size: int, progress: measure.Progres
             "cost": cost,
             "cost_layers": {name: layer for name, layer in cost.layers.items() if layer.Dense},
             "step_curve": figures.svg(
-                lambda: figures.accuracy_by_step(measured.accuracy_after.tolist()),
+                lambda: figures.accuracy_by_step(measured.information.accuracy.tolist()),
                 "by-step",
                 "test accuracy over the number of steps counted",
             ),
         }
-    network = dataclasses.asdict(run.config)
+    network = dataclasses.asdict(config)
     script = source("viewer.js")
     # The template puts a line break before and after the script.
     digest = base64.b64encode(hashlib.sha256(f"\n{script}\n".encode()).digest()).decode("ascii")
@@ -118,7 +119,7 @@ def make_page(run: Run, command: str, batch_size: int, progress: measure.Progres
         "page.html",
         **images,
         run=run,
-        config=run.config,
+        config=config,
         command=command,
         where=shlex.quote(run.where),
         version=__version__,
@@ -126,7 +127,7 @@ def make_page(run: Run, command: str, batch_size: int, progress: measure.Progres
         sections=SECTIONS,
         without_images=(NEED_IMAGES if run.source is None else set()) | ({"classes"} if confusion is None else set()),
         unreadable=f"This needs the test images, which cannot be read: {run.without}",
-        parameters=sum(leaf.size for leaf in jax.tree.leaves(nnx.state(run.model, nnx.Param))),
+        parameters=sum(leaf.size for leaf in jax.tree.leaves(nnx.state(trained.model, nnx.Param))),
         classes=None if confusion is None else classes(confusion, names),
         blocks=len(mixing),
         mixing=[_block(mixing[i]) for i in _spaced(len(mixing), BLOCKS)],

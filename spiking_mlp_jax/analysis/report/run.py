@@ -8,11 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from spiking_mlp_jax.data.sources import Chosen, Source, open_source, spread
+from spiking_mlp_jax.data.sources import Chosen, Source, spread
+from spiking_mlp_jax.data.trained import Trained, open_trained
 from spiking_mlp_jax.errors import InputError
-from spiking_mlp_jax.models import weights
-from spiking_mlp_jax.models.config import ModelConfig
-from spiking_mlp_jax.models.spiking_mlp import SpikingMLP
 from spiking_mlp_jax.train.logging import read_metrics
 from spiking_mlp_jax.utils.files import read_json
 
@@ -25,8 +23,8 @@ class Run:
 
     Attributes:
         where: as the user gave it: a workdir, a weights folder or the name of a shipped network.
+        trained: the network.
         folder: the weights folder.
-        model, meta: from `weights.load`; meta has "data".
         source: the test images, or None.
         without: why `source` is None; else "".
         settings: WORKDIR/config.json, {} if it is missing.
@@ -36,25 +34,14 @@ class Run:
     """
 
     where: str
+    trained: Trained
     folder: Path
-    model: SpikingMLP
-    meta: dict[str, Any]
     source: Source | None
     without: str
     settings: dict[str, Any]
     versions: dict[str, Any]
     metrics: list[dict[str, Any]]
     evaluation: dict[str, Any]
-
-    @property
-    def config(self) -> ModelConfig:
-        """Of the network."""
-        return self.model.config
-
-    @property
-    def data(self) -> dict[str, Any]:
-        """How images become inputs, and "class_names"."""
-        return self.meta["data"]
 
     @property
     def name(self) -> str:
@@ -65,11 +52,6 @@ class Run:
     def position(self, index: int) -> int:
         """The index among all test images of an image of `source`."""
         return self.source.positions[index] if isinstance(self.source, Chosen) else index
-
-    @property
-    def fitting(self) -> tuple[int, int, str, int]:
-        """The arguments of `fit_image` after the image."""
-        return self.config.image_size, self.config.in_channels, self.data["resize_mode"], self.data["eval_resize"]
 
 
 def open_run(where: str, dataset: str | None = None, data_dir: str | None = None, limit: int | None = None) -> Run:
@@ -85,32 +67,29 @@ def open_run(where: str, dataset: str | None = None, data_dir: str | None = None
         InputError: there is no such network, one of its files is corrupt, or the given data cannot be opened. The
             training's own data may be missing: `Run.without` says why.
     """
-    folder = weights.find(where)
-    model, meta = weights.load(folder)
-    if "data" not in meta:
-        raise InputError(f'{folder / weights.CONFIG} has no "data" (how images become inputs); save the network again')
+    trained = open_trained(where)
+    folder, classes = trained.folder, trained.model.config.num_classes
+    assert folder is not None
     source, without = None, ""
     try:
-        source = _test_images(folder, meta["data"], model.config.num_classes, dataset, data_dir)
+        source = spread(trained.source("test", dataset, data_dir), limit)
     except InputError as error:
         if dataset is not None or data_dir is not None:
             raise
         without = str(error)
-    source = None if source is None else spread(source, limit)
     own = folder.name == "weights"
     around = folder.parent if own else folder
     return Run(
         where=where,
+        trained=trained,
         folder=folder,
-        model=model,
-        meta=meta,
         source=source,
         without=without,
         # A weights folder's own config.json describes the network, not a run.
         settings=(read_json(around / "config.json", AGAIN) or {}) if own else {},
         versions=read_json(around / "versions.json", AGAIN) or {},
         metrics=_metrics(around),
-        evaluation=_evaluation(around, (meta.get("result") or {}).get("step"), model.config.num_classes),
+        evaluation=_evaluation(around, (trained.meta.get("result") or {}).get("step"), classes),
     )
 
 
@@ -146,17 +125,3 @@ def _evaluation(workdir: Path, step: int | None, classes: int) -> dict[str, Any]
     if not fits:
         raise InputError(f"{path} has no valid accuracy and confusion matrix of {classes} classes; {AGAIN}")
     return found
-
-
-def _test_images(folder, data, classes, dataset, data_dir) -> Source:
-    if dataset is None and data_dir is None:
-        data_dir = weights.data_dir(folder)
-    source = open_source(dataset or data["dataset"], "test", data_dir)
-    if len(source.class_names) != classes:
-        raise InputError(
-            f"the network in {folder} has {classes} classes, the data {len(source.class_names)}; name its own data "
-            "with --dataset and --data-dir"
-        )
-    if not len(source):
-        raise InputError("the data set has no test images; choose another")
-    return source

@@ -82,7 +82,8 @@ def examples(run: Run, mistakes: Sequence[Mistake], count: int, progress: Progre
     wrong = [mistake.index for mistake in mistakes[: min(2, count - 1)]]
     size = len(run.source)
     spaced = np.linspace(0, size - 1, min(count - len(wrong), size)).round().astype(int).tolist()
-    graphdef, variables = nnx.split(run.model)
+    graphdef, variables = nnx.split(run.trained.model)
+    c, pixels = run.trained.model.config, run.trained.pixels
 
     @jax.jit
     def spikes_of(variables, image):
@@ -95,8 +96,8 @@ def examples(run: Run, mistakes: Sequence[Mistake], count: int, progress: Progre
     for done, index in enumerate(chosen):
         progress("example images", done, len(chosen))
         image, label = fitted_image(run, index)
-        logits, seen = spikes_of(variables, normalize(image, run.data["mean"], run.data["std"]))
-        ordered = {name.removesuffix(SPIKES): spikes for name, spikes in in_network_order(seen, run.config).items()}
+        logits, seen = spikes_of(variables, normalize(image, pixels.mean, pixels.std))
+        ordered = {name.removesuffix(SPIKES): spikes for name, spikes in in_network_order(seen, c).items()}
         shown = {name: np.asarray(ordered[name]) for name in shown_layers(list(ordered))}
         bits = BUDGET / len(chosen) / len(shown) * 8
         layers = {
@@ -124,7 +125,7 @@ def viewer_data(run: Run, found: Sequence[Example]) -> dict[str, Any]:
     "examples": [{"label", "shown": [class], "logits": float32 [T, K], "spikes": [a layer's bits [T, h, w, c], first
     bit highest, or bytes [T, h, w] (channels 0)]}]}; arrays are little endian in base64.
     """
-    c = run.config
+    c = run.trained.model.config
     layers = []
     for name, spikes in found[0].layers.items():
         stage, rest = name.split(".", 1)
@@ -139,7 +140,7 @@ def viewer_data(run: Run, found: Sequence[Example]) -> dict[str, Any]:
         )
     return {
         "steps": c.time_steps,
-        "classes": run.data["class_names"],
+        "classes": run.trained.data["class_names"],
         "stages": [
             f"Stage {i}: {c.stage_side(i)} by {c.stage_side(i)} tokens of {c.stage_dim(i)} channels"
             for i in range(c.stages)
