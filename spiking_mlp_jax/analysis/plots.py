@@ -24,7 +24,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from spiking_mlp_jax.analysis import samples
 from spiking_mlp_jax.analysis.activity.stream import SPIKES, in_network_order, spikes_of_first
-from spiking_mlp_jax.data.sources import Source, open_source
+from spiking_mlp_jax.data.sources import Source, open_source, spaced
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.models import weights
 from spiking_mlp_jax.models.spiking_mlp import mean_logits
@@ -82,7 +82,7 @@ def plot_workdir(workdir: str | os.PathLike[str]) -> list[Path]:
     }
 
     # Evenly spaced over the test images: neither the best nor the worst.
-    images = samples.decoded(source, np.linspace(0, len(source) - 1, min(8, len(source))), model.config, data)
+    images = samples.decoded(source, spaced(len(source), 8), model.config, data)
     logits, spikes = spikes_of_first(model, jnp.asarray(images.normalised))
     scores = np.asarray(jax.nn.softmax(mean_logits(jnp.asarray(logits))))
     names = data["class_names"]
@@ -231,9 +231,7 @@ def spike_raster(
         spikes: by layer, whether each neuron fires at each step.
         title: above the image, e.g. the true and the predicted class.
     """
-    names = list(spikes)
-    if len(names) > RASTER_LAYERS:
-        names = [names[i] for i in np.linspace(0, len(names) - 1, RASTER_LAYERS).round().astype(int)]
+    names = [list(spikes)[i] for i in spaced(len(spikes), RASTER_LAYERS)]
     steps = next(iter(spikes.values())).shape[0]
     figure = _figure(9.6, 1.5 + 0.36 * len(names))
     left, middle, right = figure.subplots(1, 3, width_ratios=[1.1, 2.2, 1.0])

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int, UInt8
 
 from spiking_mlp_jax.data.damaged import Damaged, next_decodable
 from spiking_mlp_jax.data.pipeline import network_batches
-from spiking_mlp_jax.data.sources import Chosen, Source, open_source
+from spiking_mlp_jax.data.sources import Chosen, Source, open_source, spaced
 from spiking_mlp_jax.data.transforms import fitted
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.models.config import ModelConfig
@@ -64,10 +64,10 @@ def take(
     if count < 1:
         raise InputError(f"count must be at least 1, got {count}")
     source = open_source(data["dataset"], split, data_dir)
-    return decoded(source, np.linspace(0, len(source) - 1, min(count, len(source))).round(), config, data)
+    return decoded(source, spaced(len(source), count), config, data)
 
 
-def decoded(source: Source, indices: Iterable[float], config: ModelConfig, data: dict[str, Any]) -> Samples:
+def decoded(source: Source, indices: Iterable[int], config: ModelConfig, data: dict[str, Any]) -> Samples:
     """Images of a source, resized and normalised; a corrupt one is replaced by the next that can be decoded.
 
     Args:
@@ -76,7 +76,7 @@ def decoded(source: Source, indices: Iterable[float], config: ModelConfig, data:
         config: of the network.
         data: as for `take`.
     """
-    records = [next_decodable(source, int(i)) for i in indices]
+    records = [next_decodable(source, i) for i in indices]
     raw = fitted((record["image"] for record in records), config, Pixels.from_data(data))
     labels = np.array([int(record["label"]) for record in records])
     normalised = np.asarray(normalize(raw, data["mean"], data["std"]))

@@ -72,11 +72,16 @@ class Chosen:
         return self._source[self.positions[index]]
 
 
+def spaced(count: int, most: int) -> list[int]:
+    """At most `most` of the numbers below `count`, evenly spaced."""
+    return np.linspace(0, count - 1, min(count, most)).round().astype(int).tolist()
+
+
 def spread(source: Source, limit: int | None) -> Source:
     """At most `limit` images of a source, evenly spaced: sources are often sorted by class. None for all."""
     if limit is None or limit >= len(source):
         return source
-    return Chosen(source, np.linspace(0, len(source) - 1, limit).round().astype(int).tolist())
+    return Chosen(source, spaced(len(source), limit))
 
 
 @runtime_checkable

@@ -12,6 +12,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spiking_mlp_jax.errors import InputError
@@ -31,7 +32,7 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 @contextlib.contextmanager
-def locked(workdir: epath.Path, beat: float = BEAT) -> Iterator[None]:
+def locked(workdir: epath.Path | Path, beat: float = BEAT, doing: str = "training in") -> Iterator[None]:
     """Holds a workdir for this process alone; the file WORKDIR/lock names the host and the process.
 
     On a disk it is an flock, which the system releases with the process, however that ends. An object store has no
@@ -41,16 +42,17 @@ def locked(workdir: epath.Path, beat: float = BEAT) -> Iterator[None]:
     Args:
         workdir: an existing folder.
         beat: for object stores.
+        doing: what processes do in it, for the message.
 
     Raises:
-        InputError: another process trains there; the message names it.
+        InputError: another process works there; the message names it.
     """
-    with _claimed(workdir, beat) if is_remote(workdir) else _flocked(workdir):
+    with _claimed(workdir, beat) if is_remote(workdir) else _flocked(workdir, doing):
         yield
 
 
 @contextlib.contextmanager
-def _flocked(workdir):
+def _flocked(workdir, doing):
     if fcntl is None:
         yield
         return
@@ -62,7 +64,7 @@ def _flocked(workdir):
                 if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
                     raise
                 file.seek(0)
-                raise _taken(workdir, _parsed(file.read())) from error
+                raise _taken(workdir, _parsed(file.read()), doing) from error
         else:
             file.truncate(0)
             json.dump(_holder(), file)
@@ -127,5 +129,5 @@ def _who(holder) -> str:
     return f"process {holder.get('process', 'unknown')} on {holder.get('host', 'another host')}"
 
 
-def _taken(workdir, holder) -> InputError:
-    return InputError(f"{_who(holder)} is training in {workdir}: wait until it ends, stop it, or take another workdir")
+def _taken(workdir, holder, doing="training in") -> InputError:
+    return InputError(f"{_who(holder)} is {doing} {workdir}: wait until it ends, stop it, or take another folder")

@@ -193,7 +193,7 @@ def test_two_at_a_time_are_refused(archives, tmp_path):
     work.mkdir(parents=True)
     with open(work / "lock", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(InputError, match="another process writes to"):
+        with pytest.raises(InputError, match="is preparing images in"):
             write(listed(archives / "train.tar"), tmp_path)
 
 

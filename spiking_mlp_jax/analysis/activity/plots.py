@@ -23,7 +23,7 @@ from spiking_mlp_jax.analysis.activity.stream import SPIKES, spikes_of_first
 from spiking_mlp_jax.analysis.activity.trains import Intervals
 from spiking_mlp_jax.analysis.plots import BLUE, GREEN, GREY, ORANGE, RED, spike_raster, write
 from spiking_mlp_jax.analysis.samples import labelled_batches
-from spiking_mlp_jax.data.sources import Source
+from spiking_mlp_jax.data.sources import Source, spaced
 from spiking_mlp_jax.models.spiking_mlp import SpikingMLP
 from spiking_mlp_jax.train.logging import to_json
 from spiking_mlp_jax.utils.files import write_whole
@@ -279,7 +279,7 @@ def token_maps(rates: Rates) -> Figure:
 
     All maps share one colour scale.
     """
-    names = _chosen(list(rates.token))
+    names = _chosen(rates.token)
     most = 100 * max(float(rates.token[name].max()) for name in names)
     figure, panels = _panels(names, 2.0, 2.05)
     image = None
@@ -298,7 +298,7 @@ def membrane_histograms(membrane: Membrane) -> Figure:
 
     Densities on a logarithmic scale; the first and last bin include all values beyond.
     """
-    names = _chosen(list(membrane.counts))
+    names = _chosen(membrane.counts)
     steps = len(membrane.counts[names[0]])
     colours = step_colours(steps)
     width = np.diff(membrane.edges)
@@ -335,7 +335,7 @@ def similarity_matrices(similarity: Mapping[str, Similarity]) -> Figure:
 
     A cross marks undefined values, e.g. of a step at which a layer is silent.
     """
-    names = _chosen(list(similarity))
+    names = _chosen(similarity)
     steps = len(similarity[names[0]].cka)
     figure, panels = _panels(names, 2.0, 2.1)
     image = None
@@ -359,10 +359,9 @@ def similarity_matrices(similarity: Mapping[str, Similarity]) -> Figure:
     return figure
 
 
-def _chosen(names: list[str]) -> list[str]:
-    if len(names) <= PANELS:
-        return names
-    return [names[i] for i in np.linspace(0, len(names) - 1, PANELS).round().astype(int)]
+def _chosen(layers: Mapping[str, Any]) -> list[str]:
+    names = list(layers)
+    return [names[i] for i in spaced(len(names), PANELS)]
 
 
 def _panels(names: list[str], width: float, height: float) -> tuple[Figure, list[Axes]]:

@@ -20,6 +20,7 @@ from spiking_mlp_jax.analysis.fields.responses import choose_units, default_laye
 from spiking_mlp_jax.analysis.report.run import Run
 from spiking_mlp_jax.data.damaged import Damaged, next_decodable
 from spiking_mlp_jax.data.pipeline import network_batches
+from spiking_mlp_jax.data.sources import spaced
 from spiking_mlp_jax.data.trained import Trained
 from spiking_mlp_jax.deploy.cost import Cost, cost
 from spiking_mlp_jax.errors import InputError
@@ -143,9 +144,8 @@ def fitted_image(run: Run, index: int) -> tuple[UInt8[np.ndarray, "H W C"], int]
 def _spaced_images(run: Run, count: int, batch_size: int) -> Iterator[UInt8[np.ndarray, "B H W C"]]:
     """Batches of evenly spaced test images."""
     assert run.source is not None
-    size = len(run.source)
-    positions = np.linspace(0, size - 1, count).round().astype(int).tolist()
-    for at in range(0, count, batch_size):
+    positions = spaced(len(run.source), count)
+    for at in range(0, len(positions), batch_size):
         yield np.stack([fitted_image(run, i)[0] for i in positions[at : at + batch_size]])
 
 

@@ -29,6 +29,7 @@ from spiking_mlp_jax.analysis.fields.mixing import Mixing, convolution_share, mi
 from spiking_mlp_jax.analysis.report import figures, measure, viewer
 from spiking_mlp_jax.analysis.report.figures import data_uri, percent, signed_map
 from spiking_mlp_jax.analysis.report.run import Run
+from spiking_mlp_jax.data.sources import spaced
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.models import weights
 from spiking_mlp_jax.models.topology import neuron_counts
@@ -130,7 +131,7 @@ def make_page(run: Run, command: str, batch_size: int, progress: measure.Progres
         parameters=sum(leaf.size for leaf in jax.tree.leaves(nnx.state(trained.model, nnx.Param))),
         classes=None if confusion is None else classes(confusion, names),
         blocks=len(mixing),
-        mixing=[_block(mixing[i]) for i in _spaced(len(mixing), BLOCKS)],
+        mixing=[_block(mixing[i]) for i in spaced(len(mixing), BLOCKS)],
         effective=[_effective(field) for field in effective],
         field_images=effective[0].images if effective else 0,
         field_channels=len(effective[0].units.channels) if effective else 0,
@@ -230,7 +231,7 @@ def _activity(rates: Rates) -> dict[str, Any]:
             }
         )
     names = [name for name in rates.token if name.endswith((".encode.spikes", ".token.spikes", ".channel.spikes"))]
-    maps = {names[i].removesuffix(SPIKES): rates.token[names[i]] for i in _spaced(len(names), MAPS)}
+    maps = {names[i].removesuffix(SPIKES): rates.token[names[i]] for i in spaced(len(names), MAPS)}
     return {
         "silent": len(found.silent_layers),
         "saturated": len(found.saturated_layers),
@@ -275,11 +276,6 @@ def _curves(run: Run) -> list[tuple[str, Markup, list[float]]]:
         values = [r[key] for r in run.metrics if r.get("split") == "eval" and r.get(key) is not None]
         found.append((key, drawing, values))
     return found
-
-
-def _spaced(count: int, most: int) -> list[int]:
-    """At most `most` of the numbers below `count`, evenly spaced."""
-    return np.linspace(0, count - 1, min(count, most)).round().astype(int).tolist()
 
 
 def _short(count: float) -> str:

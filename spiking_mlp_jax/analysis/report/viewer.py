@@ -16,6 +16,7 @@ from spiking_mlp_jax.analysis.activity.stream import SPIKES, in_network_order
 from spiking_mlp_jax.analysis.report.figures import signed_map
 from spiking_mlp_jax.analysis.report.measure import Mistake, Progress, fitted_image
 from spiking_mlp_jax.analysis.report.run import Run
+from spiking_mlp_jax.data.sources import spaced
 from spiking_mlp_jax.models.pixels import normalize
 
 BUDGET = 700_000  # bytes of spikes in a page, before base64
@@ -57,7 +58,7 @@ class Example:
 
     def still(self) -> dict[str, Any]:
         """The steps side by side: the output of each stage as (step, pixels, firing rate), and the leading classes."""
-        columns = np.unique(np.linspace(0, len(self.logits) - 1, STILL_STEPS).round().astype(int)).tolist()
+        columns = spaced(len(self.logits), STILL_STEPS)
         stages = {}
         for name in {name.split(".")[0]: name for name in self.layers}.values():
             spikes = self.layers[name]
@@ -80,8 +81,6 @@ def examples(run: Run, mistakes: Sequence[Mistake], count: int, progress: Progre
     """
     assert run.source is not None
     wrong = [mistake.index for mistake in mistakes[: min(2, count - 1)]]
-    size = len(run.source)
-    spaced = np.linspace(0, size - 1, min(count - len(wrong), size)).round().astype(int).tolist()
     graphdef, variables = nnx.split(run.trained.model)
     c, pixels = run.trained.model.config, run.trained.pixels
 
@@ -92,7 +91,7 @@ def examples(run: Run, mistakes: Sequence[Mistake], count: int, progress: Progre
         return logits[:, 0], seen
 
     found = []
-    chosen = list(dict.fromkeys(spaced + wrong))
+    chosen = list(dict.fromkeys(spaced(len(run.source), count - len(wrong)) + wrong))
     for done, index in enumerate(chosen):
         progress("example images", done, len(chosen))
         image, label = fitted_image(run, index)
@@ -113,9 +112,7 @@ def shown_layers(names: list[str]) -> list[str]:
     """All of at most 36 layers; of more the outputs of encodings and blocks; if too many, evenly spaced ones."""
     if len(names) > LAYERS:
         names = [name for name in names if name.endswith((".encode", ".channel"))]
-    if len(names) > LAYERS:
-        names = [names[i] for i in np.linspace(0, len(names) - 1, LAYERS).round().astype(int)]
-    return names
+    return [names[i] for i in spaced(len(names), LAYERS)]
 
 
 def viewer_data(run: Run, found: Sequence[Example]) -> dict[str, Any]:

@@ -14,16 +14,14 @@ depends on the images alone, so that a resumed preparation writes the same bytes
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import fcntl
 import io
 import json
 import os
 import shutil
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
@@ -35,6 +33,7 @@ from spiking_mlp_jax.data.image import DAMAGED, decode_image
 from spiking_mlp_jax.data.prepare.listing import SPLITS, Listing
 from spiking_mlp_jax.data.tfds import serializer, write_info
 from spiking_mlp_jax.errors import InputError
+from spiking_mlp_jax.utils.lock import locked
 
 FORMAT = 1  # of the shards; those of another format are rewritten
 SHARD_BYTES = 512 * 2**20  # 258 + 12 files for ImageNet, far below the usual limit of 1024 open files
@@ -88,7 +87,7 @@ def prepare(
         work.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"cannot create the folder {work} ({error.strerror}): use another --out") from error
-    with _lock(work), warnings.catch_warnings():
+    with locked(work, doing="preparing images in"), warnings.catch_warnings():
         # Pillow warns about odd metadata, which is common and harmless.
         warnings.simplefilter("ignore")
         for leftover in work.glob("*.partial"):
@@ -348,20 +347,6 @@ def _check_space(folder: Path, jobs: Sequence[_Job]) -> None:
             f"{folder} has {free / 1e9:,.1f} GB free, but needs about {needed / 1e9:,.1f} GB more: "
             "free disk space, or use another --out"
         )
-
-
-@contextlib.contextmanager
-def _lock(work: Path) -> Iterator[None]:
-    with open(work / "lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(
-                f"another process writes to {work.parent}: wait until it has finished, or stop it"
-            ) from error
-        except OSError:
-            pass  # not all file systems have locks
-        yield
 
 
 def _write_json(path: Path, value: Any) -> None:
