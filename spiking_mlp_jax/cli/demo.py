@@ -9,7 +9,7 @@ import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from spiking_mlp_jax.cli.options import add_command, add_output, positive
+from spiking_mlp_jax.cli.options import add_command, add_output, add_value
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.utils.paths import user_path
 
@@ -30,7 +30,7 @@ def add_commands(commands, run: Callable[[Sequence[str]], int]) -> None:
         "spiking-mlp demo\n  spiking-mlp demo -o /tmp/tour",
     )
     add_output(parser, "output folder (default: spiking_mlp_demo)", "FOLDER", default="spiking_mlp_demo")
-    parser.add_argument("--limit", type=positive, default=500, metavar="N", help="number of test images (default: 500)")
+    add_value(parser, "--limit", 500, "number of test images")
     parser.set_defaults(run=lambda chosen: _demo(chosen, run))
 
 

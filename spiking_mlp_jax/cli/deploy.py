@@ -17,9 +17,9 @@ from spiking_mlp_jax.cli.options import (
     add_data,
     add_json,
     add_output,
+    add_value,
     check_export,
     is_compiled,
-    positive,
     use_jax_cache,
 )
 from spiking_mlp_jax.errors import InputError
@@ -41,10 +41,8 @@ def add_commands(commands) -> None:
     )
     parser.add_argument("weights", metavar="WORKDIR_OR_WEIGHTS", help=WHERE)
     add_output(parser, "file to write, e.g. net.smlp", required=True)
-    parser.add_argument("--bits", type=int, default=8, metavar="N", help="bits per weight, 2 to 8 (default: 8)")
-    parser.add_argument(
-        "--images", type=positive, default=512, metavar="N", help="training images to calibrate on (default: 512)"
-    )
+    add_value(parser, "--bits", 8, "bits per weight, 2 to 8", int)
+    add_value(parser, "--images", 512, "training images to calibrate on")
     add_data(parser, images="calibration images")
 
     parser = add_command(

@@ -9,6 +9,7 @@ from spiking_mlp_jax.cli.options import (
     WHERE,
     add_command,
     add_output,
+    add_value,
     check_export,
     is_compiled,
     refuse_compiled,
@@ -37,9 +38,7 @@ def add_commands(commands) -> None:
     parser.add_argument(
         "--pixels", action="store_true", help="take uint8 pixels and normalize them (default: normalized float32)"
     )
-    parser.add_argument(
-        "--platforms", default="cpu,cuda,tpu", metavar="NAMES", help="platforms to run on (default: cpu,cuda,tpu)"
-    )
+    add_value(parser, "--platforms", "cpu,cuda,tpu", "platforms to run on", str, "NAMES")
 
     parser = add_command(
         commands,
@@ -80,14 +79,8 @@ def add_commands(commands) -> None:
         action="store_true",
         help="vectors and Affine maps only, which snnTorch and SpikingJelly read (default: Conv2d over stacked rows)",
     )
-    parser.add_argument("--dt", type=float, default=DT, metavar="SECONDS", help=f"of a time step (default: {DT:g})")
-    parser.add_argument(
-        "--max-dense",
-        type=float,
-        default=MAX_MEGABYTES,
-        metavar="MB",
-        help=f"refuse a graph whose parameters take more megabytes (default: {MAX_MEGABYTES:g})",
-    )
+    add_value(parser, "--dt", DT, "of a time step", float, "SECONDS")
+    add_value(parser, "--max-dense", MAX_MEGABYTES, "refuse a graph whose parameters take more megabytes", float, "MB")
 
 
 def _export_stablehlo(chosen: argparse.Namespace) -> None:

@@ -10,7 +10,7 @@ import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.utils.paths import output_file, user_path
@@ -84,6 +84,12 @@ def number(least: float, most: float = math.inf) -> Callable[[str], float]:
     return parse
 
 
+def add_value(parser, name: str, default, help: str, type: Callable[[str], Any] = positive, metavar: str = "N") -> None:
+    """Add an option that takes a value; its help ends with the default."""
+    shown = default if isinstance(default, str) else f"{default:g}"
+    parser.add_argument(name, type=type, default=default, metavar=metavar, help=f"{help} (default: {shown})")
+
+
 def add_output(parser, help: str, metavar: str = "FILE", **options) -> None:
     """Add -o/--output; `options` are those of `add_argument`."""
     parser.add_argument("-o", "--output", metavar=metavar, help=help, **options)
@@ -115,9 +121,7 @@ def add_data(parser, batch_size: int | None = None, limit: str = "", images: str
     )
     add_data_dir(parser)
     if batch_size is not None:
-        parser.add_argument(
-            "--batch-size", type=positive, default=batch_size, metavar="N", help=f"images per batch ({batch_size})"
-        )
+        add_value(parser, "--batch-size", batch_size, "images per batch")
     if limit:
         parser.add_argument("--limit", type=positive, metavar="N", help=limit)
 

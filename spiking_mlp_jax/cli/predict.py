@@ -14,6 +14,7 @@ from spiking_mlp_jax.cli.options import (
     add_command,
     add_data,
     add_json,
+    add_value,
     is_compiled,
     number,
     positive,
@@ -39,7 +40,7 @@ def add_commands(commands) -> None:
     )
     parser.add_argument("network", metavar="NETWORK", help=f"{WHERE}; or {NETWORK}, which needs no JAX")
     parser.add_argument("images", metavar="IMAGE", nargs="+", help="image file, e.g. JPEG or PNG")
-    parser.add_argument("--top", type=positive, default=5, metavar="N", help="classes to print per image (default: 5)")
+    add_value(parser, "--top", 5, "classes to print per image")
     add_json(parser)
     _add_compiled(parser)
 

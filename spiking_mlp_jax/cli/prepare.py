@@ -11,7 +11,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from spiking_mlp_jax.cli.options import add_command, path_type, positive
+from spiking_mlp_jax.cli.options import add_command, add_value, path_type, positive
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.utils.paths import output_folder, real_name
 from spiking_mlp_jax.utils.progress import shown_progress
@@ -81,9 +81,7 @@ def _add_options(parser) -> None:
         metavar="N",
         help="shards written at a time; 1 reads a hard disk sequentially (default: the number of cores)",
     )
-    parser.add_argument(
-        "--shard-size", type=positive, default=512, metavar="MIB", help="size of a file in MiB (default: 512)"
-    )
+    add_value(parser, "--shard-size", 512, "size of a file in MiB", metavar="MIB")
 
 
 def _imagenet(chosen: argparse.Namespace) -> int:

@@ -12,8 +12,8 @@ from spiking_mlp_jax.cli.options import (
     add_command,
     add_data,
     add_output,
+    add_value,
     number,
-    positive,
     use_jax_cache,
     whole,
 )
@@ -57,33 +57,21 @@ def _add_receptive_fields(kinds) -> None:
     )
     parser.add_argument("network", metavar="NETWORK", help=WHERE)
     add_output(parser, "output folder (default: fields/NETWORK)", "FOLDER")
-    parser.add_argument("--images", type=positive, default=2000, metavar="N", help="natural images (default: 2000)")
-    parser.add_argument("--noise", type=positive, default=20_000, metavar="N", help="noise images (default: 20000)")
-    parser.add_argument(
-        "--gradients", type=positive, default=64, metavar="N", help="images whose gradients are averaged (default: 64)"
-    )
-    parser.add_argument("--units", type=positive, default=24, metavar="N", help="channels of each layer (default: 24)")
-    parser.add_argument(
-        "--covariances", type=positive, default=4, metavar="N", help="of these, how many get covariances (default: 4)"
-    )
-    parser.add_argument(
-        "--least", type=positive, default=100, metavar="N", help="minimum spikes of a unit (default: 100)"
-    )
+    add_value(parser, "--images", 2000, "natural images")
+    add_value(parser, "--noise", 20_000, "noise images")
+    add_value(parser, "--gradients", 64, "images whose gradients are averaged")
+    add_value(parser, "--units", 24, "channels of each layer")
+    add_value(parser, "--covariances", 4, "of these, how many get covariances")
+    add_value(parser, "--least", 100, "minimum spikes of a unit")
     parser.add_argument(
         "--layer",
         action="append",
         metavar="NAME",
         help="a layer that spikes; may be repeated (default: the output of each stage)",
     )
-    parser.add_argument(
-        "--contrast",
-        type=float,
-        default=1.0,
-        metavar="S",
-        help="standard deviation of the noise relative to the images' (default: 1)",
-    )
+    add_value(parser, "--contrast", 1.0, "standard deviation of the noise relative to the images'", float, "S")
     parser.add_argument("--binary", action="store_true", help="binary instead of Gaussian noise")
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="random seed (default: 0)")
+    add_value(parser, "--seed", 0, "random seed", int, "S")
     add_data(parser, batch_size=256)
 
 
@@ -146,28 +134,18 @@ def _add_activity(kinds) -> None:
     )
     parser.add_argument("network", metavar="NETWORK", help=WHERE)
     add_output(parser, "output folder (default: activity/NETWORK)", "FOLDER")
-    parser.add_argument("--images", type=positive, default=1000, metavar="N", help="test images (default: 1000)")
-    parser.add_argument("--seed", type=whole(0), default=0, metavar="S", help="seed of the draw (default: 0)")
+    add_value(parser, "--images", 1000, "test images")
+    add_value(parser, "--seed", 0, "seed of the draw", whole(0), "S")
     add_data(parser, batch_size=64)
-    parser.add_argument(
-        "--similarity-images",
-        type=whole(0),
-        default=256,
-        metavar="N",
-        help="images over which time steps are compared; 0: none (default: 256)",
-    )
+    add_value(parser, "--similarity-images", 256, "images over which time steps are compared; 0: none", whole(0))
     parser.add_argument(
         "--features",
         choices=("channel", "neuron"),
         default="channel",
         help="what represents an image there: each channel's rate or each neuron's (default: channel)",
     )
-    parser.add_argument(
-        "--dead", type=number(0, 1), default=0.0, metavar="R", help="rate up to which a unit is dead (default: 0)"
-    )
-    parser.add_argument(
-        "--saturated", type=number(0, 1), default=1.0, metavar="R", help="rate from which it is saturated (default: 1)"
-    )
+    add_value(parser, "--dead", 0.0, "rate up to which a unit is dead", number(0, 1), "R")
+    add_value(parser, "--saturated", 1.0, "rate from which it is saturated", number(0, 1), "R")
 
 
 def _activity(chosen: argparse.Namespace) -> None:

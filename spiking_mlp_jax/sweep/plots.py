@@ -15,12 +15,13 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from spiking_mlp_jax.analysis.plots import BLUE, GREEN, GREY, ORANGE, RED, plain, write
+from spiking_mlp_jax.analysis import plots
+from spiking_mlp_jax.analysis.plots import plain, write
 from spiking_mlp_jax.sweep.plan import Sweep
 from spiking_mlp_jax.sweep.table import MEASURES, Row, Spread
 
-# Okabe and Ito's colours, and shapes, so that runs differ in greyscale too.
-COLOURS = (BLUE, RED, GREEN, ORANGE, "#CC79A7", "#56B4E9", GREY, "#000000")
+# With shapes, so that runs differ in greyscale too.
+COLOURS = (*plots.COLOURS, plots.GREY, "#000000")
 MARKERS = "osD^vPX*"
 
 
@@ -120,8 +121,8 @@ def latency_figure(sweep: Sweep, table: Sequence[Row]) -> Figure | None:
     panels[0].set_ylabel("test accuracy (%)")
     handles, names = panels[0].get_legend_handles_labels()
     handles += [
-        panels[0].plot([], [], "o", color=GREY)[0],
-        panels[0].plot([], [], "o", color=GREY, markerfacecolor="white")[0],
+        panels[0].plot([], [], "o", color=plots.GREY)[0],
+        panels[0].plot([], [], "o", color=plots.GREY, markerfacecolor="white")[0],
     ]
     figure.legend(
         handles,

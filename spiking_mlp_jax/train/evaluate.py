@@ -129,16 +129,15 @@ def evaluate(
         InputError: there are no images.
     """
     # Sums are fetched one batch late, so that the devices never wait for the host.
-    total: dict[str, Any] = {}
-    pending = None
+    total = pending = None
     for batch in batches:
         sums = eval_step(params, stats, shard_batch(batch, mesh))
         if pending is not None:
-            total = _add(total, pending)
+            total = added(total, pending)
         pending = sums
     if pending is None:
         raise InputError("there are no images to evaluate: give a split that has some")
-    total = _add(total, pending)
+    total = added(total, pending)
     images = int(total["confusion"].sum())
     rates = {name: float(value) / images for name, value in total["rates"].items()}
     return Evaluation(images, float(total["loss"]) / images, total["confusion"], rates)
@@ -319,7 +318,12 @@ def _shown(batches, display, size, watch) -> Iterator[dict[str, np.ndarray]]:
         display.step(done + 1, "evaluating", f"{speed:.0f} images/s")
 
 
-def _add(total, sums):
-    # 64 bits on the host: the sums stay exact however many images there are.
+def added(total: Any, sums: Any) -> Any:
+    """Trees of arrays, added on the host in 64 bits: counts stay exact however many images there are.
+
+    Args:
+        total: the sum so far, None at first.
+        sums: of a batch.
+    """
     wide = jax.tree.map(lambda x: x.astype(f"{x.dtype.kind}8"), jax.device_get(sums))
-    return jax.tree.map(np.add, total, wide) if total else wide
+    return wide if total is None else jax.tree.map(np.add, total, wide)

@@ -19,6 +19,7 @@ from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.models.config import ModelConfig
 from spiking_mlp_jax.models.spiking_mlp import SpikingMLP
 from spiking_mlp_jax.models.topology import intermediate_names
+from spiking_mlp_jax.train.evaluate import added
 
 SPIKES, POTENTIAL = ".spikes", ".potential"
 BATCH = 64
@@ -174,12 +175,6 @@ def run(
     ordered = {part: in_network_order(sums, model.config) for part, sums in layers.items()}
     joined = {name: np.concatenate([part[name] for part in kept]) for name in kept[0]} if kept else {}
     return Sums(count, ordered, logits, in_network_order(joined, model.config))
-
-
-def added(total: Any, sums: Any) -> Any:
-    """Trees of arrays, added in 64 bits: counts stay exact however many images there are. `total` is None at first."""
-    wide = jax.tree.map(lambda x: x.astype(f"{x.dtype.kind}8"), sums)
-    return wide if total is None else jax.tree.map(np.add, total, wide)
 
 
 def _compiled(model, parts, logits_sums, keep):

@@ -26,6 +26,7 @@ from spiking_mlp_jax.deploy.cost import Cost, cost
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.models.pixels import normalize
 from spiking_mlp_jax.models.spiking_mlp import mean_logits
+from spiking_mlp_jax.train.evaluate import added
 
 Progress = Callable[[str, float, float], None]
 COST_IMAGES = 200
@@ -91,7 +92,7 @@ def measure(run: Run, batch_size: int, mistakes: int, progress: Progress, say: C
     progress("test images", 0, len(source))
     for at, batch in enumerate(network_batches(source, c, trained.data, batch_size, damaged)):
         sums, predicted, best, own = jax.device_get(step(batch["image"], batch["label"], batch["mask"]))
-        total = stream.added(total, sums)
+        total = added(total, sums)
         worst += [
             Mistake(
                 at * batch_size + i,
