@@ -14,6 +14,7 @@ from spiking_mlp_jax.cli.options import drop_output
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.utils import __version__
 from spiking_mlp_jax.utils.files import system_error
+from spiking_mlp_jax.utils.interrupt import prompt_interrupt
 
 TRAINING_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax", "chex", "grain", "ml_collections")
 
@@ -39,7 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     try:
         try:
-            return run(arguments)
+            with prompt_interrupt():
+                return run(arguments)
         finally:
             stream: TextIO | None = sys.stdout  # None where it is closed
             if stream is not None:

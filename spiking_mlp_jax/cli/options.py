@@ -84,9 +84,11 @@ def number(least: float, most: float = math.inf) -> Callable[[str], float]:
     return parse
 
 
-def add_value(parser, name: str, default, help: str, type: Callable[[str], Any] = positive, metavar: str = "N") -> None:
-    """Add an option that takes a value; its help ends with the default."""
-    shown = default if isinstance(default, str) else f"{default:g}"
+def add_value(
+    parser, name: str, default, help: str, type: Callable[[str], Any] = positive, metavar: str = "N", shown: str = ""
+) -> None:
+    """Add an option that takes a value; its help ends with the default, or with what that stands for."""
+    shown = shown or (default if isinstance(default, str) else f"{default:g}")
     parser.add_argument(name, type=type, default=default, metavar=metavar, help=f"{help} (default: {shown})")
 
 
@@ -110,7 +112,7 @@ def add_data(parser, batch_size: int | None = None, limit: str = "", images: str
 
     Args:
         parser: of a command that reads images.
-        batch_size: the default; None adds no such option.
+        batch_size: the default, 0 if it follows from the image size; None adds no such option.
         limit: help text of --limit; "" adds no such option.
         images: what is read, for the help.
     """
@@ -121,7 +123,8 @@ def add_data(parser, batch_size: int | None = None, limit: str = "", images: str
     )
     add_data_dir(parser)
     if batch_size is not None:
-        add_value(parser, "--batch-size", batch_size, "images per batch")
+        shown = "" if batch_size else "256, fewer above 32 px"
+        add_value(parser, "--batch-size", batch_size, "images per batch", shown=shown)
     if limit:
         parser.add_argument("--limit", type=positive, metavar="N", help=limit)
 

@@ -19,7 +19,7 @@ from spiking_mlp_jax.cli.options import (
 )
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.utils.paths import output_folder, real_name
-from spiking_mlp_jax.utils.progress import shown_progress
+from spiking_mlp_jax.utils.progress import shown_progress, time_left
 
 if TYPE_CHECKING:
     from spiking_mlp_jax.analysis.activity.measure import Activity
@@ -51,14 +51,14 @@ def _add_receptive_fields(kinds) -> None:
         "spiking-mlp probe receptive-fields fashion_mnist -o fields\n"
         "  spiking-mlp probe receptive-fields runs/cifar10_small -o fields --images 10000 --noise 40000\n"
         "  spiking-mlp probe receptive-fields fashion_mnist -o fields --layer stage0.encode.spikes",
-        "Gabor fits take most of the time: about a third of a second each, twelve for every unit of a layer. "
+        "The time grows with the noise images and with units and layers, for each of which twelve Gabors are fitted. "
         "docs/receptive_fields.md describes the measurements and the results.",
         run=_receptive_fields,
     )
     parser.add_argument("network", metavar="NETWORK", help=WHERE)
     add_output(parser, "output folder (default: fields/NETWORK)", "FOLDER")
     add_value(parser, "--images", 2000, "natural images")
-    add_value(parser, "--noise", 20_000, "noise images")
+    add_value(parser, "--noise", 0, "noise images", shown="ten times --images")
     add_value(parser, "--gradients", 64, "images whose gradients are averaged")
     add_value(parser, "--units", 24, "channels of each layer")
     add_value(parser, "--covariances", 4, "of these, how many get covariances")
@@ -72,7 +72,7 @@ def _add_receptive_fields(kinds) -> None:
     add_value(parser, "--contrast", 1.0, "standard deviation of the noise relative to the images'", float, "S")
     parser.add_argument("--binary", action="store_true", help="binary instead of Gaussian noise")
     add_value(parser, "--seed", 0, "random seed", int, "S")
-    add_data(parser, batch_size=256)
+    add_data(parser, batch_size=0)
 
 
 def _receptive_fields(chosen: argparse.Namespace) -> None:
@@ -83,7 +83,7 @@ def _receptive_fields(chosen: argparse.Namespace) -> None:
     out = output_folder(chosen.output or Path("fields") / real_name(chosen.network))
     from spiking_mlp_jax.analysis.fields.plots import figures
     from spiking_mlp_jax.analysis.fields.responses import default_layers
-    from spiking_mlp_jax.analysis.fields.study import Settings, study
+    from spiking_mlp_jax.analysis.fields.study import Settings, estimate, study
     from spiking_mlp_jax.analysis.fields.summary import summarize, table
     from spiking_mlp_jax.analysis.plots import write
     from spiking_mlp_jax.data.trained import open_trained
@@ -108,6 +108,11 @@ def _receptive_fields(chosen: argparse.Namespace) -> None:
         batch_size=chosen.batch_size,
     )
     with shown_progress() as progress:
+        if not (out / "parts" / "mixing.npz").exists():
+            progress("measuring how long it takes", 0, 1)
+            seconds = estimate(model, source, settings)
+            progress("measuring how long it takes", 1, 1)
+            print(f"about {time_left(seconds, 1, 2)}, besides compiling", file=sys.stderr, flush=True)
         parts = study(model, trained.data, source, settings, out / "parts", progress)
     document = {"network": str(chosen.network), **summarize(parts, model.config, settings, list(layers))}
     write_whole(out / "receptive_fields.json", [(to_json(document, indent=1) + "\n").encode()])

@@ -6,6 +6,7 @@ end.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import re
@@ -26,7 +27,7 @@ from spiking_mlp_jax.sweep.results import AGAIN, run_folder, write_result
 from spiking_mlp_jax.train.config import to_dict
 from spiking_mlp_jax.utils.files import read_json
 from spiking_mlp_jax.utils.interrupt import StopRequest
-from spiking_mlp_jax.utils.progress import status_bars, status_console, time_left
+from spiking_mlp_jax.utils.progress import REPORT_SECONDS, every, status_bars, status_console, time_left
 
 Start = Callable[[str, dict[str, Any]], Process | SlurmJob]
 _POLL_SECONDS = 0.2
@@ -236,13 +237,21 @@ class SweepProgress:
         self._bar = status_bars(self._console)
         self._all = self._bar.add_task(what, total=1.0, status="")
         self._tasks: dict[str, TaskID] = {}
+        self._lines: dict[str, str] = {}  # the last one of each run
+        self._reports = contextlib.ExitStack()
 
     def __enter__(self) -> SweepProgress:
         self._bar.start()
+        self._reports.enter_context(every(REPORT_SECONDS, self._report, self._console))
         return self
 
     def __exit__(self, *_) -> None:
+        self._reports.close()
         self._bar.stop()
+
+    def _report(self) -> None:
+        for key, line in sorted(self._lines.items()):
+            self._console.print(f"{key}: {line}")
 
     def started(self, key: str) -> None:
         """A run has started."""
@@ -251,7 +260,7 @@ class SweepProgress:
 
     def at(self, key: str, share: float, line: str) -> None:
         """A run has done a share of its steps, 0 to 1, and this is the last line of its log."""
-        self._shares[key] = share
+        self._shares[key], self._lines[key] = share, line[:_SHOWN]
         self._bar.update(self._tasks[key], completed=share, status=line[:_SHOWN])
         self._update()
 
@@ -261,6 +270,7 @@ class SweepProgress:
         self._done += 1
         self._failed += error is not None
         self._bar.remove_task(self._tasks.pop(key))
+        self._lines.pop(key)
         status = self._update()
         self._console.print(f"{key}: " + ("done" if error is None else f"FAILED: {error}") + f"  ({status})")
 

@@ -217,7 +217,9 @@ def write_evaluation(workdir: epath.Path, step: int, result: Evaluation) -> None
         write_whole(workdir / "evaluation.json", to_json({"step": step, **result.to_dict()}) + "\n")
 
 
-def evaluate_only(config: Config, workdir: epath.Path, source: Source, watch: Watchdog) -> tuple[int, Evaluation]:
+def evaluate_only(
+    config: Config, workdir: epath.Path, source: Source, display: Display, watch: Watchdog
+) -> tuple[int, Evaluation]:
     """Evaluates the newest checkpoint of a workdir or, where there is none, the weights that init_weights names.
 
     Needs no training images. Writes WORKDIR/evaluation.json and a line of log.txt, and leaves the rest of the workdir
@@ -227,6 +229,7 @@ def evaluate_only(config: Config, workdir: epath.Path, source: Source, watch: Wa
         config: the experiment, which a checkpoint has to fit as for resuming.
         workdir: of a run, or an empty folder for the result.
         source: the test images.
+        display: shows the progress, and gets workdir/log.txt.
         watch: learns of each batch.
 
     Returns:
@@ -257,23 +260,19 @@ def evaluate_only(config: Config, workdir: epath.Path, source: Source, watch: Wa
     step = int(state.step)
     eval_step = make_eval_step(abstract_state(model, optimizer)[0], config.mean, config.std, mesh)
     main = jax.process_index() == 0
-    display = Display(workdir / "log.txt" if main else None, -(-len(source) // config.eval_batch_size), show=main)
     together = union if jax.process_count() > 1 else None
     damaged = Damaged(source, config.max_bad_images, display.say, together)
-    try:
-        started = time.monotonic()
-        display.start(0)
-        if other_data:
-            display.say(f"warning: {other_data}")
-        batches = _shown(evaluation_batches(config, source, damaged), display, config.eval_batch_size, watch)
-        result = evaluate(eval_step, *evaluated(state, make_quantized(config, model)), batches, mesh)
-        damaged.share()
-        write_evaluation(workdir, step, result)
-        display.say(f"{origin}: {result.summary(time.monotonic() - started)}")
-        for message in result.unhealthy_layers():
-            display.say(f"warning: {message}")
-    finally:
-        display.close()
+    started = time.monotonic()
+    display.start(0, -(-len(source) // config.eval_batch_size), workdir / "log.txt" if main else None)
+    if other_data:
+        display.say(f"warning: {other_data}")
+    batches = _shown(evaluation_batches(config, source, damaged), display, config.eval_batch_size, watch)
+    result = evaluate(eval_step, *evaluated(state, make_quantized(config, model)), batches, mesh)
+    damaged.share()
+    write_evaluation(workdir, step, result)
+    display.say(f"{origin}: {result.summary(time.monotonic() - started)}")
+    for message in result.unhealthy_layers():
+        display.say(f"warning: {message}")
     return step, result
 
 

@@ -22,7 +22,7 @@ from rich.progress import Progress
 from spiking_mlp_jax.train.config import Config
 from spiking_mlp_jax.utils.files import Lines, as_path, read_lines
 from spiking_mlp_jax.utils.paths import is_remote
-from spiking_mlp_jax.utils.progress import Tolerant, status_bars, status_console, time_left
+from spiking_mlp_jax.utils.progress import REPORT_SECONDS, Tolerant, every, status_bars, status_console, time_left
 
 STARVED = 0.1  # share of the time spent waiting for images above which a run warns
 
@@ -129,38 +129,51 @@ class Speedometer:
 class Display:
     """The progress of a run: a live bar on a terminal, plain lines elsewhere, and every line in log.txt.
 
+    Without a terminal there is a line at least every 10 s, however long a step or its compilation takes.
+
     Args:
-        log: the file to append to, None for none.
-        last: the step at which the bar is full.
-        stream: where to show it.
+        stream: where to show it; None for stdout.
         show: False shows nothing.
+        doing: says in words what the run is doing, for those lines.
     """
 
-    def __init__(self, log: str | os.PathLike[str] | None, last: int, stream: TextIO | None = None, show: bool = True):
+    def __init__(self, stream: TextIO | None = None, show: bool = True, doing: Callable[[], str] = lambda: "running"):
         self._console = status_console(file=Tolerant(stream or sys.stdout), quiet=not show)
-        self._log = None if log is None else Lines(log)
-        self._first, self._last = 0, last
+        self._doing = doing
+        self._log: Lines | None = None
+        self._first = self._last = 0
         self._started: float | None = None
+        self._shown_at = time.monotonic()
+        self._news = ""  # what has happened since the last line
         self._bar: Progress | None = None
-        if show and self._console.is_terminal:
+        self._reports = contextlib.ExitStack()
+        if show:
+            self._reports.enter_context(every(REPORT_SECONDS, self._still, self._console))
+
+    def start(self, step: int, last: int, log: str | os.PathLike[str] | None) -> None:
+        """Begins to log, and shows the bar.
+
+        Args:
+            step: where the run starts.
+            last: the step at which the bar is full.
+            log: the file to append to, None for none.
+        """
+        self._log = None if log is None else Lines(log)
+        self._last = last
+        if not self._console.quiet and self._console.is_terminal:
             self._bar = status_bars(self._console)
-            self._task = self._bar.add_task("compiling", total=last, status="")
+            self._task = self._bar.add_task("compiling", total=last, completed=step, status="")
+            self._bar.start()
 
     def say(self, text: str) -> None:
         """Shows a line and logs it."""
-        self._console.print(text)
+        self._show(text)
         self.log(text)
 
     def log(self, text: str) -> None:
         """Logs a line without showing it."""
         if self._log is not None:
             self._log.add(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}")
-
-    def start(self, step: int) -> None:
-        """Shows the bar, at the step where the run starts."""
-        if self._bar is not None:
-            self._bar.update(self._task, completed=step)
-            self._bar.start()
 
     def step(self, step: int, epoch: str, status: str) -> None:
         """Moves the bar.
@@ -173,6 +186,7 @@ class Display:
         if self._started is None:
             # The first step compiles; counting it would spoil the estimate.
             self._started, self._first = time.monotonic(), step
+        self._news = f"step {step}/{self._last}  {epoch}  {status}  {self.left(step)}"
         if self._bar is not None:
             self._bar.update(self._task, completed=step, description=epoch, status=f"{status}  {self.left(step)}")
 
@@ -180,7 +194,7 @@ class Display:
         """A periodic line, which is shown only where there is no bar."""
         line = f"step {step}/{self._last}  {epoch}  {status}  {self.left(step)}"
         if self._bar is None:
-            self._console.print(line)
+            self._show(line)
         self.log(line)
 
     def left(self, step: int) -> str:
@@ -191,8 +205,19 @@ class Display:
 
     def close(self) -> None:
         """Takes the bar down."""
+        self._reports.close()
         if self._bar is not None:
             self._bar.stop()
+
+    def _show(self, line: str) -> None:
+        self._console.print(line)
+        self._shown_at, self._news = time.monotonic(), ""
+
+    def _still(self) -> None:
+        silent = time.monotonic() - self._shown_at
+        if silent > 0.9 * REPORT_SECONDS:
+            self._console.print(self._news or f"{self._doing()}, for {silent:.0f} s since the last line")
+            self._news = ""
 
 
 class DataWait:

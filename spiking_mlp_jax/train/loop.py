@@ -150,13 +150,16 @@ def fit(
         root = as_path(real_path(workdir))
         watch = watchdog(parse_deadlines(config.deadlines))
         stack.callback(watch.close)
+        display = Display(show=main, doing=lambda: watch.doing)
+        stack.callback(display.close)
+        display.say(f"opening {config.data_dir or config.dataset}")
         if config.eval_only:
             stack.push(end_together)
             test_source = _open_source(config, "test", given)
             _check_alike(config, identity({"test": test_source}))
             _make_workdir(root)
             stack.enter_context(locked(root) if main else contextlib.nullcontext())
-            step, result = evaluate_only(config, root, test_source, watch)
+            step, result = evaluate_only(config, root, test_source, display, watch)
             return Result(step, True, result.accuracy if np.isfinite(result.loss) else None, main)
 
         # Devices, data and everything that is compiled.
@@ -176,7 +179,6 @@ def fit(
         _make_workdir(root)
 
         # What people see, and what reports to it.
-        display = Display(root / "log.txt" if main else None, last, show=main)
         together = union if jax.process_count() > 1 else None
         damaged = Damaged(source, config.max_bad_images, display.say, together)
         test_damaged = Damaged(test_source, config.max_bad_images, display.say, together)
@@ -246,11 +248,10 @@ def fit(
         metrics = Metrics(root, step, not progress["evaluation_due"]) if main else None
         if metrics is not None:
             stack.callback(metrics.close)
-        stack.callback(display.close)
         report = Report(config, epoch_steps, make_schedule(config, epoch_steps), display, metrics, totals)
         profiler = Profiler(window, root / "profile", display.say)
         stack.callback(profiler.close)
-        display.start(step)
+        display.start(step, last, root / "log.txt" if main else None)
         count = sum(x.size for x in jax.tree.leaves(state.params))
         origin = f"resuming at step {step}" if step else "starting"
         if config.init_weights and not step:

@@ -1,9 +1,13 @@
-"""Ctrl-C that lets the step it falls into end."""
+"""Ctrl-C that lets a training step end, and that does not wait for a library's long computation."""
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import os
 import signal
+import socket
+import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -38,6 +42,46 @@ def out_of_reach(items: Iterable[Item], workers: int) -> Iterator[Item]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     yield from first
     yield from iterator
+
+
+@contextlib.contextmanager
+def prompt_interrupt(seconds: float = 1.5) -> Iterator[None]:
+    """Ends the process with status 130 where Ctrl-C has not ended the block after some seconds.
+
+    Python raises KeyboardInterrupt when the code it runs returns to it, which a compilation or a matrix decomposition
+    may do minutes later. Does nothing outside the main thread, and while something else handles SIGINT, as training
+    does.
+
+    Args:
+        seconds: for an end in the ordinary way.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    woken, waker = socket.socketpair()
+    waker.setblocking(False)
+    ended = threading.Event()
+
+    def watch() -> None:
+        # The numbers of the signals, written by Python's handler at once; nothing when the block has ended.
+        while number := woken.recv(1):
+            if number[0] == signal.SIGINT and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+                if ended.wait(seconds):
+                    return
+                print("stopped", file=sys.stderr, flush=True)
+                os._exit(130)
+
+    watcher = threading.Thread(target=watch, daemon=True, name="prompt interrupt")
+    before = signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
+    watcher.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        ended.set()
+        waker.close()
+        watcher.join()
+        woken.close()
 
 
 class StopRequest:

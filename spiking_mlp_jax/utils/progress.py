@@ -16,24 +16,29 @@ if TYPE_CHECKING:
 Item = TypeVar("Item")
 
 
+REPORT_SECONDS = 10.0  # between two lines without a terminal
+
+
 def tracked(items: Iterable[Item], count: int, what: str = "evaluating") -> Iterator[Item]:
-    """The items as they come, with a bar that disappears at the end; nothing is shown without a terminal.
+    """The items as they come, with their progress on stderr, see `shown_progress`.
 
     Args:
         items: anything to iterate over.
         count: the number of items.
         what: the bar's description.
     """
-    from rich.console import Console
-    from rich.progress import track
-
-    console = Console(stderr=True)
-    yield from track(items, what, total=count, console=console, transient=True, disable=not console.is_terminal)
+    with shown_progress() as show:
+        show(what, 0, count)
+        for done, item in enumerate(items):
+            yield item
+            show(what, done + 1, count)
 
 
 @contextmanager
-def shown_progress(unit: str = "", report_seconds: float = 30.0) -> Iterator[Callable[[str, float, float], None]]:
+def shown_progress(unit: str = "", report_seconds: float = REPORT_SECONDS) -> Iterator[Callable[..., None]]:
     """A function that shows the progress of any number of tasks.
+
+    On a terminal there are bars; elsewhere a line every few seconds, whether there is progress or not.
 
     Args:
         unit: what is counted, e.g. "images"; "GB" is shown with a decimal. With one, finished tasks get a line, too.
@@ -45,32 +50,54 @@ def shown_progress(unit: str = "", report_seconds: float = 30.0) -> Iterator[Cal
     from rich.progress import TimeRemainingColumn
 
     console = status_console(stderr=True)
-    interval = 0.1 if console.is_terminal else report_seconds
     digits = 1 if unit.startswith("GB") else 0
-    lock, last = threading.Lock(), time.monotonic()
+    lock, last = threading.Lock(), 0.0
     tasks, started = {}, {}
-    with status_bars(console, TimeRemainingColumn()) as bars:
+    latest = "starting"
+
+    def report() -> None:
+        with lock:
+            console.print(latest)
+
+    with status_bars(console, TimeRemainingColumn()) as bars, every(report_seconds, report, console):
 
         def show(what: str, done: float, of: float) -> None:
-            nonlocal last
+            nonlocal last, latest
             now = time.monotonic()
             with lock:
                 if what not in tasks:
                     tasks[what], started[what] = bars.add_task(what, total=of, status=""), (now, done)
-                elif now - last < interval and done < of:
+                elif now - last < 0.1 and done < of:
                     return
-                due = now - last >= interval
-                last = now if due else last
+                last = now
                 start, before = started[what]
                 rate = (done - before) / (now - start) if now > start else 0.0
                 status = f"{done:,.{digits}f} of {of:,.{digits}f} {unit}".rstrip()
                 status += f", {rate:,.{max(digits, int(rate < 10))}f}/s" if rate else ""
                 bars.update(tasks[what], completed=done, status=status)
-                if not console.is_terminal and (due or (unit and done >= of)):
-                    left = f", {time_left(now - start, done - before, of - before)}" if rate and done < of else ""
-                    console.print(f"{what}: {status}{left}")
+                left = f", {time_left(now - start, done - before, of - before)}" if rate and done < of else ""
+                latest = f"{what}: {status}{left}"
+                if not console.is_terminal and unit and done >= of:
+                    console.print(latest)
 
         yield show
+
+
+@contextmanager
+def every(seconds: float, report: Callable[[], None], console: Console) -> Iterator[None]:
+    """Calls a function every few seconds where the console is no terminal, from a thread, until the block ends."""
+    ended = threading.Event()
+
+    def repeat() -> None:
+        while not ended.wait(seconds):
+            report()
+
+    if not console.is_terminal:
+        threading.Thread(target=repeat, daemon=True, name="progress").start()
+    try:
+        yield
+    finally:
+        ended.set()
 
 
 class Tolerant:

@@ -98,6 +98,12 @@ class Watchdog:
         """
         self._place = phase, step, batch
 
+    @property
+    def doing(self) -> str:
+        """The present phase in words."""
+        phase, step, batch = self._place
+        return phase + (f" at step {step}" if step else "") + (f", batch {batch}" if batch else "")
+
     def close(self) -> None:
         """Stops watching."""
         self._closed.set()

@@ -31,7 +31,7 @@ def configuration(data, kills=0):
     config.update(
         dataset="idx", data_dir=str(data), image_size=8, in_channels=1, num_classes=3, patch_size=4, dim=4, depths=(1,),
         expansion=1, time_steps=1, mean=(0.5,), std=(0.25,), crop_padding=1, flip=True, batch_size=8,
-        eval_batch_size=16, epochs=max(6, 1 + kills // 4), log_every=4, checkpoint_every=1,
+        eval_batch_size=16, epochs=max(6, 1 + kills // 3), log_every=4, checkpoint_every=1,
         host_memory="default", compilation_cache=str(data / "cache"), optimizer="adam", learning_rate=0.01,
     )  # fmt: skip
     return config

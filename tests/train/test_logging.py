@@ -3,10 +3,13 @@
 import errno
 import io
 import json
+import time
 
 import pytest
 
+from spiking_mlp_jax.train import logging
 from spiking_mlp_jax.train.logging import Display, Metrics, Speedometer, read_metrics, to_json
+from spiking_mlp_jax.utils import progress
 
 
 def test_lines_past_the_step_are_dropped(tmp_path):
@@ -36,7 +39,8 @@ class Terminal(io.StringIO):
 
 def test_lines_where_there_is_no_terminal(tmp_path):
     stream = io.StringIO()
-    display = Display(tmp_path / "log.txt", 100, stream)
+    display = Display(stream)
+    display.start(0, 100, tmp_path / "log.txt")
     display.say("hello [bold] 12")
     display.step(1, "epoch 1/2", "loss 2")
     display.step(2, "epoch 1/2", "loss 1")
@@ -49,12 +53,37 @@ def test_lines_where_there_is_no_terminal(tmp_path):
     assert [line.split(" ", 2)[2] for line in log] == [first, second]
 
 
+def test_a_line_every_few_seconds_whatever_happens(monkeypatch):
+    for module in (logging, progress):
+        monkeypatch.setattr(module, "REPORT_SECONDS", 0.02)
+    stream, doing = io.StringIO(), ["compiling at step 1"]
+    display = Display(stream, doing=lambda: doing[0])
+    wait_for(lambda: stream.getvalue().count("compiling at step 1, for 0 s since the last line\n") >= 2)
+    display.start(0, 100, None)
+    display.step(1, "epoch 1/2", "loss 2")
+    wait_for(lambda: "step 1/100  epoch 1/2  loss 2" in stream.getvalue())
+    display.close()
+    said = io.StringIO()
+    monkeypatch.setattr("sys.stderr", said)
+    with progress.shown_progress(report_seconds=0.02) as show:
+        wait_for(lambda: said.getvalue().startswith("starting\n"))
+        show("images", 3, 9)
+        wait_for(lambda: said.getvalue().count("images: 3 of 9\n") == 2)
+    assert list(progress.tracked("ab", 2)) == ["a", "b"]
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+
+
 def test_a_bar_on_a_terminal(tmp_path, monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "120")
     stream = Terminal()
-    display = Display(tmp_path / "log.txt", 100, stream)
-    display.start(0)
+    display = Display(stream)
+    display.start(0, 100, tmp_path / "log.txt")
     display.step(1, "epoch 1/2", "loss 2")
     display.step(50, "epoch 1/2", "loss 1.25")
     display.report(50, "epoch 1/2", "loss 1.25")
@@ -63,8 +92,8 @@ def test_a_bar_on_a_terminal(tmp_path, monkeypatch):
     text = stream.getvalue()
     assert "loss 1.25" in text and "left" in text and "evaluated" in text and "step 50/100" not in text
     assert "step 50/100" in (tmp_path / "log.txt").read_text()
-    hidden = Display(None, 100, Terminal(), show=False)
-    hidden.start(0)
+    hidden = Display(Terminal(), show=False)
+    hidden.start(0, 100, None)
     hidden.step(50, "epoch 1/2", "loss 1.25")
     hidden.report(50, "epoch 1/2", "loss 1.25")
     hidden.say("evaluated")
@@ -98,8 +127,8 @@ def test_a_display_survives_a_stdout_that_is_full_or_closed(tmp_path, stream):
     file = Full() if stream == "full" else io.StringIO()
     if stream == "closed":
         file.close()
-    display = Display(tmp_path / "log.txt", 10, file)
-    display.start(0)
+    display = Display(file)
+    display.start(0, 10, tmp_path / "log.txt")
     display.say("hello")
     display.report(1, "epoch 1/1", "loss 1")
     display.close()

@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ from spiking_mlp_jax.analysis.fields.spike_triggered import (
 )
 from spiking_mlp_jax.data.sources import Source
 from spiking_mlp_jax.errors import InputError
+from spiking_mlp_jax.models.config import ModelConfig
 from spiking_mlp_jax.models.spiking_mlp import SpikingMLP
 from spiking_mlp_jax.utils.files import write_whole
 
@@ -98,7 +100,7 @@ class Settings:
     Attributes:
         layers: of spikes; () for the output of each stage.
         channels: number of channels of each layer, evenly spaced.
-        noise: number of white-noise images.
+        noise: number of white-noise images; 0 for ten times `images`.
         images: number of natural images; a fifth is held out to choose the ridges.
         gradients: number of natural images to average gradients over.
         covariances: number of channels of each layer with a spike-triggered covariance.
@@ -107,12 +109,12 @@ class Settings:
         contrast: standard deviation of the noise in normalised pixels.
         kind: of noise, "gaussian" or "binary".
         seed: of all random numbers.
-        batch_size: images at a time.
+        batch_size: images at a time; 0 for 256, and fewer above 32 px.
     """
 
     layers: tuple[str, ...] = ()
     channels: int = 24
-    noise: int = 20_000
+    noise: int = 0
     images: int = 2_000
     gradients: int = 64
     covariances: int = 4
@@ -121,7 +123,66 @@ class Settings:
     contrast: float = 1.0
     kind: str = "gaussian"
     seed: int = 0
-    batch_size: int = 256
+    batch_size: int = 0
+
+    def of(self, config: ModelConfig) -> Settings:
+        """The settings with the numbers that 0 stands for."""
+        batch_size = self.batch_size or max(8, min(256, 256 * 32**2 // config.image_size**2))
+        return dataclasses.replace(self, noise=self.noise or 10 * self.images, batch_size=batch_size)
+
+
+def _chosen_units(config: ModelConfig, source: Source, settings: Settings) -> list[Units]:
+    layers = settings.layers or default_layers(config)
+    groups = [choose_units(config, layer, channels=settings.channels) for layer in layers]
+    for group in groups:
+        if not group.layer.endswith(".spikes"):
+            raise InputError(f"{group.layer} is not a layer of spikes: use one whose name ends in .spikes")
+    if min(settings.images, len(source)) < 10:
+        raise InputError(f"the study needs at least 10 images, got {min(settings.images, len(source))}")
+    return groups
+
+
+def estimate(model: SpikingMLP, source: Source, settings: Settings) -> float:
+    """Seconds that `study` will take, from a batch of each measurement and a few fits on this machine.
+
+    Args:
+        model: the trained network.
+        source: as for `study`.
+        settings: as for `study`.
+
+    Raises:
+        InputError: no such layer, or too few images.
+    """
+    config, settings = model.config, settings.of(model.config)
+    groups = _chosen_units(config, source, settings)
+    noise = next(white_noise(config, settings.batch_size, seed=settings.seed, batch_size=settings.batch_size))
+    times: list[float] = []
+
+    def timed(batch):
+        for _ in range(2):  # the first compiles
+            times.append(time.perf_counter())
+            yield batch
+        times.append(time.perf_counter())
+
+    for _ in record_spikes(model, groups, timed(noise)):
+        pass
+    small = noise[: min(GRADIENT_BATCH, settings.gradients)]
+    effective_field(model, _potentials(groups[0]), timed(small))
+    per_image = (times[2] - times[1]) / len(noise)
+    per_gradient = (times[5] - times[4]) / len(small)
+    started = time.perf_counter()
+    for image in noise[:2]:
+        _fit(main_colour(image)[0])
+    per_fit = (time.perf_counter() - started) / len(noise[:2])
+    units = sum(len(group.channels) for group in groups)
+    gradients = settings.gradients * len(groups) * per_gradient
+    fits = (8 + 3) * units * per_fit  # with the controls of the trained network, see `_gabors`
+    return len(NETWORKS) * ((settings.noise + settings.images) * per_image + gradients) + fits
+
+
+def _potentials(group: Units) -> Units:
+    # Gradients of potentials, not of spikes: one surrogate less between the unit and the pixels.
+    return dataclasses.replace(group, layer=group.layer.removesuffix(".spikes") + ".potential")
 
 
 def study(
@@ -149,21 +210,15 @@ def study(
     Raises:
         InputError: no such layer, too few images, or the folder cannot be written.
     """
-    config = model.config
-    layers = settings.layers or tuple(default_layers(config))
-    groups = [choose_units(config, layer, channels=settings.channels) for layer in layers]
-    for group in groups:
-        if not group.layer.endswith(".spikes"):
-            raise InputError(f"{group.layer} is not a layer of spikes: use one whose name ends in .spikes")
-    if min(settings.images, len(source)) < 10:
-        raise InputError(f"the study needs at least 10 images, got {min(settings.images, len(source))}")
+    config, settings = model.config, settings.of(model.config)
+    groups = _chosen_units(config, source, settings)
 
     def images(count, offset=0, batch_size=settings.batch_size):
         return natural_images(source, config, data, count, seed=settings.seed + offset, batch_size=batch_size)
 
     # A few images identify the data: another data set may have as many.
     some = [batch.tolist() for batch in images(16, 2, 16)]
-    key = fingerprint(model, data, settings, layers, len(source), some)
+    key = fingerprint(model, data, settings, [group.layer for group in groups], len(source), some)
 
     def kept(name, compute):
         return stored(folder / f"{name}.npz", key, compute)
@@ -201,15 +256,15 @@ def study(
 def _gradients(model, groups, images, settings, what, progress) -> Arrays:
     found: Arrays = {}
     for i, group in enumerate(groups):
-        # Gradients of potentials, not of spikes: one surrogate less between the unit and the pixels.
-        units = dataclasses.replace(group, layer=group.layer.removesuffix(".spikes") + ".potential")
 
         def batches(i=i):
-            for k, batch in enumerate(images(settings.gradients, batch_size=GRADIENT_BATCH)):
-                progress(what, i * settings.gradients + k * GRADIENT_BATCH, len(groups) * settings.gradients)
+            done = i * settings.gradients
+            for batch in images(settings.gradients, batch_size=min(GRADIENT_BATCH, settings.batch_size)):
+                progress(what, done, len(groups) * settings.gradients)
                 yield batch
+                done += len(batch)
 
-        result = effective_field(model, units, batches())
+        result = effective_field(model, _potentials(group), batches())
         found[f"field {group.layer}"] = result.signed
         found[f"map {group.layer}"] = result.map()
         found[f"maps {group.layer}"] = result.energy.sum(-1)
