@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from spiking_mlp_jax.deploy import artifact, reference
-from spiking_mlp_jax.deploy.c.layers import block, encode
+from spiking_mlp_jax.deploy.c.layers import stage
 from spiking_mlp_jax.deploy.c.source import Source, declared, itemsize, loop, wrapped
 from spiking_mlp_jax.deploy.network import IntegerNet
 from spiking_mlp_jax.errors import InputError
@@ -96,9 +96,7 @@ def _written(net: IntegerNet, name: str) -> tuple[str, Memory]:
     _check(net)
     source, c = Source(net), net.description
     # In the order of the file: each part adds its constants, whose size is known at the end.
-    stages = []
-    for i, depth in enumerate(c.depths):
-        stages += [encode(source, i), *(block(source, i, j) for j in range(depth))]
+    stages = [stage(source, i) for i in range(c.stages)]
     head = source.layer("head")
     counters = [("from", "0", source.grid(c.stages - 1))]
     counters += [("k", "0", head.kernel_step), ("o", "0", head.out_step)] if head.kernel_step else []
@@ -110,7 +108,7 @@ def _written(net: IntegerNet, name: str) -> tuple[str, Memory]:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    text = environment.get_template("network.c").render(
+    text = environment.get_template("network.c.jinja").render(
         name=name,
         c=c,
         ram=ram,
@@ -118,6 +116,8 @@ def _written(net: IntegerNet, name: str) -> tuple[str, Memory]:
         constants="\n".join(source.constants),
         static=static,
         nodes=source.nodes,
+        potential=source.potential,
+        neurons=source.neurons,
         stages=stages,
         head=head,
         tokens=c.stage_side(c.stages - 1) ** 2,
