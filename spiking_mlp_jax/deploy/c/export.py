@@ -21,6 +21,7 @@ from spiking_mlp_jax.deploy.c.source import Source, declared, itemsize, loop, wr
 from spiking_mlp_jax.deploy.network import IntegerNet
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.utils.files import write_whole
+from spiking_mlp_jax.utils.templates import render
 
 # Bit positions and sums over steps have 32 bits.
 _TOP = (1 << 31) - 1
@@ -91,8 +92,6 @@ def identifier(name: str) -> str:
 
 def _written(net: IntegerNet, name: str) -> tuple[str, Memory]:
     """The file's text, and the bytes that it needs."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
     _check(net)
     source, c = Source(net), net.description
     # In the order of the file: each part adds its constants, whose size is known at the end.
@@ -101,31 +100,25 @@ def _written(net: IntegerNet, name: str) -> tuple[str, Memory]:
     counters = [("from", "0", source.grid(c.stages - 1))]
     counters += [("k", "0", head.kernel_step), ("o", "0", head.out_step)] if head.kernel_step else []
     static, ram = _buffers(source)
-    environment = Environment(
-        loader=PackageLoader("spiking_mlp_jax.deploy.c"),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    text = environment.get_template("network.c.jinja").render(
-        name=name,
-        c=c,
-        ram=ram,
-        constant_bytes=source.constant_bytes,
-        constants="\n".join(source.constants),
-        static=static,
-        nodes=source.nodes,
-        potential=source.potential,
-        neurons=source.neurons,
-        stages=stages,
-        head=head,
-        tokens=c.stage_side(c.stages - 1) ** 2,
-        channels=c.stage_dim(c.stages - 1),
-        counters=counters,
-        declared=declared,
-        loop_head=loop,
-    )
+    values = {
+        "name": name,
+        "c": c,
+        "ram": ram,
+        "constant_bytes": source.constant_bytes,
+        "constants": "\n".join(source.constants),
+        "static": static,
+        "nodes": source.nodes,
+        "potential": source.potential,
+        "neurons": source.neurons,
+        "stages": stages,
+        "head": head,
+        "tokens": c.stage_side(c.stages - 1) ** 2,
+        "channels": c.stage_dim(c.stages - 1),
+        "counters": counters,
+        "declared": declared,
+        "loop_head": loop,
+    }
+    text = render("spiking_mlp_jax.deploy.c", "network.c.jinja", values)
     return wrapped(text), Memory(source.constant_bytes, ram)
 
 
