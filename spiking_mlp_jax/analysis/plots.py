@@ -7,7 +7,6 @@ Each function returns a matplotlib Figure without using matplotlib's global stat
 from __future__ import annotations
 
 import io
-import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -30,12 +29,13 @@ from spiking_mlp_jax.models import weights
 from spiking_mlp_jax.models.spiking_mlp import mean_logits
 from spiking_mlp_jax.train.evaluate import evaluate_source, silent_and_saturated
 from spiking_mlp_jax.train.logging import read_metrics
-from spiking_mlp_jax.utils.files import write_whole
+from spiking_mlp_jax.utils.files import read_json, write_whole
 from spiking_mlp_jax.utils.paths import user_path
 
 # Okabe and Ito's colours, distinguishable for colour-blind readers and in greyscale.
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#666666"
 COLOURS = (BLUE, RED, GREEN, ORANGE, "#CC79A7", "#56B4E9")  # of lines; the last two are their purple and sky blue
+AGAIN = "give the workdir of a training run"
 RASTER_NEURONS = 40
 RASTER_LAYERS = 24
 
@@ -72,7 +72,9 @@ def plot_workdir(workdir: str | os.PathLike[str]) -> list[Path]:
     if "data" not in meta:
         raise InputError(f'{workdir / "weights"} has no "data" in its config.json: train again')
     data = meta["data"]
-    settings = _read_json(workdir / "config.json")
+    settings = read_json(workdir / "config.json", AGAIN)
+    if settings is None:
+        raise InputError(f"there is no {workdir / 'config.json'}: {AGAIN}")
     source = open_source(data["dataset"], "test", settings.get("data_dir"))
     evaluation = _evaluation(workdir, model, meta, source, settings)
     figures = {
@@ -316,24 +318,13 @@ def predictions(
 
 
 def _evaluation(workdir: Path, model, meta, source: Source, settings) -> dict[str, Any]:
-    path = workdir / "evaluation.json"
-    stored = _read_json(path) if path.exists() else {}
+    stored = read_json(workdir / "evaluation.json", AGAIN) or {}
     # Written at every evaluation; the weights only at the best one.
     step = (meta.get("result") or {}).get("step")
     if step is not None and stored.get("step") == step:
         return stored
     size, bad = settings.get("eval_batch_size", 256), settings.get("max_bad_images", 0.0)
     return evaluate_source(model, source, meta["data"], batch_size=size, max_bad_images=bad).to_dict()
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read ({error}): give the workdir of a training run") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path} does not hold a JSON object: give the workdir of a training run")
-    return content
 
 
 def _figure(width, height):

@@ -40,12 +40,13 @@ class RandAugment:
 
     def __call__(self, picture: Image.Image, fill: Fill, rng: np.random.Generator) -> Image.Image:
         """Augment an image of mode "L" or "RGB"; `fill` is the colour of pixels from outside."""
-        for chosen in rng.integers(len(OPERATIONS), size=self.layers):
+        operations = list(OPERATIONS.values())
+        for chosen in rng.integers(len(operations), size=self.layers):
             if rng.random() >= self.probability:
                 continue
             strength = min(max(rng.normal(self.magnitude, self.std), 0.0), TOP) / TOP
             sign = -1 if rng.random() < 0.5 else 1
-            picture = OPERATIONS[chosen](picture, strength, sign, fill)
+            picture = operations[chosen](picture, strength, sign, fill)
         return picture
 
 
@@ -87,30 +88,10 @@ def parse_rand_augment(notation: str) -> RandAugment | None:
     return RandAugment(found.get("m", TOP), found.get("mstd", 0.0), int(layers))
 
 
-def _auto_contrast(picture, strength, sign, fill):
-    return ImageOps.autocontrast(picture)
-
-
-def _equalize(picture, strength, sign, fill):
-    return ImageOps.equalize(picture)
-
-
-def _invert(picture, strength, sign, fill):
-    return ImageOps.invert(picture)
-
-
-def _rotate(picture, strength, sign, fill):
-    return picture.rotate(sign * strength * 30, Image.Resampling.BICUBIC, fillcolor=fill)
-
-
 def _posterize(picture, strength, sign, fill):
     # ImageOps.posterize rejects 0 bits, which full strength needs.
     mask = 0xFF & (0xFF << (4 + int(strength * 4)))
     return picture.point([value & mask for value in range(256)] * len(picture.getbands()))
-
-
-def _solarize(picture, strength, sign, fill):
-    return ImageOps.solarize(picture, 256 - int(strength * 256))
 
 
 def _solarize_add(picture, strength, sign, fill):
@@ -119,60 +100,35 @@ def _solarize_add(picture, strength, sign, fill):
     return picture.point(table * len(picture.getbands()))
 
 
-def _color(picture, strength, sign, fill):
-    return ImageEnhance.Color(picture).enhance(_factor(strength, sign))
+def _enhanced(kind) -> Operation:
+    return lambda picture, strength, sign, fill: kind(picture).enhance(max(0.1, 1 + sign * strength * 0.9))
 
 
-def _contrast(picture, strength, sign, fill):
-    return ImageEnhance.Contrast(picture).enhance(_factor(strength, sign))
+def _affine(matrix: Callable[[float, Image.Image], tuple[float, ...]]) -> Operation:
+    """The operation with this matrix, of the signed strength and the image."""
+    affine, bicubic = Image.Transform.AFFINE, Image.Resampling.BICUBIC
+    return lambda picture, strength, sign, fill: picture.transform(
+        picture.size, affine, matrix(sign * strength, picture), bicubic, fillcolor=fill
+    )
 
 
-def _brightness(picture, strength, sign, fill):
-    return ImageEnhance.Brightness(picture).enhance(_factor(strength, sign))
-
-
-def _sharpness(picture, strength, sign, fill):
-    return ImageEnhance.Sharpness(picture).enhance(_factor(strength, sign))
-
-
-def _factor(strength, sign):
-    return max(0.1, 1 + sign * strength * 0.9)
-
-
-def _shear_x(picture, strength, sign, fill):
-    return _affine(picture, (1, sign * strength * 0.3, 0, 0, 1, 0), fill)
-
-
-def _shear_y(picture, strength, sign, fill):
-    return _affine(picture, (1, 0, 0, sign * strength * 0.3, 1, 0), fill)
-
-
-def _translate_x(picture, strength, sign, fill):
-    return _affine(picture, (1, 0, sign * strength * 0.45 * picture.width, 0, 1, 0), fill)
-
-
-def _translate_y(picture, strength, sign, fill):
-    return _affine(picture, (1, 0, 0, 0, 1, sign * strength * 0.45 * picture.height), fill)
-
-
-def _affine(picture, matrix, fill):
-    return picture.transform(picture.size, Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC, fillcolor=fill)
-
-
-OPERATIONS: tuple[Operation, ...] = (
-    _auto_contrast,
-    _equalize,
-    _invert,
-    _rotate,
-    _posterize,
-    _solarize,
-    _solarize_add,
-    _color,
-    _contrast,
-    _brightness,
-    _sharpness,
-    _shear_x,
-    _shear_y,
-    _translate_x,
-    _translate_y,
-)
+# In timm's order.
+OPERATIONS: dict[str, Operation] = {
+    "auto_contrast": lambda picture, strength, sign, fill: ImageOps.autocontrast(picture),
+    "equalize": lambda picture, strength, sign, fill: ImageOps.equalize(picture),
+    "invert": lambda picture, strength, sign, fill: ImageOps.invert(picture),
+    "rotate": lambda picture, strength, sign, fill: picture.rotate(
+        sign * strength * 30, Image.Resampling.BICUBIC, fillcolor=fill
+    ),
+    "posterize": _posterize,
+    "solarize": lambda picture, strength, sign, fill: ImageOps.solarize(picture, 256 - int(strength * 256)),
+    "solarize_add": _solarize_add,
+    "color": _enhanced(ImageEnhance.Color),
+    "contrast": _enhanced(ImageEnhance.Contrast),
+    "brightness": _enhanced(ImageEnhance.Brightness),
+    "sharpness": _enhanced(ImageEnhance.Sharpness),
+    "shear_x": _affine(lambda by, picture: (1, by * 0.3, 0, 0, 1, 0)),
+    "shear_y": _affine(lambda by, picture: (1, 0, 0, by * 0.3, 1, 0)),
+    "translate_x": _affine(lambda by, picture: (1, 0, by * 0.45 * picture.width, 0, 1, 0)),
+    "translate_y": _affine(lambda by, picture: (1, 0, 0, 0, 1, by * 0.45 * picture.height)),
+}
