@@ -340,13 +340,12 @@ def _series(records, key, scale):
 
 
 def running_mean(values):
-    """Mean over a window of about a fifteenth of the points, narrower at both ends."""
-    half = len(values) // 30
+    """Mean over the points at most a thirtieth of all away, so that the first and last are means over half as many."""
+    half = max(1, len(values) // 30)
     sums = np.concatenate([[0.0], np.cumsum(values)])
     index = np.arange(len(values))
-    # Symmetric, so that the mean is unbiased near the ends.
-    reach = np.minimum(half, np.minimum(index, len(values) - 1 - index))
-    return (sums[index + reach + 1] - sums[index - reach]) / (2 * reach + 1)
+    start, stop = np.maximum(index - half, 0), np.minimum(index + half + 1, len(values))
+    return (sums[stop] - sums[start]) / (stop - start)
 
 
 def _show(axes: Axes, image):

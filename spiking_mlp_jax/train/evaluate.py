@@ -211,10 +211,17 @@ def evaluation_batches(config: Config, source: Source, damaged: Damaged) -> Iter
     return out_of_reach(batches, config.workers)
 
 
-def write_evaluation(workdir: epath.Path, step: int, result: Evaluation) -> None:
-    """Writes WORKDIR/evaluation.json, in the process that writes for all."""
+def write_evaluation(workdir: epath.Path, step: int, result: Evaluation, origin: str) -> None:
+    """Writes WORKDIR/evaluation.json, in the process that writes for all; `origin` says which weights these are."""
     if jax.process_index() == 0:
-        write_whole(workdir / "evaluation.json", to_json({"step": step, **result.to_dict()}) + "\n")
+        write_whole(workdir / "evaluation.json", to_json({"step": step, "weights": origin, **result.to_dict()}) + "\n")
+
+
+def trained_weights(config: Config, step: int) -> str:
+    """Which weights of a run are evaluated after a step, in words."""
+    kind = f"averaged weights (ema_decay={config.ema_decay})" if config.ema_decay else "weights"
+    rounded = f", rounded to {config.weight_bits} bits" if config.weight_bits else ""
+    return f"{kind} after step {step}{rounded}"
 
 
 def evaluate_only(
@@ -246,7 +253,7 @@ def evaluate_only(
     data = identity({"test": source})
     if found is not None:
         state, saved = found
-        origin = f"checkpoint of step {int(state.step)}"
+        origin = trained_weights(config, int(state.step))
         other_data = check_same(saved, data, f"the run in {workdir}", config.allow_other_data)
     elif config.init_weights:
         named = {"class_names": _check_head(config)}
@@ -269,7 +276,7 @@ def evaluate_only(
     batches = _shown(evaluation_batches(config, source, damaged), display, config.eval_batch_size, watch)
     result = evaluate(eval_step, *evaluated(state, make_quantized(config, model)), batches, mesh)
     damaged.share()
-    write_evaluation(workdir, step, result)
+    write_evaluation(workdir, step, result, origin)
     display.say(f"{origin}: {result.summary(time.monotonic() - started)}")
     for message in result.unhealthy_layers():
         display.say(f"warning: {message}")

@@ -49,6 +49,7 @@ from spiking_mlp_jax.train.evaluate import (
     evaluate_only,
     evaluated,
     evaluation_batches,
+    trained_weights,
     write_evaluation,
 )
 from spiking_mlp_jax.train.logging import Display, Metrics, Profiler, Report
@@ -335,7 +336,7 @@ def fit(
                 if step == last:
                     for message in result.unhealthy_layers():
                         display.say(f"warning: {message}")
-                write_evaluation(root, step, result)
+                write_evaluation(root, step, result, trained_weights(config, step))
                 # A diverged network is never the best, however many images it gets right by chance.
                 sound = bool(np.isfinite(result.loss))
                 if not sound:

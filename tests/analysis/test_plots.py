@@ -71,8 +71,9 @@ def test_running_mean_stays_within_the_values(values):
     records = [{"step": i, "split": "train", "loss": value, "accuracy": 0} for i, value in enumerate(values)]
     raw, smooth = plots.learning_curves(records).axes[0].lines
     assert min(values) - 1e-6 <= smooth.get_ydata().min() <= smooth.get_ydata().max() <= max(values) + 1e-6
-    assert smooth.get_ydata()[0] == pytest.approx(values[0])
-    assert smooth.get_ydata()[-1] == pytest.approx(values[-1], abs=1e-6)
+    near = max(1, len(values) // 30) + 1
+    assert smooth.get_ydata()[0] == pytest.approx(np.mean(values[:near]), abs=1e-6)
+    assert smooth.get_ydata()[-1] == pytest.approx(np.mean(values[-near:]), abs=1e-6)
     np.testing.assert_allclose(raw.get_ydata(), values)
 
 

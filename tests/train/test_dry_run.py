@@ -11,10 +11,12 @@ from flax import nnx
 
 from spiking_mlp_jax.models.config import ModelConfig
 from spiking_mlp_jax.models.spiking_mlp import SpikingMLP
-from spiking_mlp_jax.train.config import load_config, validate
+from spiking_mlp_jax.train.config import load_config, model_config, validate
 from spiking_mlp_jax.train.dry_run import describe, macs_per_step, parameter_count
 from spiking_mlp_jax.train.optimizer import make_optimizer
+from spiking_mlp_jax.train.sharding import abstract_batch, abstract_with_sharding, make_mesh
 from spiking_mlp_jax.train.state import abstract_state
+from spiking_mlp_jax.train.step import make_train_step
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -104,3 +106,11 @@ def test_report_allocates_nothing():
     assert {id(x) for x in jax.live_arrays()} <= {id(x) for x in before}
     for word in ("parameters", "GMAC per time step", "norm statistics", "memory per device", "temporaries", "2 a step"):
         assert word in text
+    # The quick compilation plans the same memory as that of training.
+    optimizer = make_optimizer(config, steps_per_epoch=1)
+    graphdef, state = abstract_state(model_config(config), optimizer)
+    mesh = make_mesh()
+    step = make_train_step(config, graphdef, optimizer, mesh)
+    batch = abstract_batch(config.batch_size, config.image_size, config.in_channels, mesh)
+    memory = step.lower(abstract_with_sharding(state, mesh), batch).compile().memory_analysis()
+    assert f"{memory.temp_size_in_bytes / 1e3:.1f} kB, gradients included" in text

@@ -153,11 +153,13 @@ def test_evaluation_alone(shared, whole, tmp_path, monkeypatch):
     assert before.keys() == after.keys() and changed == {"log.txt"}
     evaluation = json.loads((workdir / "evaluation.json").read_text())
     assert (result.step, result.finished, result.best_accuracy) == (LAST, True, evaluation["accuracy"])
-    assert f"checkpoint of step {LAST}: test accuracy" in (workdir / "log.txt").read_text()
+    assert evaluation["weights"] == f"averaged weights (ema_decay=0.9) after step {LAST}"
+    assert f"{evaluation['weights']}: test accuracy" in (workdir / "log.txt").read_text()
     # The best weights, given to an empty workdir, give what they had when they were kept.
     best = weights.read_config(whole / "weights")[1]["result"]
     config = make_config(shared, eval_only=True, init_weights=str(whole), ema_decay=0.0)
     assert loop.fit(config, tmp_path / "new").best_accuracy == best["accuracy"]
+    assert str(whole) in json.loads((tmp_path / "new" / "evaluation.json").read_text())["weights"]
     found = json.loads((tmp_path / "new" / "evaluation.json").read_text())
     assert (found["step"], found["loss"], found["images"]) == (0, best["loss"], 20)
     assert {path.name for path in files(tmp_path / "new")} == {"evaluation.json", "lock", "log.txt"}

@@ -281,7 +281,7 @@ def token_maps(rates: Rates) -> Figure:
     """
     names = _chosen(rates.token)
     most = 100 * max(float(rates.token[name].max()) for name in names)
-    figure, panels = _panels(names, 2.0, 2.05)
+    figure, panels = _panels(names, len(rates.token), 2.0, 2.05)
     image = None
     for axes, name in zip(panels, names, strict=True):
         image = axes.imshow(100 * rates.token[name], cmap="cividis", vmin=0, vmax=max(most, 1))
@@ -302,7 +302,7 @@ def membrane_histograms(membrane: Membrane) -> Figure:
     steps = len(membrane.counts[names[0]])
     colours = step_colours(steps)
     width = np.diff(membrane.edges)
-    figure, panels = _panels(names, 2.4, 1.85)
+    figure, panels = _panels(names, len(membrane.counts), 2.4, 1.85)
     for axes, name in zip(panels, names, strict=True):
         axes.axvspan(membrane.v_threshold, membrane.edges[-1], color="#f6e3da", linewidth=0)
         axes.axvline(membrane.v_threshold, color="black", linewidth=1, linestyle="--")
@@ -337,7 +337,7 @@ def similarity_matrices(similarity: Mapping[str, Similarity]) -> Figure:
     """
     names = _chosen(similarity)
     steps = len(similarity[names[0]].cka)
-    figure, panels = _panels(names, 2.0, 2.1)
+    figure, panels = _panels(names, len(similarity), 2.0, 2.1)
     image = None
     for axes, name in zip(panels, names, strict=True):
         found = similarity[name]
@@ -364,13 +364,15 @@ def _chosen(layers: Mapping[str, Any]) -> list[str]:
     return [names[i] for i in spaced(len(names), PANELS)]
 
 
-def _panels(names: list[str], width: float, height: float) -> tuple[Figure, list[Axes]]:
+def _panels(names: list[str], of: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
     columns = min(COLUMNS, len(names))
     rows = -(-len(names) // columns)
     figure = Figure(figsize=(width * columns + 1.0, height * rows + 0.5), layout="constrained")
     panels = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axes in panels[len(names) :]:
         axes.remove()
+    if len(names) < of:
+        figure.suptitle(f"{len(names)} of {of} layers, evenly spaced", fontsize=9)
     return figure, panels[: len(names)]
 
 

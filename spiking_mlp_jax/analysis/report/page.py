@@ -102,6 +102,7 @@ def make_page(run: Run, command: str, batch_size: int, progress: measure.Progres
             "examples": examples,
             "viewer_data": viewer.viewer_data(run, examples),
             "activity": _activity(measured.rates),
+            "layer_count": len(rates),
             "mean_rate": float(np.average(list(rates.values()), weights=[counts[name] for name in rates])),
             "cost": cost,
             "cost_layers": {name: layer for name, layer in cost.layers.items() if layer.Dense},
@@ -239,6 +240,7 @@ def _activity(rates: Rates) -> dict[str, Any]:
         "most": max([float(values.max()) for values in rates.step.values()] + [1e-9]),
         "steps": [f"step {t + 1}" for t in range(steps)] if steps > 1 else [],
         "maps": maps,
+        "mappable": len(names),
         "brightest": max([float(values.max()) for values in maps.values()] + [1e-9]),
     }
 
