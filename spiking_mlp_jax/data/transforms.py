@@ -204,12 +204,11 @@ def random_resized_crop(
     in_channels: int,
     rng: np.random.Generator,
     scale: tuple[float, float] = (0.08, 1.0),
-    ratio: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> np.ndarray:
     """Crop a rectangle of random area and aspect ratio, and resize it (bicubic) to a square.
 
-    Its share of the image is uniform in `scale`, width / height log-uniform in `ratio`. If ten rectangles do not fit,
-    the largest centred one within `ratio` is taken.
+    Its share of the image is uniform in `scale`, width / height log-uniform from 3/4 to 4/3. If ten rectangles do not
+    fit, the largest centred one of such a ratio is taken.
 
     Args:
       image: uint8 [h, w, 1 | 3 | 4], or encoded; then only what is needed is decoded.
@@ -217,7 +216,6 @@ def random_resized_crop(
       in_channels: 1 or 3.
       rng: source of randomness.
       scale: smallest and largest fraction of the area.
-      ratio: smallest and largest width / height.
 
     Returns:
       uint8 [size, size, in_channels].
@@ -230,9 +228,9 @@ def random_resized_crop(
 
     # Pillow's `box` argument would let pixels from outside the rectangle bleed in.
     if isinstance(image, Encoded):
-        cut = decode_crop(image, lambda height, width: _random_box(height, width, rng, scale, ratio), size)
+        cut = decode_crop(image, lambda height, width: _random_box(height, width, rng, scale), size)
     else:
-        top, left, height, width = _random_box(image.shape[0], image.shape[1], rng, scale, ratio)
+        top, left, height, width = _random_box(image.shape[0], image.shape[1], rng, scale)
         cut = image[top : top + height, left : left + width]
     return resize_bicubic(to_channels(cut, in_channels), size, size)
 
@@ -242,8 +240,8 @@ def _random_box(
     image_width: int,
     rng: np.random.Generator,
     scale: tuple[float, float],
-    ratio: tuple[float, float],
 ) -> tuple[int, int, int, int]:
+    ratio = 3 / 4, 4 / 3
     for _ in range(10):
         area = image_height * image_width * rng.uniform(*scale)
         aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
@@ -279,10 +277,10 @@ def random_erasing(
     mean: Sequence[float],
     std: Sequence[float],
     rng: np.random.Generator,
-    area: tuple[float, float] = (0.02, 1 / 3),
-    ratio: tuple[float, float] = (0.3, 1 / 0.3),
 ) -> np.ndarray:
     """Fill a random rectangle with independent noise, with some probability.
+
+    Its share of the image is uniform from 0.02 to 1/3, height / width log-uniform from 0.3 to 1/0.3.
 
     timm's `RandomErasing` in mode "pixel": noise of mean 0 and standard deviation 1 after normalization. Here it is
     drawn as pixels, and clipped to 0 to 255.
@@ -293,8 +291,6 @@ def random_erasing(
       mean: of the pixels in [0, 1], per channel.
       std: likewise.
       rng: source of randomness.
-      area: smallest and largest share of the image, uniform.
-      ratio: smallest and largest height / width, log-uniform.
 
     Returns:
       uint8 [H, W, C]; the input itself if nothing is erased, also if ten rectangles do not fit.
@@ -306,8 +302,8 @@ def random_erasing(
         return image
     height, width, channels = image.shape
     for _ in range(10):
-        share = height * width * rng.uniform(*area)
-        aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
+        share = height * width * rng.uniform(0.02, 1 / 3)
+        aspect = math.exp(rng.uniform(math.log(0.3), math.log(1 / 0.3)))
         tall, wide = round(math.sqrt(share * aspect)), round(math.sqrt(share / aspect))
         if 0 < tall < height and 0 < wide < width:
             top, left = int(rng.integers(height - tall + 1)), int(rng.integers(width - wide + 1))

@@ -24,7 +24,7 @@ from flax import nnx
 from jaxtyping import UInt8
 
 from spiking_mlp_jax.data.damaged import Damaged
-from spiking_mlp_jax.data.pipeline import eval_batches
+from spiking_mlp_jax.data.pipeline import network_batches
 from spiking_mlp_jax.data.sources import open_source
 from spiking_mlp_jax.deploy import artifact
 from spiking_mlp_jax.deploy.compile import compile
@@ -235,15 +235,9 @@ def _integer_accuracy(config: Config, workdir: Path) -> tuple[float | None, str 
 
 def _test_batches(config: Config) -> Iterable[dict[str, np.ndarray]]:
     source = open_source(config.dataset, "test", config.data_dir or None)
-    return eval_batches(
-        source,
-        batch_size=config.eval_batch_size,
-        image_size=config.image_size,
-        in_channels=config.in_channels,
-        resize_mode=resize_mode(config),
-        eval_resize=config.eval_resize,
-        damaged=Damaged(source, config.max_bad_images, print),
-    )
+    damaged = Damaged(source, config.max_bad_images, print)
+    resizing = {"resize_mode": resize_mode(config), "eval_resize": config.eval_resize}
+    return network_batches(source, config, resizing, config.eval_batch_size, damaged)
 
 
 def _first(batches: Iterable[np.ndarray], count: int) -> Iterator[np.ndarray]:

@@ -95,16 +95,9 @@ class Information:
         return {"images": self.images, **found, "label_entropy": self.label_entropy}
 
 
-def information(
-    model: SpikingMLP,
-    images: stream.Images,
-    labels: Int[np.ndarray, " N"] | None = None,
-    *,
-    batch_size: int = stream.BATCH,
-    progress: stream.Progress | None = None,
-) -> Information:
+def information(model: SpikingMLP, images: stream.Images, labels: Int[np.ndarray, " N"] | None = None) -> Information:
     """Accuracy, loss and agreement after 1, ..., T steps; arguments and errors as for `stream.run`."""
-    sums = stream.run(model, images, {}, labels=labels, logits_sums=answers, batch_size=batch_size, progress=progress)
+    sums = stream.run(model, images, {}, labels=labels, logits_sums=answers)
     return information_of(sums.logits, sums.images)
 
 

@@ -38,15 +38,9 @@ class Rates:
     neuron: dict[str, Float[np.ndarray, "H W C"]]
 
 
-def rates(
-    model: SpikingMLP,
-    images: stream.Images,
-    *,
-    batch_size: int = stream.BATCH,
-    progress: stream.Progress | None = None,
-) -> Rates:
+def rates(model: SpikingMLP, images: stream.Images) -> Rates:
     """Firing rates over images; arguments and errors as for `stream.run`."""
-    sums = stream.run(model, images, {"counts": Counts()}, batch_size=batch_size, progress=progress)
+    sums = stream.run(model, images, {"counts": Counts()})
     return rates_of(sums.layers["counts"], sums.images)
 
 
