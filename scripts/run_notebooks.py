@@ -42,7 +42,7 @@ def execute(path: Path, seconds: int = 600) -> nbformat.NotebookNode:
     flags = "--xla_backend_optimization_level=1"
     if path.stem not in RUN_LONG:
         flags = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
-    modules = os.pathsep.join((str(ROOT), str(path.parent)))
+    modules = os.pathsep.join((str(ROOT), str(path.resolve().parent)))
     environment = {**os.environ, "PYTHONPATH": modules, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "TERM": "dumb"}
     with tempfile.TemporaryDirectory() as folder:
         where = {"metadata": {"path": folder}}
