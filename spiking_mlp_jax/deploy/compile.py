@@ -13,7 +13,6 @@ from spiking_mlp_jax.deploy.fold import fold
 from spiking_mlp_jax.deploy.network import IntegerNet
 from spiking_mlp_jax.deploy.quantize import quantize
 from spiking_mlp_jax.errors import InputError
-from spiking_mlp_jax.models import weights
 from spiking_mlp_jax.models.spiking_mlp import SpikingMLP
 from spiking_mlp_jax.utils.paths import user_path
 
@@ -65,12 +64,11 @@ def save(network: IntegerNet | SpikingMLP, path: str | os.PathLike[str]) -> None
         InputError: the file cannot be written, or the network is something else.
 
     References:
-        `deploy.artifact` and `models.weights` describe the formats; `models.weights.save` also stores metadata.
+        `deploy.artifact` and `models.folder` describe the formats.
     """
     if isinstance(network, IntegerNet):
         artifact.save(network, user_path(path))
     elif isinstance(network, SpikingMLP):
-        meta = {} if network.pixels is None else {**(network.meta or {}), "data": open_trained(network).data}
-        weights.save(user_path(path), network, meta)
+        network.save(path)
     else:
         raise InputError(f"network is a {type(network).__name__}: give a compiled network or a SpikingMLP")

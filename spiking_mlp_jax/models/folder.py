@@ -20,12 +20,13 @@ from typing import Any, TypeVar
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from safetensors.numpy import save as to_bytes
 
 from spiking_mlp_jax.errors import InputError, nearest
 from spiking_mlp_jax.models import hub
 from spiking_mlp_jax.models.config import ADDED, ModelConfig
 from spiking_mlp_jax.models.pixels import Pixels, check_resize, check_statistics
-from spiking_mlp_jax.utils.files import SUMS, verify
+from spiking_mlp_jax.utils.files import SUMS, verify, write_together
 from spiking_mlp_jax.utils.paths import user_path
 
 FORMAT = 1
@@ -169,6 +170,52 @@ def load(network: type[Network], path: str | os.PathLike[str]) -> Network:
     model.meta = meta
     model.pixels = Pixels.from_data(meta["data"]) if "data" in meta else None
     return model
+
+
+def save(path: str | os.PathLike[str], model, meta: dict[str, Any]) -> None:
+    """Writes a weights folder, replacing an older one.
+
+    Both files are complete under temporary names before either is renamed, so that a reader never sees half a file.
+
+    Args:
+        path: the folder; created if missing.
+        model: a SpikingMLP with concrete arrays, in training or evaluation mode.
+        meta: JSON values. "data" holds preprocessing and class names (mean, std, resize_mode, eval_resize, class_names,
+            dataset), which `predict` and `evaluate` need; "result" and other keys are free.
+
+    Raises:
+        InputError: meta cannot be written as JSON, uses a reserved key, or its "data" does not fit the model.
+    """
+    folder = user_path(path)
+    for key in ("format", "model"):
+        if key in meta:
+            raise InputError(f'meta must not hold "{key}", which save writes itself: use another key')
+    try:
+        document = json.loads(json.dumps(meta, allow_nan=False))
+        text = json.dumps(
+            {"format": FORMAT, "model": dataclasses.asdict(model.config), **document},
+            indent=1,
+            ensure_ascii=False,
+        )
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"meta cannot be written as JSON ({error}): use plain finite numbers, strings and lists"
+        ) from error
+    if "data" in document:
+        check_data(document["data"], model.config, "meta")
+    tensors = {name: np.asarray(variable[...]) for name, variable in variables(model).items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    if os.path.isfile(folder / OLD_TENSORS):
+        # So that the folder never holds tensors under both names.
+        (folder / OLD_TENSORS).replace(folder / TENSORS)
+    if os.path.lexists(folder / SUMS):
+        # Checksums first: the older files are complete without them.
+        (folder / SUMS).unlink()
+        (folder / CARD).unlink(missing_ok=True)
+    # safetensors needs contiguous arrays; np.ascontiguousarray would turn shape () into (1,). Its save_file
+    # would create a file that only the owner can read.
+    contiguous = {name: np.require(tensor, requirements="C") for name, tensor in tensors.items()}
+    write_together({folder / TENSORS: [to_bytes(contiguous)], folder / CONFIG: [(text + "\n").encode()]})
 
 
 def read_config(path: str | os.PathLike[str]) -> tuple[ModelConfig, dict[str, Any]]:

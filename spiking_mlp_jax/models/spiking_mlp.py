@@ -358,6 +358,23 @@ class SpikingMLP(Module):
         """
         return folder.load(cls, folder.find(where, revision=revision, download=download))
 
+    def save(self, path: str | os.PathLike[str], pixels: Pixels | None = None) -> None:
+        """Writes a weights folder, which `from_pretrained`, `classify` and every command read.
+
+        Args:
+            path: the folder; made if missing, replaced if it is one.
+            pixels: preprocessing and class names; None: the network's own `pixels`. Without any the folder holds the
+                weights alone, and only `from_pretrained` reads it.
+
+        Raises:
+            InputError: the folder cannot be written, or pixels do not fit the network.
+        """
+        meta, pixels = self.meta or {}, pixels or self.pixels
+        if pixels is not None:
+            data = meta.get("data", {})
+            meta["data"] = data | pixels.to_data(self.config.num_classes, data.get("dataset", "folder"))
+        folder.save(path, self, meta)
+
     @property
     def meta(self) -> dict[str, Any] | None:
         """A copy of the metadata."""

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Neuron(Module):
-    """A layer of neurons, time on axis 1.
+    """A layer of neurons.
 
     Args:
         kind: "lif", "if" (no leak) or "plif", which learns tau through a parameter w.
@@ -33,6 +33,7 @@ class Neuron(Module):
         surrogate: a name in `SURROGATES`.
         surrogate_alpha: its sharpness.
         time_steps: T; needed if inputs may have a time axis of length 1 that stands for T equal steps.
+        time_axis: of the input; `fire` and the layers of `models` need 1.
         dtype: of the spikes; None: the input's.
     """
 
@@ -49,13 +50,14 @@ class Neuron(Module):
         surrogate: str = "sigmoid",
         surrogate_alpha: float = 4.0,
         time_steps: int | None = None,
+        time_axis: int = TIME_AXIS,
         dtype: str | None = None,
         backend: str = "auto",
     ):
         self.kind, self.tau, self.v_threshold, self.v_reset = kind, tau, v_threshold, v_reset
         self.decay_input, self.detach_reset = decay_input, detach_reset
         self.surrogate, self.surrogate_alpha = surrogate, surrogate_alpha
-        self.time_steps, self.dtype, self.backend = time_steps, dtype, backend
+        self.time_steps, self.time_axis, self.dtype, self.backend = time_steps, time_axis, dtype, backend
         shape = () if channels is None else (channels,)
         self.w = nnx.Param(jnp.full(shape, plif_weight(tau), float)) if kind == "plif" else None
 
@@ -63,8 +65,9 @@ class Neuron(Module):
     def __call__(self, x: Float[Array, "B T *shape"]) -> Float[Array, "B T *shape"]:
         """Spikes, 0 or 1, of neurons that start at rest and receive x."""
         mode, k = equations(self, potential_dtype(x.dtype))
-        steps, k = self.time_steps or x.shape[TIME_AXIS], with_axes(k, x.ndim - 1)
-        outputs: Any = run(mode, TIME_AXIS, steps, *match_vma((k, x, rest(k, x, TIME_AXIS))))
+        time = self.time_axis
+        steps, k = self.time_steps or x.shape[time], with_axes(k, x.ndim - 1)
+        outputs: Any = run(mode, time, steps, *match_vma((k, x, rest(k, x, time))))
         spikes, _ = outputs
         return spikes.astype(self.dtype or x.dtype)
 

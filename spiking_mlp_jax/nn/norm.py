@@ -1,6 +1,6 @@
 """Normalization over time, batch and space: BatchNorm, tdBN, TEBN and LayerNorm.
 
-Inputs are potentials [B, T, ...]. Statistics are always taken over B and T together.
+Statistics are always taken over batch and time together.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ class BatchNorm(Module):
         axis: feature axis of the input: channels, rows, columns or tokens.
         step_scales: None, or T learned scales, one per time step (TEBN).
         gain: constant factor after the affine map; alpha * v_threshold makes it tdBN.
+        time_axis: of the input, for `step_scales`.
 
     As in PyTorch, running averages have momentum 0.1 and hold the unbiased variance. Statistics, affine map and result
     are at least float32. Inside `jax.shard_map` statistics are those of each device's shard of the batch; `sync_axes`
@@ -43,8 +44,10 @@ class BatchNorm(Module):
         networks" (TEBN), NeurIPS 2022.
     """
 
-    def __init__(self, features: int, axis: int = -1, *, step_scales: int | None = None, gain: float = 1.0):
-        self.axis = axis
+    def __init__(
+        self, features: int, axis: int = -1, *, step_scales: int | None = None, gain: float = 1.0, time_axis: int = 1
+    ):
+        self.axis, self.time_axis = axis, time_axis
         self.gain = gain
         self.use_running_average = False
         self.sync_axes: tuple[str, ...] = ()
@@ -81,7 +84,8 @@ class BatchNorm(Module):
             y, mean, var = outputs
             update_running_averages(self, mean, var, x.size // x.shape[self.axis] * repeats)
         if self.step_scale is not None:
-            y = y * self.step_scale[...].reshape((1, -1) + (1,) * (x.ndim - 2)).astype(y.dtype)
+            shape = [-1 if i == self.time_axis % x.ndim else 1 for i in range(x.ndim)]
+            y = y * self.step_scale[...].reshape(shape).astype(y.dtype)
         return y
 
     def set_view(self, use_running_average: bool | None = None) -> None:

@@ -9,12 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
+import spiking_mlp_jax as smlp
 from spiking_mlp_jax import ModelConfig
 from spiking_mlp_jax.deploy.fold import fold
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.models import folder as folders
 from spiking_mlp_jax.models import weights
 from spiking_mlp_jax.models.config import ADDED
+from spiking_mlp_jax.models.pixels import Pixels
 from spiking_mlp_jax.train.logging import read_metrics
 from tests.support.random_model import meta_for, random_model, set_value, variables
 
@@ -92,6 +94,25 @@ def test_loaded_network_computes_the_same_in_evaluation_mode(saved):
     np.testing.assert_array_equal(logits, np.asarray(model(images)))
     # In training mode the first image's result would depend on the second.
     np.testing.assert_array_equal(np.asarray(loaded(np.concatenate([images[:1], images[:1]])))[:, 0], logits[:, 0])
+
+
+def test_a_network_of_ones_own_is_saved_with_its_pixels(tmp_path):
+    """Trained in a loop of one's own: it has neither metadata nor preprocessing before."""
+    model = random_model(depths=(1,), in_channels=3)
+    model.save(tmp_path / "bare")
+    assert smlp.from_pretrained(tmp_path / "bare").pixels is None
+    with pytest.raises(InputError, match="mean has 1 values for 3 channels"):
+        model.save(tmp_path / "net", pixels=Pixels((0.5,), (0.25,)))
+    names = tuple("abcdefghij")[: model.config.num_classes]
+    pixels = Pixels((0.5, 0.4, 0.3), (0.25, 0.2, 0.3), "resize", class_names=names)
+    model.save(tmp_path / "net", pixels=pixels)
+    loaded = smlp.from_pretrained(tmp_path / "net")
+    assert loaded.pixels == pixels
+    image = np.random.default_rng(0).integers(0, 256, (9, 9, 3), np.uint8)
+    (guesses,) = smlp.classify(tmp_path / "net", [image], top=1)
+    assert guesses[0].name in names and guesses == smlp.classify(loaded, [image], top=1)[0]
+    smlp.save(loaded, tmp_path / "again")
+    assert (tmp_path / "again" / "config.json").read_bytes() == (tmp_path / "net" / "config.json").read_bytes()
 
 
 def test_an_older_file_lacks_fields_that_came_later(copy):

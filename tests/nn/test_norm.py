@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from spiking_mlp_jax.nn.layers import Neuron
 from spiking_mlp_jax.nn.norm import BatchNorm, LayerNorm
 
 
@@ -88,3 +89,13 @@ def test_statistics_and_results_are_wide(dtype):
     batch_norm = BatchNorm(3)
     batch_norm(x)
     np.testing.assert_allclose(batch_norm.mean[...], 0.1 * wide.mean((0, 1, 2, 3)), rtol=1e-5)
+
+
+def test_time_on_another_axis():
+    x = np.random.default_rng(0).normal(size=(3, 2, 5)).astype(np.float32)
+    norms = [BatchNorm(5, step_scales=2), BatchNorm(5, step_scales=2, time_axis=-3)]
+    for norm in norms:
+        norm.step_scale[...] = np.array([1.0, 3.0], np.float32)
+    expected = Neuron(tau=1.5)(norms[0](x))
+    moved = Neuron(tau=1.5, time_axis=0)(norms[1](x.swapaxes(0, 1)))
+    np.testing.assert_array_equal(moved.swapaxes(0, 1), expected)
