@@ -88,9 +88,7 @@ def train_batches(
     References:
       Hoffer et al., Augment your batch, https://arxiv.org/abs/1901.09335; the order follows DeiT's sampler.
     """
-    local = _local_batch(batch_size, process_index, process_count)
-    if workers < 0:
-        raise InputError(f"workers must be 0 (threads) or a number of processes, got {workers}")
+    local = _local_batch(batch_size, process_index, process_count, workers)
     check_resize(augment.resize_mode, augment.eval_resize, image_size)
     if not 0 <= seed < 2**32:
         raise InputError(f"seed must be at least 0 and below 2**32, got {seed}")
@@ -248,9 +246,7 @@ def eval_batches(
     Raises:
       InputError: invalid arguments; while iterating, an image cannot be read.
     """
-    local = _local_batch(batch_size, process_index, process_count)
-    if workers < 0:
-        raise InputError(f"workers must be 0 (threads) or a number of processes, got {workers}")
+    local = _local_batch(batch_size, process_index, process_count, workers)
     check_resize(resize_mode, eval_resize, image_size)
     padded = -(-len(source) // batch_size) * batch_size
     load = _EvalLoad(source, image_size, in_channels, resize_mode, eval_resize, damaged is not None)
@@ -274,7 +270,9 @@ def network_batches(
     )
 
 
-def _local_batch(batch_size: int, process_index: int, process_count: int) -> int:
+def _local_batch(batch_size: int, process_index: int, process_count: int, workers: int) -> int:
+    if workers < 0:
+        raise InputError(f"workers must be 0 (threads) or a number of processes, got {workers}")
     if not 0 <= process_index < process_count:
         raise InputError(f"process_index must be between 0 and {process_count - 1}, got {process_index}")
     if batch_size < 1 or batch_size % process_count:

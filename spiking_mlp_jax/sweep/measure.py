@@ -36,7 +36,7 @@ from spiking_mlp_jax.models.pixels import normalize
 from spiking_mlp_jax.models.spiking_mlp import SpikingMLP, mean_logits
 from spiking_mlp_jax.models.topology import neuron_counts
 from spiking_mlp_jax.train.config import Config, model_config, resize_mode
-from spiking_mlp_jax.train.evaluate import evaluated, newest_state
+from spiking_mlp_jax.train.evaluate import evaluated, saved_state
 from spiking_mlp_jax.train.qat import make_quantized
 from spiking_mlp_jax.train.sharding import make_mesh
 
@@ -94,7 +94,7 @@ def measure(config: Config, workdir: Path, test_time_steps: Sequence[int]) -> di
 def save_final(config: Config, workdir: Path) -> Path:
     """Saves the weights that a run evaluated last, from its newest checkpoint, and returns their folder."""
     mesh = make_mesh(fsdp=config.fsdp)
-    found = newest_state(config, epath.Path(workdir), mesh)
+    found = saved_state(config, epath.Path(workdir), mesh)
     evaluation = workdir / "evaluation.json"
     if found is None or not evaluation.is_file():
         raise InputError(f"{workdir} has no finished training; run the sweep again")

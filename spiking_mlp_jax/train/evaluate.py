@@ -249,7 +249,7 @@ def evaluate_only(
     # Only the learning rate depends on the number of steps an epoch.
     optimizer = make_optimizer(config, steps_per_epoch=1)
     watch.enter("restoring", 0)
-    found = newest_state(config, workdir, mesh)
+    found = saved_state(config, workdir, mesh)
     data = identity({"test": source})
     if found is not None:
         state, saved = found
@@ -283,8 +283,12 @@ def evaluate_only(
     return step, result
 
 
-def newest_state(config: Config, workdir: epath.Path, mesh: Mesh) -> tuple[TrainState, dict[str, Any]] | None:
-    """The state in the newest checkpoint of a run, gathered on every device, and the identity of its data; or None.
+def saved_state(
+    config: Config, workdir: epath.Path, mesh: Mesh, step: int | None = None
+) -> tuple[TrainState, dict[str, Any]] | None:
+    """The state in a run's checkpoint of a step, the newest for None, and the identity of its data; or None.
+
+    The state is gathered on every device.
 
     Raises:
         InputError: the checkpoints are damaged, or of another configuration.
@@ -297,7 +301,8 @@ def newest_state(config: Config, workdir: epath.Path, mesh: Mesh) -> tuple[Train
     _, abstract = abstract_state(model_config(config), optimizer, average=bool(config.ema_decay))
     checkpoints = Checkpoints(folder, to_dict(config), config.keep)
     try:
-        restored = checkpoints.restore(abstract_with_sharding(abstract, mesh))
+        there = step is None or step in checkpoints.steps()
+        restored = checkpoints.restore(abstract_with_sharding(abstract, mesh), step) if there else None
     finally:
         checkpoints.close()
     return None if restored is None else (replicate(restored.state, mesh), restored.progress.get("dataset", {}))

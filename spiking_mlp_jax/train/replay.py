@@ -20,14 +20,14 @@ from flax import nnx
 
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.models.pixels import normalize
-from spiking_mlp_jax.train.checkpoint import Checkpoints
 from spiking_mlp_jax.train.config import default_config, model_config
+from spiking_mlp_jax.train.evaluate import saved_state
 from spiking_mlp_jax.train.loss import make_loss
 from spiking_mlp_jax.train.mix import make_mix
 from spiking_mlp_jax.train.nonfinite import RECORDS, batch_file
 from spiking_mlp_jax.train.optimizer import make_optimizer
 from spiking_mlp_jax.train.qat import make_quantized
-from spiking_mlp_jax.train.sharding import abstract_with_sharding, make_mesh, shard_batch
+from spiking_mlp_jax.train.sharding import make_mesh, shard_batch
 from spiking_mlp_jax.train.state import abstract_state
 from spiking_mlp_jax.train.step import make_train_step
 from spiking_mlp_jax.utils.files import as_path, read_lines
@@ -87,19 +87,13 @@ def replay(workdir: str | os.PathLike[str]) -> Replay:
     config: Any = default_config()
     config.update(json.loads((workdir / "config.json").read_text()))
     model, optimizer, mesh = model_config(config), make_optimizer(config, 1), _mesh(config)
-    graphdef, abstract = abstract_state(model, optimizer, average=bool(config.ema_decay))
-    checkpoints = Checkpoints(workdir / "checkpoints", json.loads(config.to_json()), config.keep)
-    try:
-        if step - 1 not in checkpoints.steps() or not file.exists():
-            raise InputError(
-                f"step {step} of {workdir} cannot be replayed: checkpoints/{step - 1} or {file} is gone, because the "
-                "run was resumed"
-            )
-        restored = checkpoints.restore(abstract_with_sharding(abstract, mesh), step - 1)
-    finally:
-        checkpoints.close()
-    assert restored is not None
-    state = restored.state
+    restored = saved_state(config, workdir, mesh, step - 1) if file.exists() else None
+    if restored is None:
+        raise InputError(
+            f"step {step} of {workdir} cannot be replayed: checkpoints/{step - 1} or {file} is gone, because the run "
+            "was resumed"
+        )
+    state, graphdef = restored[0], abstract_state(model, optimizer)[0]
     with file.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
         batch = {name: arrays[name] for name in arrays.files}
     if len(batch["label"]) != len(entry["records"]):
