@@ -14,7 +14,7 @@ from jaxtyping import Bool, UInt8
 from matplotlib.figure import Figure
 
 from spiking_mlp_jax.analysis.activity.stream import SPIKES
-from spiking_mlp_jax.analysis.plots import BLUE, GREY
+from spiking_mlp_jax.analysis.plots import BLUE, GREY, beside, name_rows
 from spiking_mlp_jax.deploy.network import IntegerNet
 from spiking_mlp_jax.deploy.reads import Network
 from spiking_mlp_jax.errors import InputError
@@ -104,13 +104,11 @@ def agreement_figure(layers: Mapping[str, Agreement]) -> Figure:
     axes.barh(rows, equal, height=0.7, color=BLUE, label="equal")
     axes.barh(rows, chance, height=0.34, color="#cccccc", label="expected for independent spikes")
     for row, value in enumerate(equal):
-        text = f"{value:.2f}"
-        axes.annotate(text, (value, row), xytext=(3, 0), textcoords="offset points", va="center", fontsize=8)
-    axes.set_yticks(rows, [name.removesuffix(SPIKES) for name in layers], fontsize=8)
-    axes.set_ylim(len(layers) - 0.4, -0.6)
+        beside(axes, f"{value:.2f}", value, row, 8)
+    name_rows(axes, list(layers), 8)
     axes.set_xlim(50, 106)
     axes.set_xticks(range(50, 101, 10))
-    axes.set(xlabel="neurons, steps and images with the same spike or silence (%)", ylabel="layer, input to output")
+    axes.set(xlabel="neurons, steps and images with the same spike or silence (%)")
     axes.axvline(100, color=GREY, linewidth=0.8)
     axes.legend(frameon=False, fontsize=8, ncols=2, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2)
     return figure

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from spiking_mlp_jax.analysis.plots import BLUE, GREEN, GREY, ORANGE, RED, plain
+from spiking_mlp_jax.analysis.plots import BLUE, GREEN, GREY, ORANGE, RED, beside, name_rows, plain
 from spiking_mlp_jax.deploy.cost import Cost
 
 
@@ -30,20 +30,12 @@ def cost_figure(cost: Cost) -> Figure:
     left.barh(rows, macs, color=RED, height=0.5, left=acs, label="effective multiply-accumulates")
     size = 5 if many else 7.5
     for row, (done, all_pairs) in enumerate(zip(macs + acs, dense, strict=True)):
-        left.annotate(
-            f"{100 * done / all_pairs:.0f} %",
-            (all_pairs, row),
-            xytext=(3, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=size,
-        )
-    left.set_yticks(rows, list(layers), fontsize=size)
-    left.set_ylim(len(layers) - 0.4, -0.6)
+        beside(left, f"{100 * done / all_pairs:.0f} %", all_pairs, row, size)
+    name_rows(left, list(layers), size)
     left.set_xlim(0, 1.1 * dense.max())
     left.xaxis.set_major_formatter(FuncFormatter(lambda count, _: f"{count:,.0f}"))
     left.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    left.set(xlabel=f"synaptic operations per image, {cost.time_steps} time steps", ylabel="layer, input to output")
+    left.set(xlabel=f"synaptic operations per image, {cost.time_steps} time steps")
     share = (cost.total.effective) / cost.total.Dense
     left.set_title(
         f"{cost.total.effective:,.0f} of {cost.total.Dense:,.0f} are effective ({100 * share:.1f} %)", fontsize=10

@@ -201,20 +201,12 @@ def firing_rates(rates: Mapping[str, float]) -> Figure:
     axes.barh(range(len(names)), values, color=list(colours.values()), height=0.72)
     marks = dict.fromkeys(silent, " silent") | dict.fromkeys(saturated, " saturated")
     for row, (name, value) in enumerate(zip(names, values, strict=True)):
-        axes.annotate(
-            (f"{value:.1f}" if value >= 0.1 else f"{value:.2g}") + marks.get(name, ""),
-            (value, row),
-            xytext=(3, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=5 if many else 7.5,
-            weight="bold" if name in marks else "normal",
-        )
-    axes.set_yticks(range(len(names)), [_layer(name) for name in names], fontsize=5 if many else 8)
-    axes.set_ylim(len(names) - 0.4, -0.6)
+        text = (f"{value:.1f}" if value >= 0.1 else f"{value:.2g}") + marks.get(name, "")
+        beside(axes, text, value, row, 5 if many else 7.5, "bold" if name in marks else "normal")
+    name_rows(axes, names, 5 if many else 8)
     axes.set_xlim(0, max(float(values.max(initial=0)) * (1.25 if saturated else 1.1), 1))
     axes.set_xticks([tick for tick in axes.get_xticks() if tick <= 100])
-    axes.set(xlabel="mean firing rate (% of neurons that spike in a time step)", ylabel="layer, input to output")
+    axes.set_xlabel("mean firing rate (% of neurons that spike in a time step)")
     axes.grid(axis="x", alpha=0.3)
     axes.set_axisbelow(True)
     return figure
@@ -254,7 +246,7 @@ def spike_raster(
         y = top + (neuron + 0.5) * height
         middle.hlines(y, time + 0.56, time + 1.44, color="black", linewidth=0.6, snap=False)
     centres = np.arange(len(names)) * band + RASTER_NEURONS / 2
-    middle.set_yticks(centres, [_layer(name) for name in names], fontsize=8)
+    middle.set_yticks(centres, [label(name) for name in names], fontsize=8)
     middle.set_ylim(len(names) * band - 3, -3)
     middle.set_xlim(0.5, steps + 0.5)
     middle.set_xticks(range(1, steps + 1, -(-steps // 10)))
@@ -265,9 +257,7 @@ def spike_raster(
     rates = np.array([100 * spikes[name].mean() for name in names])
     right.barh(centres, rates, color=BLUE, height=0.5 * band)
     for centre, rate in zip(centres, rates, strict=True):
-        right.annotate(
-            f"{rate:.1f}", (rate, centre), xytext=(3, 0), textcoords="offset points", va="center", fontsize=8
-        )
+        beside(right, f"{rate:.1f}", rate, centre, 8)
     right.set_ylim(middle.get_ylim())
     right.set_yticks([])
     right.set_xlim(0, max(float(rates.max()) * 1.3, 1))
@@ -355,8 +345,23 @@ def _show(axes: Axes, image):
         axes.imshow(image)
 
 
-def _layer(name):
-    return name.removesuffix(SPIKES)
+def label(layer: str) -> str:
+    """A layer's name without ".spikes"."""
+    return layer.removesuffix(SPIKES)
+
+
+def name_rows(axes: Axes, names: Sequence[str], size: float) -> None:
+    """Names the rows of a figure with one for each layer, from the top."""
+    axes.set_yticks(range(len(names)), [label(name) for name in names], fontsize=size)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.set_ylabel("layer, input to output")
+
+
+def beside(axes: Axes, text: str, x: float, y: float, size: float, weight: str = "normal") -> None:
+    """Writes a text at the right of a bar's end."""
+    axes.annotate(
+        text, (x, y), xytext=(3, 0), textcoords="offset points", va="center", fontsize=size, fontweight=weight
+    )
 
 
 def plain(text: str, length: int | None = None) -> str:

@@ -194,7 +194,7 @@ def _activity(chosen: argparse.Namespace) -> None:
 
 def table(found: Activity) -> list[str]:
     """Lines of text: rate, dead and saturated neurons of each layer; accuracy after each time step."""
-    from spiking_mlp_jax.analysis.activity.plots import label
+    from spiking_mlp_jax.analysis.plots import label
 
     rates, units = found.rates, found.units
     width = max(len(label(name)) for name in rates.layer)

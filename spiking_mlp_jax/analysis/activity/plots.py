@@ -19,9 +19,9 @@ from spiking_mlp_jax.analysis.activity.measure import Activity, Information
 from spiking_mlp_jax.analysis.activity.membrane import Membrane
 from spiking_mlp_jax.analysis.activity.rates import DeadAndSaturated, Rates
 from spiking_mlp_jax.analysis.activity.similarity import Similarity
-from spiking_mlp_jax.analysis.activity.stream import SPIKES, spikes_of_first
+from spiking_mlp_jax.analysis.activity.stream import spikes_of_first
 from spiking_mlp_jax.analysis.activity.trains import Intervals
-from spiking_mlp_jax.analysis.plots import BLUE, GREEN, GREY, ORANGE, RED, spike_raster, write
+from spiking_mlp_jax.analysis.plots import BLUE, GREEN, GREY, ORANGE, RED, beside, label, name_rows, spike_raster, write
 from spiking_mlp_jax.analysis.samples import labelled_batches
 from spiking_mlp_jax.data.sources import Source, spaced
 from spiking_mlp_jax.models.spiking_mlp import SpikingMLP
@@ -30,11 +30,6 @@ from spiking_mlp_jax.utils.files import write_whole
 
 MANY = 50  # layers above which rows are narrower
 PANELS, COLUMNS = 24, 5
-
-
-def label(layer: str) -> str:
-    """A layer's name without ".spikes"."""
-    return layer.removesuffix(SPIKES)
 
 
 def step_colours(steps: int) -> list[str]:
@@ -53,7 +48,7 @@ def rates_by_step(rates: Rates) -> Figure:
     figure, size = _rows(names, 3.6 + 0.55 * min(steps, 16))
     axes = figure.subplots()
     image = axes.imshow(values, cmap="Blues", vmin=0, vmax=max(float(values.max()), 1), aspect="auto")
-    _name_rows(axes, names, size)
+    name_rows(axes, names, size)
     ticks = range(0, steps, -(-steps // 16))
     axes.set_xticks(ticks, [str(step + 1) for step in ticks])
     axes.set_xlabel("time step")
@@ -95,7 +90,7 @@ def channel_rates(rates: Rates, found: DeadAndSaturated) -> Figure:
             left.plot(*np.array(points).T, marker, color=colour, markersize=6, markeredgewidth=1.6, label=text)
     left.plot([], [], "|", color=BLUE, markersize=9, label="channel")
     left.plot([], [], "D", color="black", markersize=3.5, label="layer's mean")
-    _name_rows(left, names, size)
+    name_rows(left, names, size)
     left.set(xlabel="firing rate of a channel (%)", xlim=(-1.5, None))
     left.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4)
     left.grid(axis="x", alpha=0.3)
@@ -110,9 +105,7 @@ def channel_rates(rates: Rates, found: DeadAndSaturated) -> Figure:
         start = start + width
     for row, share in enumerate(shares):
         texts = [_percent(100 * share[kind]) for kind in ("dead_neurons", "saturated_neurons") if share[kind] > 0]
-        right.annotate(
-            " + ".join(texts), (start[row], row), xytext=(3, 0), textcoords="offset points", va="center", fontsize=size
-        )
+        beside(right, " + ".join(texts), start[row], row, size)
     right.set_yticks([])
     right.set_ylim(left.get_ylim())
     right.set_xlim(0, max(1.25 * float(start.max()), 1))
@@ -148,7 +141,7 @@ def spike_trains(intervals: Mapping[str, Intervals]) -> Figure:
     left.plot(
         [], [], "|", color="black", markersize=9, markeredgewidth=1.6, label="at least one, if spikes were independent"
     )
-    _name_rows(left, names, size)
+    name_rows(left, names, size)
     left.set_xlabel(f"neurons by number of spikes in the {steps} step{'s' * (steps > 1)} of an image (%)")
     _legend(left, steps + 1)
     left.grid(axis="x", alpha=0.3)
@@ -232,12 +225,6 @@ def _rows(names: Sequence[str], width: float) -> tuple[Figure, float]:
     many = len(names) > MANY
     figure = Figure(figsize=(width, 1.5 + (0.12 if many else 0.23) * len(names)), layout="constrained")
     return figure, 5 if many else 8
-
-
-def _name_rows(axes: Axes, names: Sequence[str], size: float) -> None:
-    axes.set_yticks(range(len(names)), [label(name) for name in names], fontsize=size)
-    axes.set_ylim(len(names) - 0.4, -0.6)
-    axes.set_ylabel("layer, input to output")
 
 
 def _rates_of(rates, found, name, kind):
