@@ -124,7 +124,7 @@ def _compiled(
     engine: Any = open_network(network)
     c, pixels = engine.description, pixels_of(engine)
     if dataset is None or isinstance(dataset, str):
-        dataset = test_images(engine, dataset, data_dir)
+        dataset = test_images(engine, dataset, data_dir, against)
         check_labels(c.data, dataset, "the compiled network", allow_other_data)
     source = spread(dataset, limit)
     other = None if against is None else open_network(against)

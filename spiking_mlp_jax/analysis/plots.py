@@ -31,6 +31,7 @@ from spiking_mlp_jax.train.evaluate import evaluate_source, silent_and_saturated
 from spiking_mlp_jax.train.logging import read_metrics
 from spiking_mlp_jax.utils.files import read_json, write_whole
 from spiking_mlp_jax.utils.paths import user_path
+from spiking_mlp_jax.utils.settings import usual_settings
 
 # Okabe and Ito's colours, distinguishable for colour-blind readers and in greyscale.
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#666666"
@@ -52,6 +53,7 @@ def write(figure: Figure, path: str | os.PathLike[str]) -> Path:
     return Path(path)
 
 
+@usual_settings()
 def plot_workdir(workdir: str | os.PathLike[str]) -> list[Path]:
     """Draws all figures of a training run into its folder `plots`.
 

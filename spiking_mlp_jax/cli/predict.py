@@ -143,7 +143,7 @@ def _evaluate(chosen: argparse.Namespace) -> None:
     from spiking_mlp_jax.utils.progress import tracked
 
     network: Any = open_network(chosen.network)
-    source = test_images(network, chosen.dataset, chosen.data_dir)
+    source = test_images(network, chosen.dataset, chosen.data_dir, chosen.against)
     _note(check_labels(network.description.data, source, chosen.network, chosen.allow_other_data))
     found = evaluate(network, source, shown=tracked, **options)
     assert isinstance(found, CompiledEvaluation)

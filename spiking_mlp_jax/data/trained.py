@@ -25,7 +25,7 @@ class Trained:
     Attributes:
         model: the network, with its `pixels`.
         data: as in config.json: mean, std, resize_mode, eval_resize, class_names, dataset.
-        folder: the weights folder; None for a network in memory.
+        folder: the weights folder; None for a network that was never in one.
         meta: the other keys of config.json.
     """
 
@@ -88,7 +88,9 @@ def open_trained(network: str | os.PathLike[str] | SpikingMLP, dataset: str | No
             raise InputError("the model has no pixels (preprocessing): set model.pixels")
         saved = (network.meta or {}).get("data", {}).get("dataset")
         data = pixels.to_data(network.config.num_classes, dataset or saved or "folder")
-        return Trained(network, data, meta=network.meta or {})
+        return Trained(
+            network, data, None if network.loaded_from is None else Path(network.loaded_from), network.meta or {}
+        )
     folder = weights.find(network)
     model, meta = weights.load(folder)
     if "data" not in meta:

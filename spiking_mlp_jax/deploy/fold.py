@@ -36,6 +36,7 @@ from spiking_mlp_jax.models.pixels import Pixels, check_statistics
 from spiking_mlp_jax.models.spiking_mlp import SpikingMLP, nan_where_not_finite
 from spiking_mlp_jax.models.topology import Layer, layers
 from spiking_mlp_jax.nn.norm import EPSILON
+from spiking_mlp_jax.utils.settings import usual_settings
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
@@ -81,9 +82,11 @@ class FoldedNet:
         if not jnp.issubdtype(images.dtype, jnp.floating):
             raise InputError(f"images must be normalized floating-point pixels, got {images.dtype}")
         dtype = jnp.promote_types(images.dtype, self.arrays["head"]["kernel"].dtype)
-        return Folded(self.arrays, c, observe).logits(images.astype(dtype)) + nan_where_not_finite(images.astype(dtype))
+        images = images.astype(dtype)
+        return Folded(self.arrays, c, observe).logits(images) + nan_where_not_finite(images)[None]
 
 
+@usual_settings()
 def fold(model: SpikingMLP, mean: tuple[float, ...] | None = None, std: tuple[float, ...] | None = None) -> FoldedNet:
     """Fold a trained network.
 

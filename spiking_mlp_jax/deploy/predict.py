@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -157,15 +158,29 @@ def pixels_of(network: SpikingMLP | Engine | IntegerNet) -> Pixels:
 
 
 def test_images(
-    network: Engine | IntegerNet, dataset: str | None = None, data_dir: str | os.PathLike[str] | None = None
+    network: Engine | IntegerNet,
+    dataset: str | None = None,
+    data_dir: str | os.PathLike[str] | None = None,
+    against: SpikingMLP | str | os.PathLike[str] | None = None,
 ) -> Source:
     """The test split of the dataset that a compiled network was trained on, or of another one.
+
+    Args:
+        network: the compiled network.
+        dataset: None: the one that it was trained on.
+        data_dir: its folder; None, with `dataset` None: where the training run of `against` found it.
+        against: a trained network, or where it is.
 
     Raises:
         InputError: there is no such dataset, or it has another number of classes.
     """
     c = network.description
     pixels_of(network)  # refuses a network without "data"
+    if dataset is None and data_dir is None and against is not None:
+        from spiking_mlp_jax.models import folder  # compiled networks run without JAX
+
+        place = folder.find(against) if isinstance(against, str | os.PathLike) else against.loaded_from
+        data_dir = None if place is None else folder.data_dir(Path(place))
     known: str = dataset or c.data["dataset"]
     return check_classes(open_source(known, "test", data_dir), c.num_classes, "the compiled network", known)
 
@@ -194,6 +209,7 @@ def predict_logits(
     for name, value in (("steps", steps), ("margin", margin)):
         if value is not None:
             raise InputError(f"{name} needs a compiled network (.smlp)")
+    import jax
     from flax import nnx
 
     graphdef, variables = nnx.split(network)
@@ -202,7 +218,7 @@ def predict_logits(
     size = min(len(images), BATCH)
     padded = np.concatenate([images, np.zeros((-len(images) % size, *images.shape[1:]), images.dtype)])
     chunks = [padded[i : i + size] for i in range(0, len(padded), size)]
-    parts = [np.asarray(_run()(graphdef, variables, chunk, pixels.mean, pixels.std)) for chunk in chunks]
+    parts = [np.asarray(_run()(graphdef, variables, jax.device_put(x), pixels.mean, pixels.std)) for x in chunks]
     logits = np.concatenate(parts)[: len(images)].astype(np.float64)
     return logits, np.full(len(images), network.config.time_steps)
 

@@ -32,6 +32,7 @@ from spiking_mlp_jax.deploy.network import Description, Format, IntegerNet, as_a
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.models.pixels import normalize
 from spiking_mlp_jax.models.topology import layers
+from spiking_mlp_jax.utils.settings import usual_settings
 
 BATCH = 32
 LARGEST_PIXEL = 1e6
@@ -39,6 +40,7 @@ LARGEST_PIXEL = 1e6
 MOST_16, LEAST_16, MOST_32 = 12, 8, 16
 
 
+@usual_settings()
 def quantize(
     folded: FoldedNet,
     calibration_images: np.ndarray,

@@ -22,6 +22,7 @@ from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.models.pixels import Pixels, normalize
 from spiking_mlp_jax.models.spiking_mlp import SpikingMLP
 from spiking_mlp_jax.models.topology import Geometry, Layer, layers
+from spiking_mlp_jax.utils.settings import usual_settings
 
 Network = SpikingMLP | FoldedNet | IntegerNet
 
@@ -81,6 +82,7 @@ class Reads:
     binary: bool
 
 
+@usual_settings()
 def observe(net: Network, batches: Iterable[np.ndarray]) -> tuple[int, dict[str, Reads], dict[str, int]]:
     """Run a network.
 

@@ -155,7 +155,7 @@ def load(network: type[Network], path: str | os.PathLike[str]) -> Network:
         path: the folder.
 
     Returns:
-        the network in evaluation mode, with `.pixels` (None if the folder has no "data") and `.meta`.
+        the network in evaluation mode, with `.pixels` (None if the folder has no "data"), `.meta` and `.loaded_from`.
 
     Raises:
         InputError: a missing folder or file, or one that is damaged or does not fit; the message names the file and
@@ -169,6 +169,7 @@ def load(network: type[Network], path: str | os.PathLike[str]) -> Network:
     model.eval()
     model.meta = meta
     model.pixels = Pixels.from_data(meta["data"]) if "data" in meta else None
+    model.loaded_from = os.path.realpath(path)
     return model
 
 

@@ -89,4 +89,5 @@ def normalize(images: Array, mean: Sequence[float], std: Sequence[float]) -> Arr
     """
     check_statistics(mean, std, images.shape[-1])
     pixels = images.astype(np.float32) / np.float32(255)
-    return (pixels - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)
+    shape = (1,) * (images.ndim - 1) + (-1,)  # of the same rank, also where JAX is set to refuse others
+    return (pixels - np.asarray(mean, np.float32).reshape(shape)) / np.asarray(std, np.float32).reshape(shape)

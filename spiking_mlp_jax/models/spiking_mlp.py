@@ -321,12 +321,14 @@ class SpikingMLP(Module):
         config: the ModelConfig.
         pixels: preprocessing and class names of a trained network, else None; not used by the network itself.
         meta: "data", "result" and other metadata of a trained network, else None.
+        loaded_from: its weights folder, beside whose workdir the folder of its images is found; else None.
     """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         self.config = config
         self.pixels: Pixels | None = None
         self._meta: str | None = None
+        self.loaded_from: str | None = None
         self.stages = nnx.List([Stage(config, i, rngs=rngs) for i in range(config.stages)])
         channels = config.stage_dim(config.stages - 1)
         self.norm = batch_norm(config, channels)
@@ -426,7 +428,7 @@ class SpikingMLP(Module):
                 x = stage(x, recorder.within(f"stage{i}."))
         with jax.named_scope("head"):
             features = jnp.mean(self.norm(x), (2, 3))
-            logits = jnp.swapaxes(self.head(features), 0, 1) + nan_where_not_finite(images)
+            logits = jnp.swapaxes(self.head(features), 0, 1) + nan_where_not_finite(images)[None]
         return logits if observe is None else (logits, recorder.seen)
 
 

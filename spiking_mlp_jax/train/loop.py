@@ -128,7 +128,7 @@ def fit(
     """
     if isinstance(config, str):
         raise InputError(f'config must be a ConfigDict, got "{config}": pass load_config("{config}")')
-    if getattr(config, "host_memory", None) in ("auto", "keep"):
+    if getattr(config, "host_memory", None) in ("auto", "keep") and "JAX_CPU_ENABLE_ASYNC_DISPATCH" not in os.environ:
         # Must precede the first use of devices. It concerns CPUs alone.
         jax.config.update("jax_cpu_enable_async_dispatch", False)
     validate(config, jax.device_count())

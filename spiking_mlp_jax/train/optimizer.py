@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import optax
 
 from spiking_mlp_jax.train.config import Config
+from spiking_mlp_jax.utils.settings import usual_settings
 
 
 def make_schedule(config: Config, steps_per_epoch: int) -> optax.Schedule:
@@ -34,13 +35,13 @@ def make_schedule(config: Config, steps_per_epoch: int) -> optax.Schedule:
         "constant": lambda u: peak * jnp.ones_like(u / 1),
     }[config.schedule]
     if not warmup:
-        return after
+        return usual_settings()(after)
     start = config.warmup_factor
     before = {
         "linear": optax.linear_schedule(peak * start, peak, warmup),
         "constant": optax.constant_schedule(peak * start),
     }[config.warmup_method]
-    return optax.join_schedules([before, after], [warmup])
+    return usual_settings()(optax.join_schedules([before, after], [warmup]))
 
 
 def make_optimizer(config: Config, steps_per_epoch: int) -> optax.GradientTransformation:
@@ -63,4 +64,6 @@ def make_optimizer(config: Config, steps_per_epoch: int) -> optax.GradientTransf
         parts += [*decay, optax.scale_by_adam()]
     else:
         parts += [optax.scale_by_adam(), *decay]
-    return optax.chain(*parts, optax.scale_by_learning_rate(make_schedule(config, steps_per_epoch)))
+    chain = optax.chain(*parts, optax.scale_by_learning_rate(make_schedule(config, steps_per_epoch)))
+
+    return optax.GradientTransformation(chain.init, usual_settings()(chain.update))

@@ -118,10 +118,17 @@ def join(
             raise InputError("a coordinator needs both numbers: add --num_processes N and --process_id I")
         if not 0 <= process_id < num_processes:
             raise InputError(f"process_id must be below num_processes, which is {num_processes}, got {process_id}")
+    place = _meeting_point(coordinator, num_processes, process_id, start_timeout)
+    if place is None:
+        if "OMPI_COMM_WORLD_SIZE" in os.environ:
+            raise InputError(
+                f"mpirun started {os.environ['OMPI_COMM_WORLD_SIZE']} processes, but this version of Open MPI does "
+                "not say where the first one is: add --coordinator HOST:PORT, with a free port of its machine"
+            )
+        return
     # JAX's own handling of SIGTERM is not used, see StopVote; it would only hide the signal from Python.
     jax.config.update("jax_enable_preemption_service", False)
-    if place := _meeting_point(coordinator, num_processes, process_id, start_timeout):
-        roll_call(*place, start_timeout)
+    roll_call(*place, start_timeout)
     try:
         jax.distributed.initialize(
             coordinator,
@@ -133,15 +140,6 @@ def join(
             heartbeat_timeout_seconds=timeout,
             shutdown_timeout_seconds=timeout,
         )
-    except ValueError as error:
-        if coordinator is not None or "coordinator_address" not in str(error):
-            raise
-        # This is how JAX says that it found no cluster.
-        if "OMPI_COMM_WORLD_SIZE" in os.environ:
-            raise InputError(
-                f"mpirun started {os.environ['OMPI_COMM_WORLD_SIZE']} processes, but this version of Open MPI does "
-                "not say where the first one is: add --coordinator HOST:PORT, with a free port of its machine"
-            ) from error
     except jax.errors.JaxRuntimeError as error:
         who = f"process {process_id} of {num_processes}" if coordinator else "this process"
         raise InputError(

@@ -308,8 +308,15 @@ def test_who_is_asked(calls, monkeypatch):
     assert calls[-1][0] == ("node1:1234", 4, 3, None)
     assert calls[-1][1]["cluster_detection_method"] == "deactivate"
     assert calls[-1][1]["heartbeat_timeout_seconds"] == 7
+    before = len(calls)
+    processes.join()
+    assert len(calls) == before  # no cluster: alone
+    for name, value in told("slurm", 2, 1, 1234)[1].items():
+        monkeypatch.setenv(name, value)
     processes.join()
     assert calls[-1][0] == (None,) * 4 and calls[-1][1]["cluster_detection_method"] is None
+    for name in told("slurm", 2, 1, 1234)[1]:
+        monkeypatch.delenv(name)
     launcher(monkeypatch, 8)
     processes.join("node1:1234")
     assert calls[-1][0] == ("node1:1234", 8, 7, 1)

@@ -34,6 +34,7 @@ from spiking_mlp_jax.analysis.activity.similarity import Similarity, between_ste
 from spiking_mlp_jax.analysis.activity.trains import Intervals, Trains, intervals_of
 from spiking_mlp_jax.models.spiking_mlp import SpikingMLP, mean_logits
 from spiking_mlp_jax.train.loss import image_cross_entropy
+from spiking_mlp_jax.utils.settings import usual_settings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,6 +193,7 @@ class Activity:
         }
 
 
+@usual_settings()
 def measure(
     model: SpikingMLP,
     images: stream.Images,

@@ -27,6 +27,7 @@ from spiking_mlp_jax.data.sources import Source, spaced
 from spiking_mlp_jax.models.spiking_mlp import SpikingMLP
 from spiking_mlp_jax.train.logging import to_json
 from spiking_mlp_jax.utils.files import write_whole
+from spiking_mlp_jax.utils.settings import usual_settings
 
 MANY = 50  # layers above which rows are narrower
 PANELS, COLUMNS = 24, 5
@@ -380,6 +381,7 @@ def figures(activity: Activity) -> dict[str, Figure]:
     return found
 
 
+@usual_settings()
 def raster(model: SpikingMLP, source: Source, data: dict[str, Any], class_names: Sequence[str]) -> Figure:
     """Spike raster of a source's first image that can be decoded."""
     images, labels = next(labelled_batches(source, model.config, data, 1))

@@ -62,13 +62,13 @@ def effective_field(model: SpikingMLP, units: Units, batches: Iterable[Float[np.
     @jax.jit
     def sums(variables, images):
         # In evaluation mode images are independent, so the gradient of a sum over them has each one's own.
-        _, pull_back = jax.vjp(lambda x: answer(variables, x)[0], images)
+        answers, pull_back = jax.vjp(lambda x: answer(variables, x)[0], images)
 
         def of_unit(one_hot):
             (g,) = pull_back(jnp.broadcast_to(one_hot, (len(images), len(one_hot))))
             return g.sum(0), jnp.abs(g).sum(0), (g * g).sum(0)
 
-        return jax.lax.map(of_unit, jnp.eye(len(units.channels), dtype=images.dtype))
+        return jax.lax.map(of_unit, jnp.eye(len(units.channels), dtype=answers.dtype))
 
     count, total = 0, None
     for images in batches:

@@ -46,6 +46,7 @@ from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.models.config import ModelConfig
 from spiking_mlp_jax.models.spiking_mlp import SpikingMLP
 from spiking_mlp_jax.utils.files import write_whole
+from spiking_mlp_jax.utils.settings import usual_settings
 
 Arrays = dict[str, np.ndarray]
 
@@ -142,6 +143,7 @@ def _chosen_units(config: ModelConfig, source: Source, settings: Settings) -> li
     return groups
 
 
+@usual_settings()
 def estimate(model: SpikingMLP, source: Source, settings: Settings) -> float:
     """Seconds that `study` will take, from a batch of each measurement and a few fits on this machine.
 
@@ -185,6 +187,7 @@ def _potentials(group: Units) -> Units:
     return dataclasses.replace(group, layer=group.layer.removesuffix(".spikes") + ".potential")
 
 
+@usual_settings()
 def study(
     model: SpikingMLP,
     data: dict[str, Any],

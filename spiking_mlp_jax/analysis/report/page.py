@@ -36,6 +36,7 @@ from spiking_mlp_jax.models.topology import neuron_counts
 from spiking_mlp_jax.train.runtime import versions
 from spiking_mlp_jax.utils import __version__
 from spiking_mlp_jax.utils.files import write_whole
+from spiking_mlp_jax.utils.settings import usual_settings
 
 MISTAKES = 12
 EXAMPLES = 8
@@ -70,6 +71,7 @@ def write_report(page: str, path: str | os.PathLike[str]) -> Path:
     return Path(path)
 
 
+@usual_settings()
 def make_page(run: Run, command: str, batch_size: int, progress: measure.Progress, say: Callable[[str], None]) -> str:
     """Measures a network and describes it in one page.
 
