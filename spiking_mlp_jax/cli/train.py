@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from spiking_mlp_jax.cli.options import drop_output, positive, whole
-from spiking_mlp_jax.errors import ALIASES, EXIT_INTERRUPTED, InputError, nearest
+from spiking_mlp_jax.errors import ALIASES, EXIT_INTERRUPTED, InputError, StorageError, nearest
 from spiking_mlp_jax.utils.files import system_error
 from spiking_mlp_jax.utils.paths import is_remote, output_folder, real_path
 
@@ -139,7 +140,8 @@ def _train(chosen: argparse.Namespace, config: Any) -> int:
     if workdir is not None and not is_remote(workdir):
         output_folder(workdir, "--workdir")
     runtime.join(chosen.coordinator, chosen.num_processes, chosen.process_id, chosen.timeout)
-    result = loop.fit(config, workdir or "")
+    with _one_message():
+        result = loop.fit(config, workdir or "")
     runtime.leave()
     if not result.finished:
         return EXIT_INTERRUPTED
@@ -158,6 +160,46 @@ def _train(chosen: argparse.Namespace, config: Any) -> int:
 
     plot_workdir(workdir)
     return 0
+
+
+@contextlib.contextmanager
+def _one_message() -> Iterator[None]:
+    """Drops what threads of Orbax and tensorboardX print about a write that failed: `fit` says it in one sentence."""
+    import logging as python_logging
+
+    from absl import logging
+
+    def ours(record: python_logging.LogRecord) -> bool:
+        return record.levelno < python_logging.ERROR or "orbax" not in record.pathname
+
+    def in_thread(failed: Any) -> None:
+        if not isinstance(failed.exc_value, OSError):
+            before[0](failed)
+
+    def unraisable(failed: Any) -> None:
+        if not isinstance(failed.exc_value, OSError):
+            before[1](failed)
+
+    def uncaught(kind: Any, error: BaseException, trace: Any) -> None:
+        # TensorStore reports to an event loop that has ended with the failed save.
+        if str(error) != "Event loop is closed":
+            before[2](kind, error, trace)
+
+    before = threading.excepthook, sys.unraisablehook, sys.excepthook
+    handler = logging.get_absl_handler()
+    handler.addFilter(ours)
+    threading.excepthook, sys.unraisablehook, sys.excepthook = in_thread, unraisable, uncaught
+    try:
+        yield
+    except StorageError:
+        raise  # there is more of it when the process ends
+    except BaseException:
+        threading.excepthook, sys.unraisablehook, sys.excepthook = before
+        raise
+    else:
+        threading.excepthook, sys.unraisablehook, sys.excepthook = before
+    finally:
+        handler.removeFilter(ours)
 
 
 DESCRIPTION = """Trains a spiking MLP.

@@ -68,7 +68,9 @@ class Field:
 FIELDS = {
     # Data
     "dataset": Field("fashion_mnist", '"fashion_mnist", "idx", "folder", "npz:FILE" or "tfds:NAME"'),
-    "data_dir": Field(None, "folder of the files (None: the images inside the package)", free=True),
+    "data_dir": Field(
+        None, "folder of the files, from the working folder (None: the images in the package)", free=True
+    ),
     "resize_mode": Field(
         "auto",
         'how images reach image_size ("auto": "resize_crop" with random_resized_crop, else "pad")',

@@ -73,7 +73,7 @@ from spiking_mlp_jax.utils.files import as_path, system_error, write_folder, wri
 from spiking_mlp_jax.utils.interrupt import StopRequest, out_of_reach
 from spiking_mlp_jax.utils.lock import locked
 from spiking_mlp_jax.utils.memory import keep_freed_memory, return_freed_memory
-from spiking_mlp_jax.utils.paths import real_path
+from spiking_mlp_jax.utils.paths import real_path, user_path
 from spiking_mlp_jax.utils.watchdog import Watchdog, parse_deadlines
 
 
@@ -137,8 +137,10 @@ def fit(
         for split in ("test",) if config.eval_only else ("train", "test"):
             if split not in given:
                 raise InputError(f"{split}_data is missing: pass train_data and test_data")
-        copied: Any = config_dict.ConfigDict(config.to_dict() | {"dataset": ARRAYS, "data_dir": None})
-        config = copied
+        config = _with(config, dataset=ARRAYS, data_dir=None)
+    elif config.data_dir or config.dataset.startswith("npz:"):
+        # The workdir's configuration serves from any working folder.
+        config = _with(config, data_dir=os.path.abspath(user_path(config.data_dir or ".")))
     main = jax.process_index() == 0
     if config.dry_run:
         for line in dry_run.describe(config):
@@ -418,6 +420,10 @@ def _save_weights(workdir: epath.Path, config: Config, model, dataset, step: int
     write_folder(workdir / "weights", lambda folder: weights.save(folder, model, meta))
     # A run in an object store that an earlier version began: there, `save` did not see its file.
     (workdir / "weights" / weights.OLD_TENSORS).unlink(missing_ok=True)
+
+
+def _with(config: Config, **fields: Any) -> Any:
+    return config_dict.ConfigDict(config.to_dict() | fields)
 
 
 def _open_source(config: Config, split: str, given: Mapping[str, Source]) -> Source:
