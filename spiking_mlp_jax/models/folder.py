@@ -350,10 +350,12 @@ def _read_tensors(file: Path, wanted: dict[str, nnx.Variable]) -> dict[str, np.n
 
 
 def check_finite(tensors: Mapping[str, np.ndarray], where: str) -> None:
-    """Check that every number is finite: a neuron whose potential is NaN never fires, and the logits look sound.
+    """Checks that every number is finite, and variances not negative.
+
+    A neuron whose potential is NaN never fires, and the logits look sound.
 
     Raises:
-        InputError: a tensor holds NaN or inf; the message names `where`.
+        InputError: a tensor holds NaN or inf, or negative variances; the message names `where`.
     """
     bad = [name for name, x in tensors.items() if x.dtype.kind == "f" and not np.isfinite(x).all()]
     if bad:
@@ -362,3 +364,5 @@ def check_finite(tensors: Mapping[str, np.ndarray], where: str) -> None:
             f'tensor "{bad[0]}"{more} in {where} contains NaN or inf: training diverged, or a 16-bit dtype overflowed; '
             "use weights of an earlier step, or retrain with a lower learning rate"
         )
+    if bad := [name for name, x in tensors.items() if name.endswith(".var") and (x < 0).any()]:
+        raise InputError(f'tensor "{bad[0]}" in {where} contains negative variances: copy or convert the file again')

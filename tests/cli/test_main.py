@@ -1,7 +1,9 @@
+import errno
 import json
 import os
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from spiking_mlp_jax import __version__
+from spiking_mlp_jax.cli import train
 from spiking_mlp_jax.cli.main import main
 from spiking_mlp_jax.data.sources import open_source
 from spiking_mlp_jax.models import folder as folder_files
@@ -322,3 +325,19 @@ def test_a_full_stdout_is_status_4(workdir):
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 4, done.stderr
     assert done.stderr.splitlines()[-1].startswith("error: the output could not be written (No space left on device)")
+
+
+def test_a_full_disk_is_one_message(capsys):
+    """Threads of other libraries fail, too."""
+    hooks = threading.excepthook, sys.unraisablehook, sys.excepthook
+
+    def fail():
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with train._one_message():
+        thread = threading.Thread(target=fail)
+        thread.start()
+        thread.join()
+        sys.excepthook(RuntimeError, RuntimeError("Event loop is closed"), None)
+    assert capsys.readouterr().err == ""
+    assert hooks == (threading.excepthook, sys.unraisablehook, sys.excepthook)

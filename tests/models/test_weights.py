@@ -13,6 +13,7 @@ import spiking_mlp_jax as smlp
 from spiking_mlp_jax import ModelConfig
 from spiking_mlp_jax.deploy.fold import fold
 from spiking_mlp_jax.errors import InputError
+from spiking_mlp_jax.interop import official
 from spiking_mlp_jax.models import folder as folders
 from spiking_mlp_jax.models import weights
 from spiking_mlp_jax.models.config import ADDED
@@ -345,4 +346,19 @@ def test_values_that_are_not_finite_are_refused(tmp_path, value):
         fold(model)
     weights.save(tmp_path, model, meta_for(model))
     with pytest.raises(InputError, match=r'"stages\.0\.encode\.conv\.kernel".*NaN or inf'):
+        weights.load(tmp_path)
+
+
+def test_impossible_values_are_refused_wherever_they_come_from(tmp_path):
+    model = random_model(depths=(1,))
+    state = official.state_dict(model)
+    for name, value, message in (("mlp_head.1.weight", np.nan, "NaN"), ("batch_norm.running_var", -1.0, "negative")):
+        wrong = {**state, name: np.full_like(state[name], value)}
+        before = np.asarray(model.head.kernel[...])
+        with pytest.raises(InputError, match=message):
+            official.load_state_dict(model, wrong)
+        np.testing.assert_array_equal(model.head.kernel[...], before)
+    model.norm.var[...] = -model.norm.var[...]
+    weights.save(tmp_path, model, meta_for(model))
+    with pytest.raises(InputError, match=r'"norm\.var" in .* contains negative variances'):
         weights.load(tmp_path)

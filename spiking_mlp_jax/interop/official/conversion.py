@@ -133,6 +133,8 @@ def convert(
     given = {name: value for name, value in given.items() if value is not None}
     data, assumed_data = _data(config, given, like_config, like_meta.get("data", {}))
     state = stored if jnp.result_type(float) == np.float64 else _rounded(stored)
+    if problem := not_finite(state):
+        raise InputError(problem)
     model = nnx.eval_shape(lambda: SpikingMLP(config, rngs=nnx.Rngs(0)))
     load_state_dict(model, state)
     model.eval()
@@ -142,8 +144,6 @@ def convert(
     if not isinstance(source, Mapping):
         meta["converted_from"] = {"file": os.path.basename(source), "assumed": [*origins.assumed, *assumed_data]}
     rounded = any(a.dtype != state[name].dtype for name, a in stored.items())
-    if problem := not_finite(state):
-        raise InputError(problem)
     notes = ("float64 was rounded to float32; JAX_ENABLE_X64=1 keeps it",) if rounded else ()
     return Converted(model, meta, origins.inferred, origins.given, origins.assumed, assumed_data, notes)
 

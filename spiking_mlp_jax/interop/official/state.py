@@ -17,6 +17,7 @@ from flax import nnx
 
 from spiking_mlp_jax.errors import InputError, nearest
 from spiking_mlp_jax.models.config import ModelConfig
+from spiking_mlp_jax.models.folder import check_finite
 from spiking_mlp_jax.models.spiking_mlp import SpikingMLP
 
 Path = tuple[Any, ...]
@@ -57,8 +58,8 @@ def load_state_dict(model: SpikingMLP, state: Mapping[str, Any]) -> None:
             float64 needs `jax_enable_x64`.
 
     Raises:
-        InputError: an entry is missing, unexpected, of another shape or of a wrong dtype; the message has its name in
-            the state, and nothing is loaded.
+        InputError: an entry is missing, unexpected, of another shape or of a wrong dtype, or holds NaN, inf or negative
+            variances; the message has its name, and nothing is loaded.
 
     Examples:
         >>> model = SpikingMLP.from_pretrained("fashion_mnist")
@@ -90,6 +91,7 @@ def load_state_dict(model: SpikingMLP, state: Mapping[str, Any]) -> None:
             continue
         name = given[entry.official]
         arrays[entry.path].append(entry.from_official(_checked(name, state[name], expected)))
+    check_finite({".".join(map(str, path)): part for path, parts in arrays.items() for part in parts}, "the state")
     for path, parts in arrays.items():
         variables[path].set_value(jnp.asarray(np.stack(parts) if "blocks" in path else parts[0]))
 
