@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import io
+import multiprocessing
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -66,7 +68,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: this needs {error.name}, which is not installed: pip install spiking-mlp-jax", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
+        print("stopped", file=sys.stderr, flush=True)
+        if arguments is None and not multiprocessing.active_children():
+            os._exit(130)  # Python's own way out crashes while JAX computes
         return 130
 
 

@@ -83,7 +83,7 @@ def _receptive_fields(chosen: argparse.Namespace) -> None:
     out = output_folder(chosen.output or Path("fields") / real_name(chosen.network))
     from spiking_mlp_jax.analysis.fields.plots import figures
     from spiking_mlp_jax.analysis.fields.responses import default_layers
-    from spiking_mlp_jax.analysis.fields.study import Settings, estimate, study
+    from spiking_mlp_jax.analysis.fields.study import Settings, study
     from spiking_mlp_jax.analysis.fields.summary import summarize, table
     from spiking_mlp_jax.analysis.plots import write
     from spiking_mlp_jax.data.trained import open_trained
@@ -106,14 +106,13 @@ def _receptive_fields(chosen: argparse.Namespace) -> None:
         kind="binary" if chosen.binary else "gaussian",
         seed=chosen.seed,
         batch_size=chosen.batch_size,
-    )
+    ).of(model.config)
+
+    def announce(seconds):
+        print(f"estimated: {time_left(seconds, 1, 2)}; rerun the same command to resume", file=sys.stderr, flush=True)
+
     with shown_progress() as progress:
-        if not (out / "parts" / "mixing.npz").exists():
-            progress("measuring how long it takes", 0, 1)
-            seconds = estimate(model, source, settings)
-            progress("measuring how long it takes", 1, 1)
-            print(f"about {time_left(seconds, 1, 2)}, besides compiling", file=sys.stderr, flush=True)
-        parts = study(model, trained.data, source, settings, out / "parts", progress)
+        parts = study(model, trained.data, source, settings, out / "parts", progress, announce)
     document = {"network": str(chosen.network), **summarize(parts, model.config, settings, list(layers))}
     write_whole(out / "receptive_fields.json", [(to_json(document, indent=1) + "\n").encode()])
     written = [

@@ -279,7 +279,7 @@ def test_impossible_noise(options):
 def test_natural_images_come_once_in_random_order(tmp_path):
     source = open_source("folder", "test", make_data(tmp_path, per_class=4))
     data = {"resize_mode": "pad", "eval_resize": 0, "mean": [0.25], "std": [0.5]}
-    parts = list(natural_images(source, tiny_config(), data, 100, seed=1, batch_size=5))
+    parts = [x.normalised for x in natural_images(source, tiny_config(), data, 100, seed=1, batch_size=5)]
     assert [len(part) for part in parts] == [5, 5, 2]
     whole = np.concatenate(parts)
     plain = np.stack([(source[i]["image"].astype(np.float32).reshape(16, 16, 1) / 255 - 0.25) / 0.5 for i in range(12)])

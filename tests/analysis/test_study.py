@@ -1,6 +1,9 @@
 import dataclasses
 import json
 import os
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -9,8 +12,8 @@ from PIL import Image
 from spiking_mlp_jax.analysis.fields import study as field_study
 from spiking_mlp_jax.analysis.fields.gabor import Gabor
 from spiking_mlp_jax.analysis.fields.plots import figures
-from spiking_mlp_jax.analysis.fields.responses import Units
-from spiking_mlp_jax.analysis.fields.study import CONTROLS, FIT_COLUMNS, KINDS, NETWORKS, Settings
+from spiking_mlp_jax.analysis.fields.responses import Units, choose_units, natural_images
+from spiking_mlp_jax.analysis.fields.study import CONTROLS, FIT_COLUMNS, KINDS, NETWORKS, Settings, Unfinished
 from spiking_mlp_jax.analysis.fields.summary import fit_summary, gabors, higher, summarize, table
 from spiking_mlp_jax.cli.main import main
 from spiking_mlp_jax.models import weights
@@ -78,7 +81,7 @@ def test_the_command_from_weights_to_figures_and_again(workdir, tmp_path, capsys
 
     # Done parts are read, a damaged one and those of other settings are measured anew.
     before = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "parts").glob("*.npz")}
-    assert len(before) == 1 + 6 + 6
+    assert len(before) == 2 + 6 + 6
     (tmp_path / "parts" / "untrained.noise.gabors.npz").write_bytes(b"PK\x03\x04 cut")
     for name in ("_noise", "_images", "_gradients", "_mixing"):
         monkeypatch.setattr(field_study, name, None)
@@ -94,11 +97,78 @@ def test_interrupted_nothing_half_written_stays(workdir, tmp_path, capsys, monke
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(field_study, "_mixing", lambda *_: {"trained height stage0.block0": np.eye(4)})
-    monkeypatch.setattr(field_study, "_gradients", stop)
+    monkeypatch.setattr(field_study, "_estimate", lambda *_: 75.0)
+    monkeypatch.setattr(field_study, "_gradients", lambda *_: {f"field {LAYER}": np.eye(4)})
+    monkeypatch.setattr(field_study, "_noise", stop)
     status, _, err = run(capsys, "probe", "receptive-fields", workdir, "-o", tmp_path, *SMALL)
-    assert status == 130 and err.endswith(", besides compiling\nstopped\n")
-    assert os.listdir(tmp_path / "parts") == ["mixing.npz"]
+    assert (status, err) == (130, "estimated: 1:15 left; rerun the same command to resume\nstopped\n")
+    assert os.listdir(tmp_path / "parts") == ["trained.gradient.npz"]
+
+
+@pytest.mark.parametrize("part", ["gradients", "noise", "images", "images in their span", "Gabors"])
+def test_an_interrupted_part_resumes_where_it_was(part, tmp_path, monkeypatch):
+    monkeypatch.setattr(field_study, "SAVE_SECONDS", 0)
+    spanned = part.endswith("span")
+    model, count = random_model(seed=1, depths=(1,)), 200 if spanned else 300  # pixels: 256
+    settings = Settings(channels=2, noise=400, images=count, gradients=300, covariances=1, least=2, batch_size=100)
+    source = Planted(np.random.default_rng(0).integers(0, 256, (count, 16, 16, 1), np.uint8))
+    data = {"mean": [0.25], "std": [0.5], "resize_mode": "resize", "eval_resize": 0}
+    groups = [choose_units(model.config, LAYER, channels=2)]
+
+    def images(count, batch_size=40 if spanned else 100):
+        return natural_images(source, model.config, data, count, seed=0, batch_size=batch_size)
+
+    def measure(kept, progress):
+        if part == "gradients":
+            return field_study._gradients(model, groups, images, settings, kept, part, progress)
+        if part == "noise":
+            return field_study._noise(model, groups, settings, kept, part, progress)
+        if part == "Gabors":
+            fields = [field for batch in images(4) for field in batch.normalised[..., 0]]
+            jobs = {"noise": fields, "small": [np.zeros((4, 4))]}
+            return field_study._fits(jobs, kept, part, progress)
+        return field_study._images(model, groups, images, data, settings, kept, part, progress)
+
+    shown = []
+
+    def stop(what, done, total):
+        shown.append(done)
+        if len(shown) == 3:
+            raise KeyboardInterrupt
+
+    whole = measure(Unfinished(), lambda *_: None)
+    file = tmp_path / "part.npz"
+    with pytest.raises(KeyboardInterrupt):
+        measure(Unfinished(file, "key"), stop)
+    assert Unfinished(file, "another key").done == 0
+    kept, shown = Unfinished(file, "key"), []
+    assert kept.done > 0
+    again = measure(kept, lambda what, done, total: shown.append(done) if what == part else None)
+    assert min(shown) >= kept.done
+    assert list(again) == list(whole)
+    for name, values in whole.items():
+        np.testing.assert_array_equal(again[name], values)
+
+
+@pytest.mark.slow
+def test_the_command_in_colour_at_64_pixels_stops_and_resumes(tmp_path, capsys):
+    model = random_model(seed=1, depths=(1,), image_size=64, patch_size=8, in_channels=3)
+    command = ["probe", "receptive-fields", make_workdir(tmp_path / "run", model), "-o", tmp_path / "out"]
+    command = [str(x) for x in (*command, "--images", 12, "--units", 1, "--gradients", 4, "--least", 2)]
+    program = [sys.executable, "-m", "spiking_mlp_jax", *command]
+    with subprocess.Popen(program, stderr=subprocess.PIPE, text=True) as first:
+        assert first.stderr is not None
+        while not first.stderr.readline().startswith("estimated: "):
+            assert first.poll() is None
+        first.send_signal(signal.SIGINT)
+        assert first.stderr.read().endswith("stopped\n")
+    assert first.returncode == 130
+    status, _, err = run(capsys, *command)
+    assert status == 0, err
+    document = json.loads((tmp_path / "out" / "receptive_fields.json").read_text())
+    assert document["settings"]["noise"] == 120
+    assert document["settings"]["batch_size"] == 64
+    assert not list(tmp_path.rglob("*.unfinished.npz"))
 
 
 @pytest.mark.parametrize(

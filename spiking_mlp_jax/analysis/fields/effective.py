@@ -12,13 +12,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jaxtyping import Float
 
-from spiking_mlp_jax.analysis.fields.responses import Units, separate_responses
+from spiking_mlp_jax.analysis.fields.responses import Units, evaluation_copy, respond
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.models.spiking_mlp import SpikingMLP
 
@@ -57,27 +59,27 @@ def effective_field(model: SpikingMLP, units: Units, batches: Iterable[Float[np.
     Raises:
         InputError: there are no images.
     """
-    answer, variables = separate_responses(model, [units])
-
-    @jax.jit
-    def sums(variables, images):
-        # In evaluation mode images are independent, so the gradient of a sum over them has each one's own.
-        answers, pull_back = jax.vjp(lambda x: answer(variables, x)[0], images)
-
-        def of_unit(one_hot):
-            (g,) = pull_back(jnp.broadcast_to(one_hot, (len(images), len(one_hot))))
-            return g.sum(0), jnp.abs(g).sum(0), (g * g).sum(0)
-
-        return jax.lax.map(of_unit, jnp.eye(len(units.channels), dtype=answers.dtype))
-
+    graphdef, variables = nnx.split(evaluation_copy(model))
     count, total = 0, None
     for images in batches:
-        parts = [np.asarray(part, np.float64) for part in sums(variables, jnp.asarray(images))]
+        parts = [np.asarray(part, np.float64) for part in _sums(graphdef, units, variables, jnp.asarray(images))]
         total = parts if total is None else [old + new for old, new in zip(total, parts, strict=True)]
         count += len(images)
     if total is None:
         raise InputError("there are no images to average gradients over: give at least one")
     return EffectiveField(units, count, *(part / count for part in total))
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _sums(graphdef, units, variables, images):
+    # In evaluation mode images are independent, so the gradient of a sum over them has each one's own.
+    answers, pull_back = jax.vjp(lambda x: respond(graphdef, (units,), variables, x)[0], images)
+
+    def of_unit(one_hot):
+        (g,) = pull_back(jnp.broadcast_to(one_hot, (len(images), len(one_hot))))
+        return g.sum(0), jnp.abs(g).sum(0), (g * g).sum(0)
+
+    return jax.lax.map(of_unit, jnp.eye(len(units.channels), dtype=answers.dtype))
 
 
 @dataclasses.dataclass(frozen=True)

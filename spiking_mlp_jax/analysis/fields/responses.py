@@ -16,7 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from spiking_mlp_jax.analysis.fields.spike_triggered import Moments
-from spiking_mlp_jax.analysis.samples import decoded
+from spiking_mlp_jax.analysis.samples import Samples, decoded
 from spiking_mlp_jax.data.sources import Source
 from spiking_mlp_jax.errors import InputError, nearest
 from spiking_mlp_jax.models.config import ModelConfig
@@ -108,34 +108,33 @@ def responses(
         function of images, differentiable through the surrogates: for each group the sum over the time steps of its
         units' values, spikes or potentials [B, channels]. It can be jitted.
     """
-    answer, variables = separate_responses(model, units)
-    return lambda images: answer(variables, images)
-
-
-def separate_responses(
-    model: SpikingMLP, units: Sequence[Units]
-) -> tuple[Callable[..., list[Float[Array, "B U"]]], nnx.State]:
-    """The same as a function of the network's variables and the images, and the variables.
-
-    Networks of one shape share the compiled program.
-    """
     graphdef, variables = nnx.split(evaluation_copy(model))
-    steps = model.config.time_steps
+    return lambda images: respond(graphdef, tuple(units), variables, images)
 
-    def answer(variables, images):
-        def observe(name, value):
-            found = {}
-            for i, group in enumerate(units):
-                # The blocks are scanned, so names have no block index here: reduce all blocks of the stage.
-                if _scanned(group.layer) == name or group.layer == name:
-                    picked = value[:, :, group.token[0], group.token[1], :][..., np.array(group.channels)]
-                    found[str(i)] = picked.sum(1) * (steps // value.shape[1])
-            return found or None
 
-        _, seen = nnx.merge(graphdef, variables, copy=True)(images, observe=observe)
-        return [seen[group.layer][str(i)] for i, group in enumerate(units)]
+def respond(
+    graphdef: nnx.GraphDef, units: tuple[Units, ...], variables: nnx.State, images: Float[Array, "B H W C"]
+) -> list[Float[Array, "B U"]]:
+    """The same for a network split into its graph and its variables.
 
-    return answer, variables
+    A function jitted with the graph and the units as static arguments is compiled once for all networks of one shape.
+    """
+
+    def observe(name, value):
+        found = {}
+        for i, group in enumerate(units):
+            # The blocks are scanned, so names have no block index here: reduce all blocks of the stage.
+            if _scanned(group.layer) == name or group.layer == name:
+                picked = value[:, :, group.token[0], group.token[1], :][..., np.array(group.channels)]
+                found[str(i)] = picked.sum(1) * (model.config.time_steps // value.shape[1])
+        return found or None
+
+    model = nnx.merge(graphdef, variables, copy=True)
+    _, seen = model(images, observe=observe)
+    return [seen[group.layer][str(i)] for i, group in enumerate(units)]
+
+
+_respond = jax.jit(respond, static_argnums=(0, 1))
 
 
 def _scanned(layer: str) -> str:
@@ -186,7 +185,7 @@ def white_noise(
 
 def natural_images(
     source: Source, config: ModelConfig, data: dict[str, Any], count: int, *, seed: int, batch_size: int = 256
-) -> Iterator[Float[np.ndarray, "B H W C"]]:
+) -> Iterator[Samples]:
     """Images of a data set in random order, without repetition, preprocessed like test images.
 
     Args:
@@ -196,13 +195,10 @@ def natural_images(
         count: number of images; all of them if the set has fewer.
         seed: of the order.
         batch_size: images at a time.
-
-    Yields:
-        float32 images.
     """
     order = np.random.default_rng(seed).permutation(len(source))[:count]
     for start in range(0, len(order), batch_size):
-        yield decoded(source, order[start : start + batch_size], config, data).normalised
+        yield decoded(source, order[start : start + batch_size], config, data)
 
 
 def window(
@@ -246,15 +242,17 @@ def record_spikes(
     for group in units:
         if not group.layer.endswith(".spikes"):
             raise InputError(f"{group.layer} is not a layer of spikes: use one whose name ends in .spikes")
-    answer, variables = separate_responses(model, units)
-    answer = jax.jit(answer)
+    graphdef, variables = nnx.split(evaluation_copy(model))
     full = 0
     for images in batches:
         images = np.asarray(images)
         full = max(full, len(images))
         # Pad a smaller last batch, which would be compiled again otherwise.
         padded = np.concatenate([images, np.zeros((full - len(images), *images.shape[1:]), images.dtype)])
-        yield images, [np.asarray(counts)[: len(images)] for counts in answer(variables, padded)]
+        yield (
+            images,
+            [np.asarray(counts)[: len(images)] for counts in _respond(graphdef, tuple(units), variables, padded)],
+        )
 
 
 def collect(

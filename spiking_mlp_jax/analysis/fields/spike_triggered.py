@@ -106,6 +106,14 @@ class Moments:
                 fired = np.flatnonzero(weights)
                 self.cxx[k, unit] += (flat[fired] * weights[fired, None]).T @ flat[fired]
 
+    def state(self) -> dict[str, np.ndarray]:
+        """All sums, for `restore`."""
+        return {name: np.asarray(value) for name, value in vars(self).items() if value is not None}
+
+    def restore(self, state: dict[str, np.ndarray]) -> None:
+        """Takes the sums of Moments with the same arguments."""
+        vars(self).update({name: value if value.ndim else value.item() for name, value in state.items()})
+
     @property
     def mean(self) -> Float[np.ndarray, "D"]:
         """Mean stimulus."""

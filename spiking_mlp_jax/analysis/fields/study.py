@@ -8,11 +8,14 @@ the shifted spikes. `summary` turns the result into JSON and tables, `plots` int
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import io
 import json
+import math
 import time
 from collections.abc import Callable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -23,11 +26,12 @@ from flax import nnx
 from spiking_mlp_jax.analysis.fields.controls import main_colour, shuffled_pixels, untrained_network
 from spiking_mlp_jax.analysis.fields.effective import effective_field
 from spiking_mlp_jax.analysis.fields.gabor import SMALLEST, fit_gabor
-from spiking_mlp_jax.analysis.fields.mixing import mixing_weights, separable_fields
+from spiking_mlp_jax.analysis.fields.mixing import mixing_weights
 from spiking_mlp_jax.analysis.fields.responses import (
     Units,
     choose_units,
     default_layers,
+    evaluation_copy,
     natural_images,
     record_spikes,
     white_noise,
@@ -44,6 +48,7 @@ from spiking_mlp_jax.analysis.fields.spike_triggered import (
 from spiking_mlp_jax.data.sources import Source
 from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.models.config import ModelConfig
+from spiking_mlp_jax.models.pixels import normalize
 from spiking_mlp_jax.models.spiking_mlp import SpikingMLP
 from spiking_mlp_jax.utils.files import write_whole
 from spiking_mlp_jax.utils.settings import usual_settings
@@ -51,12 +56,8 @@ from spiking_mlp_jax.utils.settings import usual_settings
 Arrays = dict[str, np.ndarray]
 
 
-def stored(file: Path, fingerprint: str, compute: Callable[[], Arrays]) -> Arrays:
-    """Arrays from an NPZ file; computed and written if it is missing, corrupt or of another fingerprint.
-
-    Raises:
-        InputError: the file cannot be written; StorageError if the disk is full.
-    """
+def _load(file: Path, fingerprint: str) -> Arrays | None:
+    """Arrays from an NPZ file; None if it is missing, corrupt or of another fingerprint."""
     try:
         # np.load leaves a file that is no archive open.
         with open(file, "rb") as stream, np.load(stream, allow_pickle=False) as found:
@@ -64,12 +65,45 @@ def stored(file: Path, fingerprint: str, compute: Callable[[], Arrays]) -> Array
                 return {key: found[key] for key in found.files if key != "fingerprint"}
     except (OSError, KeyError, ValueError, EOFError, BadZipFile):
         pass
-    arrays = compute()
+    return None
+
+
+def _write(file: Path, fingerprint: str, arrays: Arrays, save: Callable[..., None]) -> None:
     stream = io.BytesIO()
-    content: dict[str, Any] = {"fingerprint": np.array(fingerprint), **arrays}
-    np.savez_compressed(stream, **content)
+    save(stream, fingerprint=np.array(fingerprint), **arrays)
     write_whole(file, stream.getvalue())
-    return arrays
+
+
+class Unfinished:
+    """The state of a part that is being measured, written now and then so that it resumes.
+
+    Args:
+        file: where it is stored; None for nowhere.
+        fingerprint: of the study.
+
+    Attributes:
+        done: number of images or fits in the state.
+        state: arrays, {} at first.
+    """
+
+    def __init__(self, file: Path | None = None, fingerprint: str = ""):
+        self.file, self._fingerprint = file, fingerprint
+        self.state: Arrays = (_load(file, fingerprint) if file else None) or {}
+        self.done = int(self.state.pop("done", 0))
+        self._due: float | None = None
+
+    def save(self, done: int, state: Callable[[], Arrays]) -> None:
+        """Writes the state if the last time is long enough ago.
+
+        Raises:
+            InputError: it cannot be written; StorageError if the disk is full.
+        """
+        began = time.monotonic()
+        self._due = began + SAVE_SECONDS if self._due is None else self._due
+        if self.file is not None and began >= self._due:
+            _write(self.file, self._fingerprint, {"done": np.array(done), **state()}, np.savez)
+            now = time.monotonic()
+            self._due = now + max(SAVE_SECONDS, 10 * (now - began))  # large states take a tenth of the time
 
 
 def fingerprint(model: SpikingMLP, *others: Any) -> str:
@@ -91,6 +125,7 @@ KINDS = ("noise", "images", "gradient")  # spike-triggered average, the same wit
 CONTROLS = ("field", "pixels", "spikes")  # the field itself, its pixels shuffled within patches, shifted spikes
 FIT_COLUMNS = ("row", "column", "orientation", "frequency", "phase", "sigma_x", "sigma_y", "amplitude", "explained")
 GRADIENT_BATCH = 32
+SAVE_SECONDS = 1.0  # between two states of an unfinished part
 Progress = Callable[[str, int, int], None]
 
 
@@ -132,61 +167,6 @@ class Settings:
         return dataclasses.replace(self, noise=self.noise or 10 * self.images, batch_size=batch_size)
 
 
-def _chosen_units(config: ModelConfig, source: Source, settings: Settings) -> list[Units]:
-    layers = settings.layers or default_layers(config)
-    groups = [choose_units(config, layer, channels=settings.channels) for layer in layers]
-    for group in groups:
-        if not group.layer.endswith(".spikes"):
-            raise InputError(f"{group.layer} is not a layer of spikes: use one whose name ends in .spikes")
-    if min(settings.images, len(source)) < 10:
-        raise InputError(f"the study needs at least 10 images, got {min(settings.images, len(source))}")
-    return groups
-
-
-@usual_settings()
-def estimate(model: SpikingMLP, source: Source, settings: Settings) -> float:
-    """Seconds that `study` will take, from a batch of each measurement and a few fits on this machine.
-
-    Args:
-        model: the trained network.
-        source: as for `study`.
-        settings: as for `study`.
-
-    Raises:
-        InputError: no such layer, or too few images.
-    """
-    config, settings = model.config, settings.of(model.config)
-    groups = _chosen_units(config, source, settings)
-    noise = next(white_noise(config, settings.batch_size, seed=settings.seed, batch_size=settings.batch_size))
-    times: list[float] = []
-
-    def timed(batch):
-        for _ in range(2):  # the first compiles
-            times.append(time.perf_counter())
-            yield batch
-        times.append(time.perf_counter())
-
-    for _ in record_spikes(model, groups, timed(noise)):
-        pass
-    small = noise[: min(GRADIENT_BATCH, settings.gradients)]
-    effective_field(model, _potentials(groups[0]), timed(small))
-    per_image = (times[2] - times[1]) / len(noise)
-    per_gradient = (times[5] - times[4]) / len(small)
-    started = time.perf_counter()
-    for image in noise[:2]:
-        _fit(main_colour(image)[0])
-    per_fit = (time.perf_counter() - started) / len(noise[:2])
-    units = sum(len(group.channels) for group in groups)
-    gradients = settings.gradients * len(groups) * per_gradient
-    fits = (8 + 3) * units * per_fit  # with the controls of the trained network, see `_gabors`
-    return len(NETWORKS) * ((settings.noise + settings.images) * per_image + gradients) + fits
-
-
-def _potentials(group: Units) -> Units:
-    # Gradients of potentials, not of spikes: one surrogate less between the unit and the pixels.
-    return dataclasses.replace(group, layer=group.layer.removesuffix(".spikes") + ".potential")
-
-
 @usual_settings()
 def study(
     model: SpikingMLP,
@@ -195,6 +175,7 @@ def study(
     settings: Settings,
     folder: Path,
     progress: Progress = lambda what, done, total: None,
+    announce: Callable[[float], None] = lambda seconds: None,
 ) -> dict[str, Arrays]:
     """Measures everything that is not stored yet.
 
@@ -203,104 +184,190 @@ def study(
         data: the weights' "data".
         source: natural images, such as the test split.
         settings: what to measure.
-        folder: of the NPZ files of finished parts, from which an interrupted study resumes; parts of other weights or
-            settings are measured again.
+        folder: of the NPZ files of finished parts and of the one in progress, from which an interrupted study resumes;
+            those of other weights or settings are measured again.
         progress: called with a description, the number done and the total.
+        announce: called with an estimate of the seconds left, before anything missing is measured.
 
     Returns:
-        parts: "mixing", "trained/noise", "untrained/gradient", ..., each a dict of arrays whose names end in the layer.
+        parts: "untrained", the variables of that network; "mixing", "trained/noise", "untrained/gradient", ..., each a
+            dict of arrays whose names end in the layer.
 
     Raises:
         InputError: no such layer, too few images, or the folder cannot be written.
     """
     config, settings = model.config, settings.of(model.config)
-    groups = _chosen_units(config, source, settings)
+    layers = settings.layers or tuple(default_layers(config))
+    groups = [choose_units(config, layer, channels=settings.channels) for layer in layers]
+    for group in groups:
+        if not group.layer.endswith(".spikes"):
+            raise InputError(f"{group.layer} is not a layer of spikes: use one whose name ends in .spikes")
+    count = min(settings.images, len(source))
+    if count < 10:
+        raise InputError(f"the study needs at least 10 images, got {count}")
 
     def images(count, offset=0, batch_size=settings.batch_size):
         return natural_images(source, config, data, count, seed=settings.seed + offset, batch_size=batch_size)
 
     # A few images identify the data: another data set may have as many.
-    some = [batch.tolist() for batch in images(16, 2, 16)]
-    key = fingerprint(model, data, settings, [group.layer for group in groups], len(source), some)
+    began = time.monotonic()
+    some = [batch.normalised.tolist() for batch in images(16, 2, 16)]
+    reading = (time.monotonic() - began) / min(16, len(source))
+    key = fingerprint(model, data, settings, layers, len(source), some)
 
-    def kept(name, compute):
-        return stored(folder / f"{name}.npz", key, compute)
+    def untrained():
+        shown = images(min(4 * settings.batch_size, len(source)), 1)
+        network = untrained_network(config, (batch.normalised for batch in shown), seed=settings.seed)
+        return {".".join(map(str, path)): np.asarray(x[...]) for path, x in nnx.to_flat_state(nnx.state(network))}
 
-    fresh: list[SpikingMLP] = []
-
+    @functools.cache
     def network(name):
         if name == "trained":
             return model
-        if not fresh:  # built when first needed; a resumed study may not need it
-            shown = images(min(4 * settings.batch_size, len(source)), 1)
-            fresh.append(untrained_network(config, shown, seed=settings.seed))
-        return fresh[0]
+        made = evaluation_copy(model)
+        for path, variable in nnx.to_flat_state(nnx.state(made)):
+            variable[...] = parts["untrained"][".".join(map(str, path))]
+        return made
 
-    parts = {"mixing": kept("mixing", lambda: _mixing(model, network("untrained"), settings, progress))}
-    for name in NETWORKS:
-        measures = {
-            "gradient": lambda n: _gradients(network(n), groups, images, settings, f"{n}: gradients", progress),
-            "noise": lambda n: _noise(network(n), groups, settings, f"{n}: white noise", progress),
-            "images": lambda n: _images(network(n), groups, images, settings, f"{n}: images", progress),
-        }
-        for measure, compute in measures.items():
-            parts[f"{name}/{measure}"] = kept(f"{name}.{measure}", lambda n=name, f=compute: f(n))
-    for name in NETWORKS:
-        for measure in KINDS:
-            fields = parts[f"{name}/{measure}"]
-            what = f"{name}: Gabors, {measure}"
-            parts[f"{name}/{measure}/gabors"] = kept(
-                f"{name}.{measure}.gabors",
-                lambda f=fields, w=what, c=name == "trained": _gabors(f, groups, settings.seed, c, w, progress),
-            )
-    return parts
+    parts: dict[str, Arrays] = {}
+
+    def measure(part: str, kept: Unfinished) -> Arrays:
+        if part == "untrained":
+            return untrained()
+        if part == "mixing":
+            return _mixing(model, network("untrained"), settings, kept, progress)
+        name, kind, *fitted = part.split("/")
+        if fitted:
+            what = f"{name}: Gabors, {kind}"
+            return _gabors(parts[f"{name}/{kind}"], groups, settings.seed, name == "trained", kept, what, progress)
+        if kind == "noise":
+            return _noise(network(name), groups, settings, kept, f"{name}: white noise", progress)
+        if kind == "images":
+            return _images(network(name), groups, images, data, settings, kept, f"{name}: images", progress)
+        return _gradients(network(name), groups, images, settings, kept, f"{name}: gradients", progress)
+
+    measured = ("gradient", "noise", "images")
+    names = [*(f"trained/{kind}" for kind in measured), "untrained", *(f"untrained/{kind}" for kind in measured)]
+    names += ["mixing", *(f"{name}/{kind}/gabors" for name in NETWORKS for kind in KINDS)]
+    files = {part: folder / f"{part.replace('/', '.')}.npz" for part in names}
+    missing: dict[str, Unfinished] = {}
+    for part, file in files.items():
+        found = _load(file, key)
+        if found is None:
+            missing[part] = Unfinished(file.with_suffix(".unfinished.npz"), key)
+        else:
+            parts[part] = found
+    if missing:
+        announce(_estimate(model, groups, settings, count, reading, missing))
+    for part, kept in missing.items():
+        parts[part] = measure(part, kept)
+        _write(files[part], key, parts[part], np.savez_compressed)
+        if kept.file is not None:
+            kept.file.unlink(missing_ok=True)
+    return {part: parts[part] for part in files}
 
 
-def _gradients(model, groups, images, settings, what, progress) -> Arrays:
+def _estimate(model, groups, settings, count, reading, missing) -> float:
+    """Seconds that the missing parts take, from those of one batch and one Gabor fit; `reading` is of an image."""
+    config, units = model.config, sum(len(group.channels) for group in groups)
+    rng = np.random.default_rng(0)
+
+    @functools.cache
+    def fit(side):
+        return _seconds(lambda: _fit(rng.normal(size=(side, side))))
+
+    batch = dataclasses.replace(settings, noise=settings.batch_size)
+    forward = compiling = decomposition = 0.0
+    if any("gabors" not in part for part in missing):
+        show = lambda: _noise(model, groups, batch, Unfinished(), "", lambda *_: None)  # noqa: E731
+        first, again = _seconds(show), _seconds(show)
+        forward, compiling = again / batch.noise, max(first - again, 0)
+        matrix = rng.normal(size=(512, 512))
+        decomposed = min(count, config.image_size**2 * config.in_channels)
+        decomposition = _seconds(lambda: np.linalg.eigh(matrix + matrix.T)) * (decomposed / 512) ** 3
+    total = 0.0
+    for part, kept in missing.items():
+        if part == "mixing":
+            sides = [len(mixing.height) for mixing in mixing_weights(model)]
+            total += sum(4 * _spread(settings) ** 2 * fit(side) for side in sides if side >= SMALLEST)
+        elif part == "untrained":
+            total += compiling + 4 * settings.batch_size * (forward + reading)
+        elif part.endswith("gabors"):
+            controls = 1 if part.startswith("untrained") else 2 if "gradient" in part else 3
+            total += (controls * units - kept.done) * fit(config.image_size)
+        elif part.endswith("noise"):
+            total += (settings.noise - kept.done) * forward
+        elif part.endswith("images"):
+            total += count * reading + (count - kept.done) * forward + 2 * decomposition
+        else:
+            # A pass forward for each layer, and one back for each unit, which takes about as long.
+            passes = len(groups) + units
+            total += compiling * len(groups) + (settings.gradients - kept.done) * (reading + passes * forward)
+    return total
+
+
+def _seconds(run: Callable[[], Any]) -> float:
+    began = time.monotonic()
+    run()
+    return time.monotonic() - began
+
+
+def _gradients(model, groups, images, settings, kept, what, progress) -> Arrays:
+    sums, done, total = dict(kept.state), kept.done, len(groups) * settings.gradients
+    size = min(GRADIENT_BATCH, settings.batch_size)
+    for batch in islice(images(settings.gradients, batch_size=size), done // size, None):
+        for i, group in enumerate(groups):
+            progress(what, done * len(groups) + i * len(batch.raw), total)
+            # Gradients of potentials, not of spikes: one surrogate less between the unit and the pixels.
+            units = dataclasses.replace(group, layer=group.layer.removesuffix(".spikes") + ".potential")
+            result = effective_field(model, units, [batch.normalised])
+            for name, mean in (("field", result.signed), ("energy", result.energy)):
+                sums[f"{name} {group.layer}"] = sums.get(f"{name} {group.layer}", 0) + mean * result.images
+        done += len(batch.raw)
+        kept.save(done, lambda: sums)
+    progress(what, total, total)
     found: Arrays = {}
-    for i, group in enumerate(groups):
-
-        def batches(i=i):
-            done = i * settings.gradients
-            for batch in images(settings.gradients, batch_size=min(GRADIENT_BATCH, settings.batch_size)):
-                progress(what, done, len(groups) * settings.gradients)
-                yield batch
-                done += len(batch)
-
-        result = effective_field(model, _potentials(group), batches())
-        found[f"field {group.layer}"] = result.signed
-        found[f"map {group.layer}"] = result.map()
-        found[f"maps {group.layer}"] = result.energy.sum(-1)
-    progress(what, len(groups) * settings.gradients, len(groups) * settings.gradients)
+    for group in groups:
+        energy = sums[f"energy {group.layer}"] / done
+        found[f"field {group.layer}"] = sums[f"field {group.layer}"] / done
+        found[f"map {group.layer}"] = energy.mean(0).sum(-1)
+        found[f"maps {group.layer}"] = energy.sum(-1)
     return found
 
 
-def _noise(model, groups, settings, what, progress) -> Arrays:
+def _noise(model, groups, settings, kept, what, progress) -> Arrays:
     shape = (model.config.image_size, model.config.image_size, model.config.in_channels)
     sums = [Moments(int(np.prod(shape)), len(group.channels), shifts=settings.shifts) for group in groups]
     windows = _Windows(groups, model.config, settings)
+    moments = [*sums, *windows.sums]
+    for i, each in enumerate(moments):
+        each.restore({key: kept.state[f"{i} {key}"] for key in each.state() if kept.state})
     noise = white_noise(
         model.config, settings.noise, seed=settings.seed, batch_size=settings.batch_size, std=settings.contrast,
         kind=settings.kind,
     )  # fmt: skip
-    for images, counts in record_spikes(model, groups, noise):
-        for moments, answers in zip(sums, counts, strict=True):
-            moments.add(images, answers)
+    for images, counts in record_spikes(model, groups, islice(noise, kept.done // settings.batch_size, None)):
+        for each, answers in zip(sums, counts, strict=True):
+            each.add(images, answers)
         windows.add(images, counts)
         progress(what, sums[0].stimuli, settings.noise)
+        kept.save(
+            sums[0].stimuli,
+            lambda: {f"{i} {key}": value for i, each in enumerate(moments) for key, value in each.state().items()},
+        )
     found: Arrays = {}
-    for group, moments in zip(groups, sums, strict=True):
+    for group, each in zip(groups, sums, strict=True):
         units = range(len(group.channels))
-        enough = moments.c.min(0) >= settings.least
+        enough = each.c.min(0) >= settings.least
         fields, control = (np.full((len(units), *shape), np.nan) for _ in range(2))
         signal, p = (np.full(len(units), np.nan) for _ in range(2))
         for unit in np.flatnonzero(enough).tolist():
-            fields[unit] = average(moments, unit).reshape(shape)
-            control[unit] = average(moments, unit, shift=1).reshape(shape)
-            above = significance(moments, unit)
+            fields[unit] = average(each, unit).reshape(shape)
+            control[unit] = average(each, unit, shift=1).reshape(shape)
+            above = significance(each, unit)
             signal[unit], p[unit] = above.signal, above.p
         found |= {
-            f"spikes {group.layer}": moments.c[0],
+            f"spikes {group.layer}": each.c[0],
             f"field {group.layer}": fields,
             f"control {group.layer}": control,
             f"signal {group.layer}": signal,
@@ -309,45 +376,66 @@ def _noise(model, groups, settings, what, progress) -> Arrays:
     return found | windows.found(keep=1.0)
 
 
-def _images(model, groups, images, settings, what, progress) -> Arrays:
+def _images(model, groups, images, data, settings, kept, what, progress) -> Arrays:
     shape = (model.config.image_size, model.config.image_size, model.config.in_channels)
-    units = sum(len(group.channels) for group in groups)
-    pixels = int(np.prod(shape))
-    windows = _Windows(groups, model.config, settings)
+    units, pixels = sum(len(group.channels) for group in groups), int(np.prod(shape))
+    batches, answered = [], [kept.state["counts"]] if kept.done else []
 
-    def batches():
-        done = 0
-        for seen, counts in record_spikes(model, groups, images(settings.images)):
-            windows.add(seen, counts)
-            done += len(seen)
-            progress(what, done, settings.images)
-            yield np.asarray(seen).reshape(len(seen), pixels), np.concatenate(counts, 1)
+    def unseen():
+        for batch in images(settings.images):
+            batches.append(batch.raw)
+            if sum(map(len, batches)) > kept.done:
+                yield batch.normalised
 
-    pairs, size, basis = batches(), pixels, None
-    if settings.images < pixels:
+    done = kept.done
+    for seen, counts in record_spikes(model, groups, unseen()):
+        answered.append(np.concatenate(counts, 1))
+        done += len(seen)
+        progress(what, done, settings.images)
+        kept.save(done, lambda: {"counts": np.concatenate(answered)})
+    raw, counts = np.concatenate(batches), np.concatenate(answered)
+
+    def shown(part):
+        return normalize(raw[part], data["mean"], data["std"])
+
+    def slices(size):
+        return [slice(start, start + size) for start in range(0, len(raw), size)]
+
+    def coordinates(part):
+        return shown(part).reshape(-1, pixels)
+
+    basis, size = None, pixels
+    blocks = slices(max(1, 2**23 // pixels))
+    if len(raw) < pixels:
         # Their span has fewer dimensions than the pixels: at 64 x 64 x 3 a covariance of pixels would take 1.2 GB.
-        shown, answered = zip(*pairs, strict=True)
-        gram = np.block([[one.astype(np.float64) @ other.T for other in shown] for one in shown])
+        gram = np.empty((len(raw), len(raw)))
+        for i, one in enumerate(blocks):
+            progress(f"{what}, linear fields", i, len(blocks))
+            rows = shown(one).reshape(-1, pixels).astype(np.float64)
+            for other in blocks[: i + 1]:
+                gram[one, other] = rows @ shown(other).reshape(-1, pixels).T
+                gram[other, one] = gram[one, other].T
         basis = span(gram)
-        size, ends = basis.shape[1], np.cumsum([len(one) for one in shown])[:-1]
-        pairs = zip(np.split(gram @ basis, ends), answered, strict=True)
+        spanned = gram @ basis
+        size, coordinates = basis.shape[1], lambda part: spanned[part]
     # All layers at once, so that the images' covariance is summed and decomposed once.
     fit, held = (Moments(size, units, shifts=settings.shifts, prior=True) for _ in range(2))
-    for seen, answers in pairs:
-        cut = len(seen) - max(1, len(seen) // 5)
+    windows = _Windows(groups, model.config, settings)
+    ends = np.cumsum([len(group.channels) for group in groups])[:-1]
+    for part in slices(max(settings.batch_size, 10)):
+        windows.add(shown(part), np.split(counts[part], ends, 1))
+        stimuli, answers = coordinates(part), counts[part]
+        cut = len(answers) - max(1, len(answers) // 5)
         if cut:
-            fit.add(seen[:cut], answers[:cut])
-        held.add(seen[cut:], answers[cut:])
-    if min(fit.stimuli, held.stimuli) < 2:
-        raise InputError(
-            f"{fit.stimuli} images to fit and {held.stimuli} held out are too few: use more images, or batches of 10"
-        )
+            fit.add(stimuli[:cut], answers[:cut])
+        held.add(stimuli[cut:], answers[cut:])
     result = linear_fields(fit, held, pixels=pixels)
     fields = result.fields[:2]
     if basis is not None:
-        parts = zip(np.split(fields @ basis.T, ends, -1), shown, strict=True)
-        fields = np.sum([w @ one for w, one in parts], 0)
-    found: Arrays = {"stimuli": np.array(fit.stimuli + held.stimuli)}
+        weights = fields @ basis.T
+        fields = np.sum([weights[..., part] @ shown(part).reshape(-1, pixels) for part in blocks], 0)
+    progress(f"{what}, linear fields", len(blocks), len(blocks))
+    found: Arrays = {"stimuli": np.array(len(raw))}
     start = 0
     for group in groups:
         own = slice(start, start + len(group.channels))
@@ -409,63 +497,63 @@ class _Windows:
         return found
 
 
-def _mixing(model, untrained, settings, progress) -> Arrays:
+def _spread(settings: Settings) -> int:
+    """Tokens along a side whose outer products of mixing weights are fitted: 4 x 4, or about as many as channels."""
+    return min(4, math.ceil(math.sqrt(settings.channels)))
+
+
+def _mixing(model, untrained, settings, kept, progress) -> Arrays:
     found: Arrays = {}
+    jobs: dict[str, list[np.ndarray]] = {}
     rng = np.random.default_rng(settings.seed)
-    blocks = [
-        (name, mixing) for name, n in zip(NETWORKS, (model, untrained), strict=True) for mixing in mixing_weights(n)
-    ]
-    for i, (name, mixing) in enumerate(blocks):
-        progress("Gabors, mixing weights", i, len(blocks))
+    networks = dict(zip(NETWORKS, (model, untrained), strict=True))
+    for name, mixing in [(name, mixing) for name, network in networks.items() for mixing in mixing_weights(network)]:
         found[f"{name} height {mixing.block}"] = mixing.height
         found[f"{name} width {mixing.block}"] = mixing.width
         side = len(mixing.height)
-        if side < SMALLEST:
-            continue
-        products = separable_fields(mixing.height, mixing.width)
-        places = np.linspace(0, side - 1, 4).round().astype(int)
-        chosen = [products[row, column] for row in places for column in places]
-        found[f"{name} gabors field {mixing.block}"] = np.array([_fit(product) for product in chosen])
-        shuffled = [shuffled_pixels(product, rng) for product in chosen]
-        found[f"{name} gabors pixels {mixing.block}"] = np.array([_fit(product) for product in shuffled])
+        if side >= SMALLEST:
+            places = np.linspace(0, side - 1, _spread(settings)).round().astype(int)
+            products = [np.outer(mixing.height[row], mixing.width[column]) for row in places for column in places]
+            jobs[f"{name} gabors field {mixing.block}"] = products
+            jobs[f"{name} gabors pixels {mixing.block}"] = [shuffled_pixels(product, rng) for product in products]
     if model.config.patch_size >= SMALLEST:
-        for name, net in zip(NETWORKS, (model, untrained), strict=True):
+        for name, network in networks.items():
             # [side, side, colours, channels]
-            kernels = np.moveaxis(np.asarray(net.stages[0].encode.conv.kernel[...], np.float64), -1, 0)
-            grey = [main_colour(kernel)[0] for kernel in kernels]
-            found[f"{name} gabors field stem"] = np.array([_fit(kernel) for kernel in grey])
-            found[f"{name} gabors pixels stem"] = np.array([_fit(shuffled_pixels(kernel, rng)) for kernel in grey])
-    progress("Gabors, mixing weights", len(blocks), len(blocks))
-    return found
+            kernels = np.moveaxis(np.asarray(network.stages[0].encode.conv.kernel[...], np.float64), -1, 0)
+            chosen = np.linspace(0, len(kernels) - 1, min(settings.channels, len(kernels))).round().astype(int)
+            grey = [main_colour(kernel)[0] for kernel in kernels[chosen]]
+            jobs[f"{name} gabors field stem"] = grey
+            jobs[f"{name} gabors pixels stem"] = [shuffled_pixels(kernel, rng) for kernel in grey]
+    return found | _fits(jobs, kept, "Gabors, mixing weights", progress)
 
 
-def _gabors(fields: Arrays, groups, seed, controls, what, progress) -> Arrays:
+def _gabors(fields: Arrays, groups, seed, controls, kept, what, progress) -> Arrays:
     rng = np.random.default_rng(seed)
     found: Arrays = {}
-    jobs = []
+    jobs: dict[str, list[np.ndarray]] = {}
     for group in groups:
         layer = group.layer
-        whole = fields[f"field {layer}"]
-        grey = [_grey(field) for field in whole]
+        grey = [_grey(field) for field in fields[f"field {layer}"]]
         found[f"colour {layer}"] = np.array([share for _, share in grey])
-        jobs += [(f"field {layer}", [g for g, _ in grey])]
+        jobs[f"field {layer}"] = [g for g, _ in grey]
         if not controls:
             continue
-        jobs += [
-            (f"pixels {layer}", [g if np.isnan(g).any() else shuffled_pixels(g, rng, group.patch) for g, _ in grey])
-        ]
+        jobs[f"pixels {layer}"] = [g if np.isnan(g).any() else shuffled_pixels(g, rng, group.patch) for g, _ in grey]
         if f"control {layer}" in fields:
-            jobs += [(f"spikes {layer}", [_grey(field)[0] for field in fields[f"control {layer}"]])]
-    total, done = sum(len(maps) for _, maps in jobs), 0
-    for name, maps in jobs:
-        fits = []
-        for field in maps:
-            progress(what, done, total)
-            fits.append(_fit(field))
-            done += 1
-        found[name] = np.array(fits)
-    progress(what, total, total)
-    return found
+            jobs[f"spikes {layer}"] = [_grey(field)[0] for field in fields[f"control {layer}"]]
+    return found | _fits(jobs, kept, what, progress)
+
+
+def _fits(jobs: dict[str, list[np.ndarray]], kept: Unfinished, what, progress) -> Arrays:
+    fields = [field for each in jobs.values() for field in each]
+    rows = list(kept.state.get("fits", []))
+    for field in fields[len(rows) :]:
+        progress(what, len(rows), len(fields))
+        rows.append(_fit(field))
+        kept.save(len(rows), lambda: {"fits": np.array(rows)})
+    progress(what, len(fields), len(fields))
+    remaining = iter(rows)
+    return {name: np.array([next(remaining) for _ in each]) for name, each in jobs.items()}
 
 
 def _grey(field):
