@@ -76,7 +76,7 @@ def decode_image(data: bytes, where: str) -> np.ndarray:
 
     The EXIF rotation is applied, transparent pixels become black (like padding), palette and CMYK images become RGB,
     and an animation its first frame. Grey of more than 8 bits is scaled by what its values show: 0 to 1 (floating),
-    0 to 255 or 0 to 65535. Broken EXIF data are ignored.
+    0 to 255 or 0 to 65535. Broken metadata are ignored.
 
     Args:
       data: the bytes of a JPEG, PNG, ... file.
@@ -89,9 +89,13 @@ def decode_image(data: bytes, where: str) -> np.ndarray:
       DamagedImageError: the bytes are not a readable image, it has far more pixels than its size explains, or values
         of another range.
     """
-    with _opened(data, where) as picture:
-        picture.load()
-        return _to_array(_upright(picture))
+
+    def decode(data: bytes) -> np.ndarray:
+        with _opened(data, where) as picture:
+            picture.load()
+            return _to_array(_upright(picture))
+
+    return _tolerant(decode, data)
 
 
 def pillow_array(picture: Image.Image) -> np.ndarray:
@@ -130,6 +134,10 @@ def decode_crop(encoded: Encoded, choose: Callable[[int, int], Box], least: int)
     Raises:
       DamagedImageError: the bytes are not a readable image.
     """
+    return _tolerant(lambda data: _decode_crop(Encoded(data, encoded.where), choose, least), encoded.data)
+
+
+def _decode_crop(encoded, choose, least):
     with _opened(*encoded) as picture:
         plain = picture.format == "JPEG" and picture.mode in ("RGB", "L") and _orientation(picture) not in _UPRIGHT
         if not plain:
@@ -189,6 +197,48 @@ def _opened(data: bytes, where: str) -> Iterator[Image.Image]:
         raise DamagedImageError(f"image {where} {error}") from error
     except DAMAGED as error:
         raise DamagedImageError(f"cannot decode image {where}: replace or remove the corrupt file") from error
+
+
+def _tolerant(decode: Callable[[bytes], np.ndarray], data: bytes) -> np.ndarray:
+    """What a function makes of an image's bytes, or else of those that its pixels need."""
+    try:
+        return decode(data)
+    except DamagedImageError:
+        bare = _without_metadata(data)
+        if bare == data:
+            raise
+    return decode(bare)
+
+
+PNG = b"\x89PNG\r\n\x1a\n"
+PNG_PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
+
+
+def _without_metadata(data: bytes) -> bytes:
+    """A PNG of the chunks that hold its pixels, a JPEG without APPn segments and comments; other data as they are.
+
+    References: PNG specification, section 11; ISO/IEC 10918-1, table B.1.
+    """
+    kept = []
+    if data.startswith(PNG):
+        at = len(PNG)
+        while at + 12 <= len(data):
+            end = at + 12 + int.from_bytes(data[at : at + 4])
+            if data[at + 4 : at + 8] in PNG_PIXELS:
+                kept.append(data[at:end])
+            at = end
+        return PNG + b"".join(kept)
+    if data.startswith(b"\xff\xd8"):
+        at = 2
+        while data[at : at + 1] == b"\xff" and data[at + 1 : at + 2] not in (b"", b"\xda"):  # up to the scan
+            marker, end = data[at + 1], at + 2 + int.from_bytes(data[at + 2 : at + 4])
+            # The JFIF segment and Adobe's say how colors are coded, where they are whole.
+            colors = (marker == 0xE0 and end - at >= 18) or (marker == 0xEE and end - at >= 16)
+            if colors or not (0xE0 <= marker <= 0xEF or marker == 0xFE):
+                kept.append(data[at:end])
+            at = end
+        return b"\xff\xd8" + b"".join(kept) + data[at:]
+    return data
 
 
 def _to_array(picture: Image.Image) -> np.ndarray:

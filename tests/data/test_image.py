@@ -1,6 +1,7 @@
 """Pictures as bytes and files: modes, rotation, any damage."""
 
 import io
+import zlib
 
 import numpy as np
 import pytest
@@ -131,6 +132,43 @@ def test_broken_metadata_is_not_a_broken_image(kind, exif):
     np.testing.assert_array_equal(decode_image(broken, "x"), decode_image(plain, "x"))
     crops = [decode_crop(Encoded(x, "x"), lambda height, width: (2, 3, 8, 9), 16) for x in (broken, plain)]
     np.testing.assert_array_equal(*crops)
+
+
+def png_chunk(kind, content, check=None):
+    check = zlib.crc32(kind + content) if check is None else check
+    return len(content).to_bytes(4) + kind + content + check.to_bytes(4)
+
+
+BROKEN_CHUNKS = {
+    "profile": png_chunk(b"iCCP", b"x"),
+    "profile's checksum": png_chunk(b"iCCP", b"x\0\0" + zlib.compress(b"a" * 200), 7),
+    "text's checksum": png_chunk(b"tEXt", b"a\0b", 1),
+    "long text": png_chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(50 << 20))),
+    "resolution": png_chunk(b"pHYs", b"\0\0"),
+    "gamma": png_chunk(b"gAMA", b"\0"),
+    "private": png_chunk(b"prVt", b"abc", 5),
+}
+BROKEN_SEGMENTS = {
+    "profile": b"\xff\xe2\x00\x0eICC_PROFILE\0",
+    "color transform": b"\xff\xee\x00\x07Adobe",
+    "multi-picture": b"\xff\xe2\x00\x0eMPF\0II*\0\x08\0\0\0",
+}
+
+
+@pytest.mark.parametrize(
+    "kind, at, broken",
+    [("PNG", 33, x) for x in BROKEN_CHUNKS.values()] + [("JPEG", 2, x) for x in BROKEN_SEGMENTS.values()],
+    ids=[*BROKEN_CHUNKS, *BROKEN_SEGMENTS],
+)
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+def test_other_broken_metadata_are_left_out(kind, at, broken):
+    plain = encoded(np.stack([GREY, GREY[::-1], 255 - GREY], -1), kind)
+    damaged = plain[:at] + broken + plain[at:]
+    np.testing.assert_array_equal(decode_image(damaged, "x"), decode_image(plain, "x"))
+    crops = [decode_crop(Encoded(x, "x"), lambda height, width: (2, 3, 8, 9), 4) for x in (damaged, plain)]
+    np.testing.assert_array_equal(*crops)
+    with pytest.raises(DamagedImageError):
+        decode_image(damaged[: len(damaged) * 2 // 3], "x")
 
 
 def test_a_line_of_pixels_is_cropped_before_it_is_resized(monkeypatch):
