@@ -20,7 +20,6 @@ from typing import Any, TypeVar
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from safetensors.numpy import save as to_bytes
 
 from spiking_mlp_jax.errors import InputError, nearest
 from spiking_mlp_jax.models import hub
@@ -213,6 +212,8 @@ def save(path: str | os.PathLike[str], model, meta: dict[str, Any]) -> None:
         # Checksums first: the older files are complete without them.
         (folder / SUMS).unlink()
         (folder / CARD).unlink(missing_ok=True)
+    from safetensors.numpy import save as to_bytes  # the network itself runs where it is not installed
+
     # safetensors needs contiguous arrays; np.ascontiguousarray would turn shape () into (1,). Its save_file
     # would create a file that only the owner can read.
     contiguous = {name: np.require(tensor, requirements="C") for name, tensor in tensors.items()}

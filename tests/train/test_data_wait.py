@@ -107,7 +107,8 @@ def test_all_blocking_counts_where_the_step_had_ended(clock):
 
 
 def test_a_failed_step_has_ended(clock):
-    wait, _ = started(clock)
+    wait, outputs = started(clock)
+    outputs.end(wait)
 
     class Failed:
         def block_until_ready(self):
