@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import re
 import sys
+import time
 from collections.abc import Sequence
 from typing import NoReturn, TextIO
 
@@ -17,8 +18,12 @@ from spiking_mlp_jax.errors import InputError
 from spiking_mlp_jax.utils import __version__
 from spiking_mlp_jax.utils.files import system_error
 from spiking_mlp_jax.utils.interrupt import prompt_interrupt
+from spiking_mlp_jax.utils.progress import REPORT_SECONDS, every
 
 TRAINING_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax", "chex", "grain", "ml_collections")
+
+
+WITH_PROGRESS = ("evaluate", "prepare", "probe", "sweep", "report", "demo")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -116,7 +121,15 @@ def run(arguments: Sequence[str] | None = None) -> int:
     if chosen.command is None:
         parser.print_help()
         return 0
-    return chosen.run(chosen) or 0
+    if chosen.command in WITH_PROGRESS:
+        return chosen.run(chosen) or 0
+    started, errors = time.monotonic(), sys.stderr
+
+    def report() -> None:
+        print(f"{chosen.command}: running for {time.monotonic() - started:.0f} s", file=errors, flush=True)
+
+    with every(REPORT_SECONDS, report, errors is None or errors.isatty()):
+        return chosen.run(chosen) or 0
 
 
 if __name__ == "__main__":

@@ -242,7 +242,7 @@ class SweepProgress:
 
     def __enter__(self) -> SweepProgress:
         self._bar.start()
-        self._reports.enter_context(every(REPORT_SECONDS, self._report, self._console))
+        self._reports.enter_context(every(REPORT_SECONDS, self._report, self._console.is_terminal))
         return self
 
     def __exit__(self, *_) -> None:

@@ -148,7 +148,7 @@ class Display:
         self._bar: Progress | None = None
         self._reports = contextlib.ExitStack()
         if show:
-            self._reports.enter_context(every(REPORT_SECONDS, self._still, self._console))
+            self._reports.enter_context(every(REPORT_SECONDS, self._still, self._console.is_terminal))
 
     def start(self, step: int, last: int, log: str | os.PathLike[str] | None) -> None:
         """Begins to log, and shows the bar.

@@ -59,7 +59,7 @@ def shown_progress(unit: str = "", report_seconds: float = REPORT_SECONDS) -> It
         with lock:
             console.print(latest)
 
-    with status_bars(console, TimeRemainingColumn()) as bars, every(report_seconds, report, console):
+    with status_bars(console, TimeRemainingColumn()) as bars, every(report_seconds, report, console.is_terminal):
 
         def show(what: str, done: float, of: float) -> None:
             nonlocal last, latest
@@ -84,15 +84,15 @@ def shown_progress(unit: str = "", report_seconds: float = REPORT_SECONDS) -> It
 
 
 @contextmanager
-def every(seconds: float, report: Callable[[], None], console: Console) -> Iterator[None]:
-    """Calls a function every few seconds where the console is no terminal, from a thread, until the block ends."""
+def every(seconds: float, report: Callable[[], None], terminal: bool) -> Iterator[None]:
+    """Calls a function every few seconds from a thread, until the block ends; does nothing with a terminal."""
     ended = threading.Event()
 
     def repeat() -> None:
         while not ended.wait(seconds):
             report()
 
-    if not console.is_terminal:
+    if not terminal:
         threading.Thread(target=repeat, daemon=True, name="progress").start()
     try:
         yield

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -325,6 +326,21 @@ def test_a_full_stdout_is_status_4(workdir):
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 4, done.stderr
     assert done.stderr.splitlines()[-1].startswith("error: the output could not be written (No space left on device)")
+
+
+def test_a_long_command_says_that_it_runs(capfd, monkeypatch):
+    said = ""
+
+    def long(_):
+        nonlocal said
+        deadline = time.monotonic() + 60
+        while said.count("plot: running for 0 s\n") < 2:
+            said += capfd.readouterr().err
+            assert time.monotonic() < deadline
+
+    monkeypatch.setattr("spiking_mlp_jax.cli.main.REPORT_SECONDS", 0.02)
+    monkeypatch.setattr("spiking_mlp_jax.cli.predict._plot", long)
+    assert main(["plot", "run"]) == 0
 
 
 def test_a_full_disk_is_one_message(capsys):
