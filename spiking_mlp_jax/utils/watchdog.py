@@ -142,13 +142,14 @@ class Watchdog:
         """What is stuck, from place, seconds, frame, counter and age by process; None: nothing is."""
         order = list(DEADLINES)
         keys = {i: (step, order.index(phase), batch) for i, (phase, step, batch, *_) in states.items()}
-        stuck = []
-        for index, key in sorted(keys.items()):
+        behind = [index for index in sorted(keys) if keys[index] == min(keys.values())]
+        stuck, late = [], False
+        for index in behind:
             phase, step, _, held, frame, _, age = states[index]
-            if key == min(keys.values()) and held + age > self._deadlines[phase]:
-                doing = f"{phase} at step {step}" if step else phase
-                stuck.append(f"process {index} of {self._count} has been {doing} for {held + age:.0f} s ({frame})")
-        if not stuck:
+            late |= held + age > self._deadlines[phase]
+            doing = f"{phase} at step {step}" if step else phase
+            stuck.append(f"process {index} of {self._count} has been {doing} for {held + age:.0f} s ({frame})")
+        if not late:
             return None
         return (
             f"{'; '.join(stuck)}: that is longer than its deadline, and the run ends; rerun the same command to resume "

@@ -26,6 +26,7 @@ from spiking_mlp_jax.train import step as step_module
 from spiking_mlp_jax.train.checkpoint import MANIFEST, UNLISTED, Checkpoints, find_damage
 from spiking_mlp_jax.train.config import to_dict
 from spiking_mlp_jax.train.replay import replay
+from spiking_mlp_jax.train.runtime import AHEAD
 from spiking_mlp_jax.train.sharding import AXIS
 from tests.support.killer import configuration
 from tests.support.shades import forget_compiled, write_shades
@@ -378,8 +379,8 @@ def test_a_loss_that_is_nan_stops_the_run_or_is_skipped(data, poisoned, tmp_path
     assert entry["step"] == 3 and entry["loss"] == "nan" and entry["records"] == records
     saved = restored(config, tmp_path / "stop")
     assert saved.state.step == 2 and saved.progress["window"]["steps"] == 2
-    # The step after the bad one had run before it was noticed, and has changed nothing either.
-    assert len(states) == 4 + 2
+    # The steps after the bad one that had run before it was noticed have changed nothing either.
+    assert len(states) == (3 + AHEAD) + (1 + AHEAD)
     for before, after in states[2:]:
         assert before.step == after.step == 2
         chex.assert_trees_all_equal(before, after, jax.device_get(saved.state))

@@ -258,6 +258,8 @@ def study(
         else:
             parts[part] = found
     if missing:
+        write_whole(folder / "writable", "")  # said before anything is measured
+        (folder / "writable").unlink()
         announce(_estimate(model, groups, settings, count, reading, missing))
     for part, kept in missing.items():
         parts[part] = measure(part, kept)
